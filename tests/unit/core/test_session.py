@@ -1,0 +1,103 @@
+"""The session layer delivers each message once and in order, whatever connections lose."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from zdist import limits
+from zdist.core.session import Session
+from zdist.protocol.messages import Packet, Release
+
+
+class TwoSides(RuleBasedStateMachine):
+    """Two sessions over a connection that is FIFO until it breaks and loses any suffix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sides = (Session("c-1"), Session("c-1"))
+        self.wires: tuple[list[Packet], list[Packet]] = ([], [])  # towards side 0, towards side 1
+        self.sent: tuple[list[int], list[int]] = ([], [])
+        self.got: tuple[list[int], list[int]] = ([], [])
+        self.up = True
+
+    @rule(side=st.integers(0, 1), count=st.integers(1, 3))
+    def say(self, side: int, count: int) -> None:
+        numbers = [len(self.sent[side]) + i for i in range(count)]
+        self.sent[side].extend(numbers)
+        packet = self.sides[side].wrap([Release((("k", n),)) for n in numbers])
+        if self.up:
+            self.wires[1 - side].append(packet)
+
+    @precondition(lambda self: self.up)
+    @rule(side=st.integers(0, 1))
+    def acknowledge(self, side: int) -> None:
+        self.wires[1 - side].append(self.sides[side].loose())
+
+    @rule(side=st.integers(0, 1), count=st.integers(1, 4))
+    def arrive(self, side: int, count: int) -> None:
+        for _ in range(min(count, len(self.wires[side]))):
+            packet = self.wires[side].pop(0)
+            fresh = self.sides[side].accept(packet, 0.0)
+            assert fresh is not None, "no gap within one connection"
+            if fresh:
+                self.got[side].extend(m.rows[0][1] for m in packet.messages if isinstance(m, Release))
+
+    @precondition(lambda self: self.up)
+    @rule(kept=st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    def break_connection(self, kept: tuple[int, int]) -> None:
+        self.up = False
+        for wire, number in zip(self.wires, kept, strict=True):
+            del wire[number:]
+
+    @precondition(lambda self: not self.up and not self.wires[0] and not self.wires[1])
+    @rule()
+    def greet(self) -> None:
+        self.up = True
+        for side in (0, 1):
+            self.wires[1 - side].extend(self.sides[side].resend(self.sides[1 - side].received))
+
+    @invariant()
+    def once_and_in_order(self) -> None:
+        for side in (0, 1):
+            assert self.got[side] == self.sent[1 - side][: len(self.got[side])]
+            self.sides[side].check()
+
+    def teardown(self) -> None:
+        self.arrive(0, 1000)
+        self.arrive(1, 1000)
+        if not self.up:
+            self.greet()
+        self.arrive(0, 1000)
+        self.arrive(1, 1000)
+        for side in (0, 1):
+            assert self.got[side] == self.sent[1 - side]
+            self.acknowledge(side)
+            self.arrive(1 - side, 1000)
+            assert not self.sides[1 - side].unacked
+
+
+TestTwoSides = TwoSides.TestCase
+TestTwoSides.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+def test_a_gap_is_told_from_a_repetition() -> None:
+    a, b = Session("c-1"), Session("c-1")
+    first, second, third = (a.wrap([Release(())]) for _ in range(3))
+    assert b.accept(first, 0.0) is True
+    assert b.accept(first, 0.0) is False
+    assert b.accept(third, 0.0) is None
+    assert b.accept(second, 0.0) is True and b.received == 2
+
+
+def test_acknowledgements_are_due_by_number_or_by_age() -> None:
+    a, b = Session("c-1"), Session("c-1")
+    assert not b.ack_due(100.0)
+    b.accept(a.wrap([Release(())]), 1.0)
+    assert not b.ack_due(1.0) and b.ack_due(1.0 + limits.ACK_DELAY)
+    for _ in range(limits.ACK_EVERY - 1):
+        b.accept(a.wrap([Release(())]), 1.0)
+    assert b.ack_due(1.0)
+    b.loose()
+    assert not b.ack_due(100.0)

@@ -1,0 +1,135 @@
+"""Packets survive the wire; nothing else gets through."""
+
+from __future__ import annotations
+
+import types
+import typing
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zdist.errors import ProtocolError, VersionMismatch
+from zdist.protocol.codec import decode, encode
+from zdist.protocol.messages import PROTOCOL, TYPES, Buffer, Data, Packet, Ping, Submit
+
+INT64 = st.integers(-(2**63), 2**63 - 1)
+FREE = st.recursive(
+    st.none() | st.booleans() | INT64 | st.text(max_size=8) | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=3).map(tuple) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def values(hint: Any) -> st.SearchStrategy[Any]:
+    """Values of an annotated field."""
+    if hint is Any:
+        return FREE
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, types.UnionType) or origin is typing.Union:
+        return st.one_of([values(arm) for arm in args])
+    if origin is tuple and args[-1] is Ellipsis:
+        return st.lists(values(args[0]), max_size=3).map(tuple)
+    if origin is tuple:
+        return st.tuples(*[values(arg) for arg in args])
+    if origin is dict:
+        return st.dictionaries(st.text(max_size=4), values(args[1]), max_size=3)
+    simple: dict[Any, st.SearchStrategy[Any]] = {
+        str: st.text(max_size=20),
+        int: INT64,
+        bool: st.booleans(),
+        bytes: st.binary(max_size=20),
+        float: st.floats(allow_nan=False),
+        type(None): st.none(),
+        Buffer: st.binary(max_size=20).map(Buffer),
+    }
+    return simple[hint]
+
+
+def messages() -> st.SearchStrategy[Any]:
+    return st.one_of(
+        [st.tuples(*[values(h) for h in typing.get_type_hints(cls).values()]).map(cls._make) for cls in TYPES]
+    )
+
+
+def plain(value: Any) -> Any:
+    """Buffers by content, so that packets can be compared."""
+    if isinstance(value, Buffer):
+        return ("buffer", bytes(value.data))
+    if isinstance(value, tuple):
+        return tuple(plain(v) for v in value)
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return value
+
+
+@given(st.text(max_size=20), st.integers(0, 2**40), st.integers(0, 2**40), st.lists(messages(), max_size=4))
+def test_any_packet_survives(session: str, seq: int, ack: int, batch: list[Any]) -> None:
+    packet = Packet(session, seq, ack, tuple(batch))
+    frames = [bytes(frame) for frame in encode(packet)]
+    arrived = decode(frames)
+    assert plain(arrived) == plain(packet)
+    assert [type(m) for m in arrived.messages] == [type(m) for m in batch]
+
+
+@given(st.lists(st.binary(max_size=200), max_size=4))
+def test_garbage_is_a_protocol_error(frames: list[bytes]) -> None:
+    try:
+        decode(frames)
+    except ProtocolError:
+        return
+    assert decode(frames).seq >= 0  # bytes that happen to be a packet are one
+
+
+@given(messages(), st.data())
+def test_a_damaged_message_never_reaches_a_machine(message: Any, data: st.DataObject) -> None:
+    """Replace one field by something of another type: decoding refuses it or the type allowed it."""
+    code = TYPES.index(type(message))
+    hints = list(typing.get_type_hints(type(message)).values())
+    fields: list[Any] = [f if not isinstance(f, Buffer) else b"" for f in message]
+    if not fields:
+        fields = [1]
+    else:
+        place = data.draw(st.integers(0, len(fields) - 1))
+        if hints[place] is Any:
+            return
+        fields[place] = msgpack.ExtType(9, b"x")
+    header = msgpack.packb((PROTOCOL, "c-1", 1, 0, [[code, *fields]]), default=lambda b: bytes(b.data))
+    with pytest.raises(ProtocolError):
+        decode([header])
+
+
+def test_another_version_is_named() -> None:
+    header = msgpack.packb((PROTOCOL + 1, "whatever", {"new": "layout"}))
+    with pytest.raises(VersionMismatch, match=f"version {PROTOCOL + 1}, this side version {PROTOCOL}"):
+        decode([header])
+
+
+def test_rows_are_checked_one_by_one() -> None:
+    good = ("key", b"args", ("dep",))
+    for bad in [("key", b"args"), (1, b"args", ()), ("key", "args", ()), ("key", b"args", (1,)), "row"]:
+        packet = Packet("c-1", 1, 0, (Submit(b"f", False, 1, (), (good, bad)),))  # type: ignore[arg-type]
+        with pytest.raises(ProtocolError, match="malformed Submit"):
+            decode(encode(packet))
+
+
+def test_large_buffers_are_frames_of_their_own_and_not_copied() -> None:
+    data = bytearray(1 << 20)
+    frames = encode(Packet("w-1", 0, 0, (Data(1, "c-1", (("k", 1, 1 << 20, 0, (Buffer(data),)),), ()),)))
+    assert len(frames) == 2 and frames[1] is data and len(frames[0]) < 100
+    piece = decode(frames).messages[0].rows[0][4][0]  # type: ignore[union-attr]
+    data[5] = 7
+    assert piece.data[5] == 7
+
+
+def test_a_reference_to_a_frame_that_is_not_there() -> None:
+    frames = encode(Packet("w-1", 0, 0, (Data(1, "c-1", (("k", 1, 5, 0, (Buffer(b"hello"),)),), ()),)))
+    with pytest.raises(ProtocolError, match="payload frame 1 of 1"):
+        decode(frames[:1])
+
+
+def test_what_is_no_message_cannot_be_encoded() -> None:
+    with pytest.raises(ProtocolError, match="cannot encode a object"):
+        encode(Packet("c-1", 1, 0, (Ping(), Submit(b"", False, 1, (object(),), ()))))

@@ -1,0 +1,83 @@
+"""One side of a numbered conversation: what was sent and is not acknowledged is kept and sent again. PURE.
+
+A connection delivers in order but may break and lose any suffix of what was sent, accepted or not. So every packet of
+control messages carries a number and the number of the last one received; after a new hello both sides send again what
+the other has not got, and drop what they have seen.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from zdist import limits
+from zdist.core.machine import require
+from zdist.protocol.messages import Message, Packet
+
+__all__ = ["Session"]
+
+
+class Session:
+    """Numbers, acknowledgements and the packets kept for sending again."""
+
+    __slots__ = ("id", "pending_since", "received", "sent", "unacked", "unacknowledged")
+
+    def __init__(self, session: str) -> None:
+        self.id = session
+        self.reset()
+
+    def reset(self) -> None:
+        """Start from nothing, as both sides do after a fresh welcome."""
+        self.sent = 0
+        self.received = 0
+        self.unacked: deque[Packet] = deque()
+        self.unacknowledged = 0  # packets taken in since the last acknowledgement went out
+        self.pending_since = 0.0  # when the first of them came
+
+    def wrap(self, messages: list[Message]) -> Packet:
+        """The next numbered packet; kept until it is acknowledged."""
+        self.sent += 1
+        packet = Packet(self.id, self.sent, self.received, tuple(messages))
+        self.unacked.append(packet)
+        self.unacknowledged = 0
+        return packet
+
+    def loose(self, *messages: Message) -> Packet:
+        """An unnumbered packet: hellos, heartbeats and bare acknowledgements."""
+        self.unacknowledged = 0
+        return Packet(self.id, 0, self.received, messages)
+
+    def acknowledge(self, ack: int) -> None:
+        """The other side has everything up to ``ack``."""
+        unacked = self.unacked
+        while unacked and unacked[0].seq <= ack:
+            unacked.popleft()
+
+    def accept(self, packet: Packet, now: float) -> bool | None:
+        """Take a packet in: True for new, False for one seen before, None for a gap (something was lost before it)."""
+        self.acknowledge(packet.ack)
+        if packet.seq == 0:
+            return True
+        if packet.seq <= self.received:
+            return False
+        if packet.seq > self.received + 1:
+            return None
+        self.received = packet.seq
+        if not self.unacknowledged:
+            self.pending_since = now
+        self.unacknowledged += 1
+        return True
+
+    def ack_due(self, now: float) -> bool:
+        """Should an acknowledgement go out although there is nothing else to send?"""
+        waiting = self.unacknowledged
+        return waiting >= limits.ACK_EVERY or (waiting > 0 and now >= self.pending_since + limits.ACK_DELAY)
+
+    def resend(self, received: int) -> list[Packet]:
+        """What the other side, which has everything up to ``received``, has not got."""
+        self.acknowledge(received)
+        return [packet._replace(ack=self.received) for packet in self.unacked]
+
+    def check(self) -> None:
+        """Kept packets are consecutive and end at the last one sent."""
+        numbers = [packet.seq for packet in self.unacked]
+        require(numbers == list(range(self.sent - len(numbers) + 1, self.sent + 1)), f"session {self.id}: {numbers}")

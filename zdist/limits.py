@@ -1,0 +1,79 @@
+"""Every bound of the protocol and the machines, each with one name. Sizes in bytes, times in seconds."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+
+# --- wire ---------------------------------------------------------------------------------------
+MAX_FRAME: Final = 1 << 30  # MAXMSGSIZE of every socket; larger values travel in chunks
+MAX_HEADER: Final = 256 * MIB  # the msgpack frame: many records with small payloads inside
+MAX_FRAMES: Final = 4096  # frames of one multipart message
+MAX_DEPTH: Final = 64  # nesting of free-form values
+OWN_FRAME: Final = 64 * KIB  # buffers from this size on get a frame of their own
+MAX_KEY: Final = 1024  # characters of a key
+MAX_TEXT: Final = 64 * KIB  # characters of reasons and log lines
+
+# --- small values travel with the records that announce them -----------------------------------------
+INLINE_RESULT: Final = 16 * KIB  # a frozen result up to this size travels with its completion
+INLINE_ARGS: Final = 32 * KIB  # a pickled argument above it becomes a key held by the client
+BROKER_CACHE: Final = 64 * MIB  # inline values that the broker keeps at hand for late comers
+
+# --- turns: what a driver takes in before it flushes -------------------------------------------------
+TURN_MESSAGES: Final = 64  # packets drained from one socket per turn
+TURN_CHUNKS: Final = 4  # bulk and data sockets: chunks per turn
+PACKET_RECORDS: Final = 4096  # records that a client puts into one message
+
+# --- session layer -------------------------------------------------------------------------------
+ACK_EVERY: Final = 32  # packets received before an acknowledgement goes out on its own
+ACK_DELAY: Final = 0.2  # and at the latest after this time
+HELLO_RETRY: Final = 0.25  # first pause between hellos; doubles up to HELLO_RETRY_MAX
+HELLO_RETRY_MAX: Final = 2.0
+HEARTBEAT: Final = 1.0  # client, worker and node ping the broker
+LEASE_NODE: Final = 10.0  # a node silent for this long is given up, with its workers
+LEASE_CLIENT: Final = 30.0  # a client's process may hold its GIL for long
+HANDSHAKE_TIMEOUT: Final = 10.0  # default time a client waits for the broker's welcome
+
+# --- submission window (tasks and bytes unfinished per client) --------------------------------------
+WINDOW_TASKS: Final = 1_000_000
+WINDOW_BYTES: Final = 512 * MIB
+
+# --- scheduling ------------------------------------------------------------------------------------
+AHEAD_MICROS: Final = 20_000  # measured work queued ahead per worker thread
+MIN_MICROS: Final = 8  # what a task costs a worker at least
+AHEAD_TASKS: Final = 4096  # tasks queued ahead per worker, whatever they cost
+ALLOWED_DEATHS: Final = 3  # worker deaths under a running task before KilledWorker
+MAX_RECOMPUTES: Final = 100  # recomputations of one key's lost result
+SECEDED_PER_WORKER: Final = 256  # tasks of a worker that have left its thread pool
+
+# --- data transfers --------------------------------------------------------------------------------
+CHUNK: Final = 8 * MIB  # most bytes of one chunk
+CHUNK_ROWS: Final = 512  # keys asked for with one request
+TRANSFER_WINDOW: Final = 64 * MIB  # bytes a receiver has asked for and not got, over all links
+LINK_WINDOW: Final = 16 * MIB  # the same for one link
+RELAY_BUDGET: Final = 64 * MIB  # bytes granted by the broker and not yet taken
+GRANT_TIMEOUT: Final = 10.0  # a grant that makes no progress is reclaimed
+REQUEST_TIMEOUT: Final = 5.0  # a data request without an answer goes another way
+PROBE_TIMEOUT: Final = 0.5  # verdict on a peer path
+PROBE_RETRY: Final = 5.0  # first pause before a closed path is probed again; doubles
+PROBE_RETRY_MAX: Final = 120.0
+PEER_SOCKETS: Final = 256  # direct connections kept open, least recently used go first
+GATHER_WINDOW: Final = 1024  # futures that gather of an iterator has in flight
+RESULTS_AHEAD: Final = 32  # results that as_completed fetches with one gather
+
+# --- caches and logs -------------------------------------------------------------------------------
+FUNCTION_CACHE: Final = 512  # unpickled functions per worker
+FUNCTION_CACHE_BYTES: Final = 512 * MIB  # their pickled bytes
+LOG_TAIL: Final = 20  # last lines of a dead worker's output in the report
+LOG_LINES: Final = 1000  # log records kept per worker for get_worker_logs
+LOST_RETRIES: Final = 3  # times a want for an unknown key is asked again
+
+# --- nodes ---------------------------------------------------------------------------------------
+QUICK_DEATH: Final = 2.0  # a worker that lived no longer than this died "at once"
+RESTART_PAUSE: Final = 0.25  # before the second replacement in a row of workers that died at once; doubles
+RESTART_PAUSE_MAX: Final = 30.0
+END_GRACE: Final = 3.0  # between SIGTERM and SIGKILL
+DEATHS_KEPT: Final = 64  # last reports of dead workers, told again to a broker that knows nothing
+MAX_WORKERS: Final = 4096  # of one node

@@ -1,0 +1,1 @@
+"""The wire protocol: message types and their encoding. PURE."""

@@ -1,0 +1,446 @@
+"""Every message of the protocol, one type each. PURE.
+
+A message is a named tuple, so it is packed as it stands: ``[code, *fields]``. Records inside a message (*rows*) are
+plain tuples whose shape is the field's annotation; the codec derives its checks from these annotations.
+
+Vocabulary: a *session* id names a client (``c-…``), worker (``w-…``) or node (``n-…``) for as long as it lives; a *key*
+names a task's result or a piece of data; an *attempt* is one start of a task and at the same time the identity of the
+blob that it leaves behind (scattered data: attempt 0). A ``Payload`` is opaque to the broker.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple, TypeAlias
+
+PROTOCOL: Final = 1
+
+
+class Buffer:
+    """A large run of bytes that travels as a frame of its own instead of inside the header."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        self.data = data
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes if isinstance(self.data, memoryview) else len(self.data)
+
+    def __repr__(self) -> str:
+        return f"Buffer({self.nbytes} B)"
+
+
+Payload: TypeAlias = bytes | Buffer
+Session: TypeAlias = str
+Key: TypeAlias = str
+Attempt: TypeAlias = int
+Digest: TypeAlias = bytes
+
+
+def payload_size(payload: Payload) -> int:
+    """Bytes of a payload."""
+    return payload.nbytes if isinstance(payload, Buffer) else len(payload)
+
+
+class Options(NamedTuple):
+    """What a submission asks for beyond its function and arguments; equal options share one placement class."""
+
+    retries: int = 0
+    priority: int = 0
+    workers: tuple[str, ...] = ()  # worker addresses or names; () for any
+    allow_other: bool = False  # the restriction is a preference only
+    resources: tuple[tuple[str, float], ...] = ()
+    tags: tuple[str, ...] = ()
+    forget: bool = False  # fire_and_forget: nobody has to want it
+
+
+# --- session layer: unsequenced, on the control socket -----------------------------------------------
+
+
+class Hello(NamedTuple):
+    """First message of a connection. ``received`` is the last sequence number taken in from the broker."""
+
+    role: str  # "client" | "worker" | "node"
+    token: str
+    epoch: int  # of the broker that last welcomed this session; 0 at first
+    received: int
+    info: dict[str, Any]  # worker: see core.worker; node: see core.node; client: name, host
+
+
+class Welcome(NamedTuple):
+    """The broker's answer. ``fresh``: the broker knows nothing of this session; it must announce everything again."""
+
+    epoch: int
+    received: int
+    fresh: bool
+    info: dict[str, Any]  # cluster, bulk (address), lease, window_tasks, window_bytes
+
+
+class HelloPlease(NamedTuple):
+    """The sender does not know this connection; it has to say hello (again)."""
+
+
+class Refused(NamedTuple):
+    """The hello was not accepted and will not be."""
+
+    code: str  # "token" | "version" | "name" | "gone"
+    text: str
+
+
+class Ping(NamedTuple):
+    """Application heartbeat; the broker answers with Pong."""
+
+
+class Pong(NamedTuple):
+    pass
+
+
+class BulkHello(NamedTuple):
+    """Binds a bulk connection to the session named in the packet."""
+
+    token: str
+
+
+# --- client to broker -----------------------------------------------------------------------------
+
+
+class Define(NamedTuple):
+    """A function's pickled bytes under their BLAKE2b digest; goes before its first use, also broker to worker."""
+
+    fn: Digest
+    name: str
+    blob: Payload
+
+
+class Submit(NamedTuple):
+    """Tasks of one function. ``named``: keys are named by content, so equal keys are equal work."""
+
+    fn: Digest
+    named: bool
+    gen: int
+    options: tuple[Any, ...]
+    rows: tuple[tuple[Key, Payload, tuple[Key, ...]], ...]  # key, arguments, dependencies
+
+
+class Want(NamedTuple):
+    """Join keys that exist (an imported future)."""
+
+    gen: int
+    keys: tuple[Key, ...]
+
+
+class Release(NamedTuple):
+    """No future of this client holds the key any more; counts only for the want of that generation."""
+
+    rows: tuple[tuple[Key, int], ...]
+
+
+class Cancel(NamedTuple):
+    keys: tuple[Key, ...]
+    force: bool
+    reason: str
+
+
+class Retry(NamedTuple):
+    keys: tuple[Key, ...]
+
+
+class Hold(NamedTuple):
+    """The client itself holds these keys (large arguments, scattered data), snapshotted: key, bytes, type name."""
+
+    gen: int
+    rows: tuple[tuple[Key, int, str], ...]
+
+
+class Place(NamedTuple):
+    """Copy held keys to workers: each key to ``copies`` of them (0: to all), chosen among ``workers`` (() for any)."""
+
+    keys: tuple[Key, ...]
+    workers: tuple[str, ...]
+    copies: int
+
+
+class Ask(NamedTuple):
+    """A question about the cluster or an order to it; answered by Answer."""
+
+    req: int
+    what: str
+    args: Any
+
+
+class Call(NamedTuple):
+    """Run a function on workers, outside the task system; client to broker (Answer), broker to worker (Called)."""
+
+    req: int
+    workers: tuple[str, ...] | None  # None: all
+    payload: Payload
+
+
+class Bye(NamedTuple):
+    """The sender leaves in good order."""
+
+    reason: str
+
+
+# --- broker to client -----------------------------------------------------------------------------
+
+
+class Members(NamedTuple):
+    """Workers that later messages refer to: session, data address, name, host id, node session."""
+
+    rows: tuple[tuple[Session, str, str, str, Session], ...]
+
+
+class Finished(NamedTuple):
+    """Results: key, attempt, bytes, value where small, holders, type name."""
+
+    rows: tuple[tuple[Key, Attempt, int, Payload | None, tuple[Session, ...], str], ...]
+
+
+class Failed(NamedTuple):
+    """Tasks that failed for good: key, pickled exception, key of the task that raised it, text."""
+
+    rows: tuple[tuple[Key, Payload, Key, str], ...]
+
+
+class Killed(NamedTuple):
+    """Tasks whose workers died too often: key, text for KilledWorker."""
+
+    rows: tuple[tuple[Key, str], ...]
+
+
+class Lost(NamedTuple):
+    """Results that were finished are gone and are being computed again."""
+
+    keys: tuple[Key, ...]
+
+
+class Cancelled(NamedTuple):
+    rows: tuple[tuple[Key, str], ...]  # key, reason
+
+
+class Rejected(NamedTuple):
+    """Submissions that the broker did not take: key, reason."""
+
+    rows: tuple[tuple[Key, str], ...]
+
+
+class Answer(NamedTuple):
+    req: int
+    ok: bool
+    value: Any  # the answer, or the text of the error
+
+
+class Output(NamedTuple):
+    """What a task printed, warned or logged; worker to broker to the clients that want the key."""
+
+    stream: str  # "out" | "err" | "warn" | "log"
+    text: str
+    key: Key
+    worker: str
+
+
+# --- broker to worker -----------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """Tasks to run: key, attempt, priority (smaller first), deliver, arguments, dependencies.
+
+    ``deliver``: a client waits for the value and no other task is known to, so it is frozen at completion.
+    A dependency is key, bytes, holders, value where small.
+    """
+
+    fn: Digest
+    rows: tuple[
+        tuple[Key, Attempt, int, bool, Payload, tuple[tuple[Key, int, tuple[Session, ...], Payload | None], ...]], ...
+    ]
+
+
+class Drop(NamedTuple):
+    """Results or held data that nobody needs any more; also broker to client for what the client holds."""
+
+    keys: tuple[Key, ...]
+
+
+class TakeBack(NamedTuple):
+    """Give back these attempts unless they have started; answered by Returned with those that had not."""
+
+    rows: tuple[tuple[Key, Attempt], ...]
+
+
+class Abort(NamedTuple):
+    """Forget these attempts: queued ones are dropped, the result of a running one is not kept."""
+
+    rows: tuple[tuple[Key, Attempt], ...]
+
+
+class Replicate(NamedTuple):
+    """Fetch a copy: key, attempt, bytes, holders; answered by Held, or Missing."""
+
+    rows: tuple[tuple[Key, Attempt, int, tuple[Session, ...]], ...]
+
+
+class Locate(NamedTuple):
+    """Where a dependency now is; empty holders and no value: it is being computed again, wait."""
+
+    rows: tuple[tuple[Key, int, tuple[Session, ...], Payload | None], ...]
+
+
+# --- worker to broker -----------------------------------------------------------------------------
+
+
+class Subscribe(NamedTuple):
+    """The worker takes work: threads, tags and resources, all absolute; ``paused`` takes none for now."""
+
+    threads: int
+    tags: tuple[str, ...]
+    resources: dict[str, float]
+    paused: bool
+
+
+class Done(NamedTuple):
+    """Completions: key, attempt, microseconds, bytes, value where small, type name."""
+
+    rows: tuple[tuple[Key, Attempt, int, int, Payload | None, str], ...]
+
+
+class Erred(NamedTuple):
+    """Failures: key, attempt, microseconds, pickled exception, text."""
+
+    rows: tuple[tuple[Key, Attempt, int, Payload, str], ...]
+
+
+class Held(NamedTuple):
+    """Copies that this worker now has: key, attempt, bytes, type name."""
+
+    rows: tuple[tuple[Key, Attempt, int, str], ...]
+
+
+class Missing(NamedTuple):
+    """Keys that could not be had from these holders, who answered that they do not have them."""
+
+    rows: tuple[tuple[Key, tuple[Session, ...]], ...]
+
+
+class Returned(NamedTuple):
+    """Attempts that had not started and will not."""
+
+    rows: tuple[tuple[Key, Attempt], ...]
+
+
+class Seceded(NamedTuple):
+    """A running task has left (or with ``back`` rejoined) the thread pool and does not count against capacity."""
+
+    key: Key
+    attempt: Attempt
+    back: bool
+
+
+class WhichFunction(NamedTuple):
+    fn: Digest
+
+
+class Called(NamedTuple):
+    req: int
+    ok: bool
+    payload: Payload
+
+
+# --- node and broker ------------------------------------------------------------------------------
+
+
+class WorkerDied(NamedTuple):
+    """A worker's process has ended: exit code (negative: signal), what it was running, its last lines."""
+
+    worker: Session
+    code: int
+    text: str
+    running: tuple[tuple[Key, Attempt], ...]
+    ordered: bool  # ended on purpose: nothing counts against the tasks
+
+
+class Adjust(NamedTuple):
+    """Broker to node: keep this many workers; ``restart`` ends and replaces all that run."""
+
+    req: int
+    workers: int  # -1: as many as now
+    restart: bool
+
+
+class Adjusted(NamedTuple):
+    req: int
+    workers: int
+
+
+class Stop(NamedTuple):
+    """Broker to node, worker or client: the cluster shuts down."""
+
+    reason: str
+
+
+# --- data: peer sockets, and the bulk socket where the broker relays by ``holder`` and ``receiver`` ----
+
+
+class Get(NamedTuple):
+    """Ask for byte ranges of blobs: key, offset, length (0: to the end); a chunk's worth comes back.
+
+    ``holder`` and ``receiver`` are session ids; over the relay the broker routes by them.
+    """
+
+    req: int
+    token: str
+    holder: Session
+    receiver: Session
+    rows: tuple[tuple[Key, int, int], ...]
+
+
+class Data(NamedTuple):
+    """Byte ranges: key, attempt, total bytes of the blob, offset, consecutive pieces. ``absent``: key, code, text.
+
+    Codes of ``absent``: "unknown" (not held here), "unpicklable" (has no bytes; text says why), "busy".
+    """
+
+    req: int
+    receiver: Session
+    rows: tuple[tuple[Key, Attempt, int, int, tuple[Payload, ...]], ...]
+    absent: tuple[tuple[Key, str, str], ...]
+
+
+class Taken(NamedTuple):
+    """The receiver has this request's data and the relay's grant for it is free again."""
+
+    req: int
+
+
+class Probe(NamedTuple):
+    req: int
+    token: str
+
+
+class ProbeReply(NamedTuple):
+    req: int
+    session: Session
+
+
+Message: TypeAlias = (
+    Hello | Welcome | HelloPlease | Refused | Ping | Pong | BulkHello
+    | Define | Submit | Want | Release | Cancel | Retry | Hold | Place | Ask | Call | Bye
+    | Members | Finished | Failed | Killed | Lost | Cancelled | Rejected | Answer | Output
+    | Run | Drop | TakeBack | Abort | Replicate | Locate
+    | Subscribe | Done | Erred | Held | Missing | Returned | Seceded | WhichFunction | Called
+    | WorkerDied | Adjust | Adjusted | Stop
+    | Get | Data | Taken | Probe | ProbeReply
+)  # fmt: skip
+
+# The position is the code on the wire: append only, never reorder within a protocol version.
+TYPES: Final[tuple[type[Message], ...]] = Message.__args__
+
+
+class Packet(NamedTuple):
+    """What one flush sends to one peer: a session's messages. ``seq`` 0 is outside the numbering."""
+
+    session: Session
+    seq: int
+    ack: int
+    messages: tuple[Message, ...]

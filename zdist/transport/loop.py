@@ -1,0 +1,356 @@
+"""The one driver: sockets in, an endpoint's decisions, sockets out.
+
+A turn waits for sockets, drains them up to a bound, lets the endpoint decide, does its commands and sends one packet
+per destination. The sockets belong to whichever thread drives: a background thread normally, but a thread that waits
+for something (`drive`) takes them and turns the loop itself, which saves a hand-over between threads in each round
+trip. ``lock`` guards the machine and is not held while waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from zdist import limits
+from zdist.core.endpoint import Dial, Endpoint, Redial
+from zdist.core.machine import Log, Route
+from zdist.errors import ClusterClosed, ProtocolError
+from zdist.log import get_logger
+from zdist.protocol.codec import decode, encode
+from zdist.transport import sockets
+
+__all__ = ["Loop"]
+
+PARK = 0.02  # the background thread leaves the sockets alone for so long after a guest has driven
+NAP = 0.002  # and looks in this interval whether something waits to be sent
+
+Socket = zmq.Socket[bytes]
+
+
+class Loop:
+    """Sockets, a poller and the turn; see the module's text. ``execute`` does the commands that are not the loop's."""
+
+    now = staticmethod(time.monotonic)
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        execute: Callable[[Any], None],
+        *,
+        name: str,
+        context: zmq.Context[Socket] | None = None,
+    ) -> None:
+        self.endpoint = endpoint
+        self.execute = execute
+        self.name = name
+        self.lock = threading.RLock()
+        self.context = context or sockets.context()
+        self.log = get_logger(name)
+        self.failure: BaseException | None = None
+        self._channels: dict[str, Socket] = {}
+        self._addresses: dict[str, str] = {}
+        self._names: dict[Any, str] = {}
+        self._routers: set[str] = set()
+        self._poller = zmq.Poller()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poller.register(self._wake_fd, zmq.POLLIN)
+        self._polling = False
+        self._turns = threading.Condition(threading.Lock())
+        self._driving = False
+        self._guests = 0  # threads in `drive` that wait for the sockets
+        self._last_guest = 0.0
+        self._interrupted = False
+        self._closed = False
+        self._pid = os.getpid()
+        self._thread: threading.Thread | None = None
+
+    # --- channels ----------------------------------------------------------------------------------
+
+    def attach(self, channel: str, sock: Socket, *, router: bool) -> None:
+        """Take a socket in under a channel's name."""
+        self._channels[channel] = sock
+        self._names[sock] = channel
+        if router:
+            self._routers.add(channel)
+        self._poller.register(sock, zmq.POLLIN)
+
+    def dial(self, channel: str, address: str) -> Socket:
+        """Connect a channel; an old socket under the name is closed. Least recently used peers make room."""
+        self._drop(channel)
+        peers = [name for name in self._channels if "://" in name]
+        if len(peers) >= limits.PEER_SOCKETS and "://" in channel:
+            self._drop(peers[0])
+        sock = sockets.dealer(self.context, address)
+        self._addresses[channel] = address
+        self.attach(channel, sock, router=False)
+        return sock
+
+    def _drop(self, channel: str) -> None:
+        sock = self._channels.pop(channel, None)
+        if sock is not None:
+            self._poller.unregister(sock)
+            del self._names[sock]
+            sock.close(0)
+
+    # --- one turn ----------------------------------------------------------------------------------
+
+    def _turn(self, timeout: float | None) -> None:
+        """Send what is ready, wait for sockets at most ``timeout`` seconds, take in and answer what came."""
+        with self.lock:
+            now = time.monotonic()
+            self._settle(now)
+            pause = self.endpoint.deadline() - now
+            if timeout is not None and timeout < pause:
+                pause = timeout
+            self._polling = True
+            if self._guests and threading.current_thread() is self._thread:
+                pause = 0  # seen after _polling is set: a guest that came before it wrote no wake-up
+        # rounded up: a loop that wakes just before its deadline would spin until it is there
+        ready = self._poller.poll(-1 if pause == float("inf") else 0 if pause <= 0 else int(pause * 1000) + 1)
+        with self.lock:
+            self._polling = False
+            now = time.monotonic()
+            for sock, _event in ready:
+                if sock == self._wake_fd:
+                    with contextlib.suppress(BlockingIOError):
+                        os.eventfd_read(self._wake_fd)
+                else:
+                    self._drain(sock, now)
+            self._settle(now)
+
+    def _drain(self, sock: Socket, now: float) -> None:
+        channel = self._names.get(sock)
+        if channel is None:
+            return  # dropped earlier in this turn
+        router = channel in self._routers
+        small = channel == "control"
+        for _ in range(limits.TURN_MESSAGES if small else limits.TURN_CHUNKS):
+            try:
+                frames: list[Any] = sock.recv_multipart(zmq.NOBLOCK, copy=small)
+            except zmq.Again:
+                return
+            route = Route(channel)
+            if router:
+                hop = frames.pop(0)
+                route = Route(channel, hop if small else hop.bytes)
+            try:
+                packet = decode(frames)
+            except ProtocolError as exc:
+                self.endpoint.garbled(route, exc, now)
+            else:
+                self.endpoint.receive(route, packet, now)
+
+    def _settle(self, now: float) -> None:
+        """End of a turn: timers, commands, and one packet per destination."""
+        endpoint = self.endpoint
+        endpoint.turn(now)
+        while endpoint.commands:
+            commands = endpoint.commands[:]
+            endpoint.commands.clear()
+            for command in commands:
+                self._do(command)
+        for route, packet in endpoint.flush(now):
+            self._send(route, packet, now)
+
+    def _do(self, command: Any) -> None:
+        kind = type(command)
+        if kind is Log:
+            getattr(self.log, command.level)(command.event, **command.fields)
+        elif kind is Dial:
+            self.dial(command.channel, command.address)
+        elif kind is Redial:
+            if command.channel in self._addresses:
+                self.dial(command.channel, self._addresses[command.channel])
+        else:
+            self.execute(command)
+
+    def _send(self, route: Route, packet: Any, now: float) -> None:
+        channel = route.channel
+        sock = self._channels.get(channel)
+        if sock is None:
+            if "://" not in channel:
+                return
+            sock = self.dial(channel, channel)
+        frames = encode(packet)
+        last = len(frames) - 1
+        try:
+            if channel in self._routers:
+                sock.send(route.hop, zmq.NOBLOCK | zmq.SNDMORE)
+            if not last:
+                sock.send(frames[0], zmq.NOBLOCK)
+                return
+            sock.send(frames[0], zmq.NOBLOCK | zmq.SNDMORE)
+            for i in range(1, last + 1):
+                sock.send(frames[i], zmq.NOBLOCK if i == last else zmq.NOBLOCK | zmq.SNDMORE, copy=False)
+        except zmq.ZMQError as exc:
+            if exc.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            self.endpoint.undelivered(route, now)
+
+    # --- who drives ----------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """After a machine call from another thread: what it queued is sent soon (at once if somebody waits in poll)."""
+        if self._polling:
+            self._polling = False
+            os.eventfd_write(self._wake_fd, 1)
+        elif self._thread is None and not self._driving:
+            with self._turns:
+                self._turns.notify_all()
+
+    def interrupt(self) -> None:
+        """Make whoever drives look at its ``until`` now; safe in a signal handler."""
+        os.eventfd_write(self._wake_fd, 1)
+
+    def hand_over(self) -> None:
+        """The calling thread will be busy for long: the background thread takes the sockets now."""
+        self._last_guest = 0.0
+        if self._driving:
+            self.wake()
+        else:
+            with self._turns:
+                self._turns.notify_all()
+
+    def drive(self, until: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Turn the loop in the calling thread until ``until()`` or the timeout (seconds); what ``until()`` then says.
+
+        At least one turn is made. If another thread drives, wait and look again after each of its turns; with a
+        timeout of 0 return at once. Raises ClusterClosed when the loop is closed, or in a forked child.
+        """
+        if self._pid != os.getpid():
+            raise ClusterClosed("sockets do not survive a fork; make a new Client in the child process")
+        end = None if timeout is None else time.monotonic() + timeout
+        if not self._take_over(until, end):
+            return until()
+        # Ctrl-C must not strike in the middle of a transition: it is noted, and raised between two turns
+        main = threading.current_thread() is threading.main_thread()
+        guard = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if guard:
+            signal.signal(signal.SIGINT, self._note_interrupt)
+        try:
+            while True:
+                left = None if end is None else end - time.monotonic()
+                self._turn(left if left is None or left > 0 else 0)
+                if self._interrupted:
+                    self._interrupted = False
+                    raise KeyboardInterrupt
+                if until() or (left is not None and left <= 0):
+                    return until()
+                if self._closed or self.failure is not None:
+                    raise self._over()
+                if self._guests:
+                    with self._turns:
+                        self._turns.notify_all()
+        except zmq.ZMQError as exc:
+            raise self._over() from exc
+        finally:
+            if guard:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            with self._turns:
+                self._driving = False
+                self._last_guest = time.monotonic()
+                if self._guests:
+                    self._turns.notify_all()
+
+    def _note_interrupt(self, _number: int, _frame: Any) -> None:
+        self._interrupted = True
+        self.interrupt()
+
+    def _take_over(self, until: Callable[[], bool], end: float | None) -> bool:
+        """Wait for the sockets; False if ``until()`` came true, or the time ran out, before they were free."""
+        with self._turns:
+            while True:
+                if self._closed or self.failure is not None:
+                    raise self._over()
+                if not self._driving:
+                    self._driving = True
+                    return True
+                left = None if end is None else end - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self._guests += 1
+                if self._polling:
+                    os.eventfd_write(self._wake_fd, 1)
+                try:
+                    self._turns.wait(left)
+                finally:
+                    self._guests -= 1
+                if until():
+                    return False
+
+    def _over(self) -> ClusterClosed:
+        return ClusterClosed(
+            f"{self.name} is closed" if self.failure is None else f"{self.name} failed: {self.failure!r}"
+        )
+
+    def start(self) -> None:
+        """Start the background thread, which drives whenever nobody else does."""
+        self._thread = threading.Thread(target=self._background, name=f"zdist-{self.name}", daemon=True)
+        self._thread.start()
+
+    def _background(self) -> None:
+        while not self._closed:
+            with self._turns:
+                while self._driving or self._guests or time.monotonic() - self._last_guest < PARK:
+                    if self._closed:
+                        return
+                    self._turns.wait(NAP if not self._driving else 50 * NAP)
+                    if not self._driving and not self._guests and self._must_send():
+                        break
+                self._driving = True
+            try:
+                while not (self._closed or self._guests):
+                    self._turn(None)
+            except BaseException as exc:
+                self.failure = exc
+                if not self._closed:
+                    self.log.error("loop.failed", error=repr(exc), exc_info=True)
+                    self.failed(exc)
+                return
+            finally:
+                with self._turns:
+                    self._driving = False
+                    self._turns.notify_all()
+
+    def _must_send(self) -> bool:
+        machine = getattr(self.endpoint, "machine", None)
+        return machine is not None and bool(machine.out)
+
+    def failed(self, exc: BaseException) -> None:
+        """Hook: the background thread has met a defect and has ended."""
+
+    # --- end ---------------------------------------------------------------------------------------
+
+    def close(self, timeout: float = 1.0) -> None:
+        """Flush, stop the background thread and close every socket within ``timeout`` seconds; idempotent."""
+        with self._turns:
+            if self._closed:
+                return
+            self._closed = True
+            self._turns.notify_all()
+        if self._pid != os.getpid():
+            return
+        os.eventfd_write(self._wake_fd, 1)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+        with self._turns:
+            deadline = time.monotonic() + timeout
+            while self._driving and time.monotonic() < deadline:
+                os.eventfd_write(self._wake_fd, 1)
+                self._turns.wait(0.01)
+        with self.lock:
+            if self.failure is None:
+                with contextlib.suppress(zmq.ZMQError):
+                    self._settle(time.monotonic())
+            for sock in self._channels.values():
+                sock.close(int(timeout * 1000))
+            self._channels.clear()
+            self.context.term()
+            os.close(self._wake_fd)

@@ -1,0 +1,111 @@
+"""Who may connect: the cluster token, and which addresses may be bound without leave.
+
+The token is a random text in a file that only its owner can read. On loopback and ipc it keeps other users of the
+machine out; it is no protection on a network, where anyone can read it as it passes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import secrets
+import stat
+import tempfile
+from pathlib import Path
+
+from zdist.errors import AddressRefused, AuthenticationError
+
+__all__ = ["check_bind", "find_token", "is_local", "new_token", "runtime_dir", "token_path", "write_token"]
+
+
+def runtime_dir() -> Path:
+    """The private (0700) directory of this user for tokens, sockets and state files.
+
+    ``$ZDIST_RUNTIME_DIR``, else a directory in the system's temporary folder; short, because ipc paths are limited to
+    107 bytes. Raises AuthenticationError if it belongs to somebody else or others may write to it.
+    """
+    given = os.environ.get("ZDIST_RUNTIME_DIR")
+    path = (
+        Path(given)
+        if given
+        else Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir(), f"zdist-{os.getuid()}")
+    )
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    about = path.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
+        raise AuthenticationError(
+            f"{path} must be a directory of user {os.getuid()} that nobody else can enter (mode 0700); "
+            "remove it or set ZDIST_RUNTIME_DIR to a private directory"
+        )
+    return path
+
+
+def new_token() -> str:
+    """A fresh cluster token."""
+    return secrets.token_hex(16)
+
+
+def token_path(address: str) -> Path:
+    """Where the token of the broker at this address lies for the same user's workers and clients."""
+    name = hashlib.blake2b(_canonical(address).encode(), digest_size=8).hexdigest()
+    return runtime_dir() / f"token-{name}"
+
+
+def write_token(token: str, path: Path) -> None:
+    """Write a token file with mode 0600, replacing an old one in one step."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".token-")  # mkstemp creates with 0600
+    with os.fdopen(handle, "w") as file:
+        file.write(token + "\n")
+    os.replace(temporary, path)
+
+
+def find_token(address: str, token_file: str | os.PathLike[str] | None = None) -> str:
+    """The token for the broker at ``address``: from ``token_file``, ``$ZDIST_TOKEN``, or the user's runtime directory.
+
+    Returns "" when there is none in the runtime directory; the broker then refuses the hello and says so. Raises
+    AuthenticationError if a given file cannot be read or others could have written it.
+    """
+    if token_file is None and os.environ.get("ZDIST_TOKEN"):
+        return os.environ["ZDIST_TOKEN"]
+    path = Path(token_file) if token_file is not None else token_path(address)
+    try:
+        about = path.stat()
+        if about.st_mode & 0o077:
+            raise AuthenticationError(f"token file {path} is open to others; run: chmod 600 {path}")
+        return path.read_text().strip()
+    except OSError as exc:
+        if token_file is None:
+            return ""
+        raise AuthenticationError(f"cannot read token file {path}: {exc.strerror}") from None
+
+
+def _canonical(address: str) -> str:
+    return address.replace("//localhost:", "//127.0.0.1:").rstrip("/")
+
+
+def is_local(address: str) -> bool:
+    """Can only processes of this machine reach the address?"""
+    scheme, _, rest = address.partition("://")
+    if scheme in ("ipc", "inproc"):
+        return True
+    host = rest.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_bind(address: str, insecure: bool) -> None:
+    """Raise AddressRefused for an address that a network can reach, unless ``insecure`` gives leave."""
+    scheme, sep, rest = address.partition("://")
+    if not sep or scheme not in ("tcp", "ipc") or not rest or (scheme == "tcp" and ":" not in rest):
+        raise AddressRefused(f"{address!r} is no address; write tcp://HOST:PORT or ipc:///PATH")
+    if not insecure and not is_local(address):
+        raise AddressRefused(
+            f"{address} can be reached over a network, where anyone could run code here; "
+            "bind tcp://127.0.0.1:PORT, or give --insecure if the network is trusted"
+        )
