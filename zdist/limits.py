@@ -77,3 +77,17 @@ RESTART_PAUSE_MAX: Final = 30.0
 END_GRACE: Final = 3.0  # between SIGTERM and SIGKILL
 DEATHS_KEPT: Final = 64  # last reports of dead workers, told again to a broker that knows nothing
 MAX_WORKERS: Final = 4096  # of one node
+
+# --- broker ----------------------------------------------------------------------------------------
+HOLDERS_TOLD: Final = 8  # holders of one key named to a peer, and the most that count for locality
+BYTES_PER_MICRO: Final = 500  # assumed speed of a transfer, to weigh it against waiting for a busy worker
+STEAL_MICROS: Final = 1000  # queued work that is taken back at once when a worker is idle; less after STEAL_PAUSE
+STEAL_PAUSE: Final = 0.005
+STEAL_SAMPLE: Final = 32  # busy workers looked at for the most loaded one
+ASK_BACK_TIMEOUT: Final = 1.0  # a worker that gave nothing back is not asked again before
+PLACE_FAN_OUT: Final = 2  # copies pulled from one holder at once while data spreads
+POOLS_KEPT: Final = 64  # placement classes and option sets kept for reuse
+PRIORITY_MAX: Final = 1 << 20  # of Options.priority, either sign
+ATTACH_WAIT: Final = 1.0  # a relayed request waits so long for its holder's bulk connection
+QUEUED_REQUESTS: Final = 1024  # relayed requests that wait, per receiver and per holder without a connection
+PARKED_MESSAGES: Final = 4096  # of a client that has been asked for a function

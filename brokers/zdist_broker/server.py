@@ -63,10 +63,11 @@ class BrokerServer:
         self.token_file = Path(token_file) if token_file is not None else token_path(self.address)
         self.token = token or self._token()
         self.cluster = f"cluster-{secrets.token_hex(4)}"
-        self.machine = BrokerMachine(epoch=epoch, cluster=self.cluster, address=self.address)
+        relay = Relay()
+        self.machine = BrokerMachine(epoch=epoch, cluster=self.cluster, address=self.address, relay=relay)
         self.endpoint = BrokerEndpoint(
             self.machine,
-            Relay(),
+            relay,
             epoch=epoch,
             token=self.token,
             cluster=self.cluster,

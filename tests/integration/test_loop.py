@@ -178,7 +178,7 @@ def test_ctrl_c_is_raised_between_turns_and_the_loop_stays_usable() -> None:
 
 
 def test_garbage_is_handed_to_the_endpoint_and_nothing_else_is_disturbed() -> None:
-    with pair(background=False) as (client, stub, server, server_stub):
+    with pair(background=False) as (client, stub, _, server_stub):
         raw = sockets.dealer(client.context, client._addresses["control"])
         raw.send_multipart([b"garbage", b"more"])
         wait(lambda: len(server_stub.garbage) == 1)

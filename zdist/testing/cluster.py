@@ -15,7 +15,8 @@ from typing import Any
 from zdist.core.endpoint import PeerEndpoint
 from zdist.core.ledger import Ledger
 from zdist.core.node import Ended, EndWorker, NodeMachine, StartWorker
-from zdist.core.worker import Exit, Freeze, RunCall, Task, WorkerMachine
+from zdist.core.task import Input, Task
+from zdist.core.worker import Exit, Freeze, RunCall, WorkerMachine
 from zdist.protocol.messages import Key, Output
 from zdist.testing.network import Network, Process
 from zdist_broker.endpoint import BrokerEndpoint
@@ -60,9 +61,10 @@ class SimBroker(Process):
 
     def __init__(self, network: Network, epoch: int) -> None:
         super().__init__(network, "broker")
-        self.machine = BrokerMachine(epoch=epoch, cluster="simulated", address="sim://broker")
+        relay = Relay()
+        self.machine = BrokerMachine(epoch=epoch, cluster="simulated", address="sim://broker", relay=relay)
         self.endpoint = BrokerEndpoint(
-            self.machine, Relay(), epoch=epoch, token=TOKEN, cluster="simulated", bulk="sim://broker-bulk"
+            self.machine, relay, epoch=epoch, token=TOKEN, cluster="simulated", bulk="sim://broker-bulk"
         )
 
     def execute(self, command: object) -> None:
@@ -84,7 +86,6 @@ class SimWorker(Process):
         self.machine = WorkerMachine(
             session,
             TOKEN,
-            make_blob=lambda pieces: SimBlob(joined(pieces)),
             name=name,
             node=node.machine.session,
             host=node.machine.host,
@@ -132,26 +133,24 @@ class SimWorker(Process):
 
     def _inputs(self, task: Task) -> list[bytes] | str:
         values = []
-        for key in task.deps:
-            source = task.inputs[key]
-            if hasattr(source, "payload"):
+        for source in task.inputs.values():
+            if isinstance(source, Input):
                 if source.payload is None:
-                    return str(source.error)
-                values.append(bytes(getattr(source.payload, "data", source.payload)))
+                    return source.error
+                values.append(joined([source.payload]))
             elif source.has_value:
                 values.append(source.value)
             else:
-                values.append(source.blob.data)
+                values.append(joined(source.blob.slice(0, source.nbytes)))
         return values
 
     def _result(self, task: Task, micros: int, value: bytes, kind: bytes, now: float) -> None:
-        machine = self.machine
+        frozen: tuple[bytes | None, Any, str, int, bool] = (value, None, "", len(value), True)
         if kind == b"frozen":
-            machine.finished(task, micros, len(value), value, "bytes", now, blob=SimBlob(value))
+            frozen = (None, SimBlob(value), "", len(value), self.network.random.random() < 0.5)
         elif kind == b"lazy":
-            machine.finished(task, micros, len(value) * 2, value, "bytes", now)
-        else:
-            machine.finished(task, micros, len(value), value, "bytes", now, payload=value, blob=SimBlob(value))
+            frozen = (None, None, "", 2 * len(value), True)
+        self.machine.finished(task, micros, value, "bytes", frozen, now)
 
     def execute(self, command: object) -> None:
         if isinstance(command, Freeze):

@@ -32,6 +32,7 @@ class Network:
         self.count = 0
         self.hops = 0
         self.links: list[Link] = []
+        self.checks = 0.25  # share of the turns with work after which a machine's invariants are checked
         self.apart: set[str] = set()
         self.delivered = 0
         self.lost = 0
@@ -199,12 +200,14 @@ class Process:
             return
         now = self.network.now
         endpoint = self.endpoint
+        busy = any(packet.seq or packet.ack == 0 for _, packet in self.inbox)  # more than heartbeats
         while self.inbox:
             route, packet = self.inbox.popleft()
             endpoint.receive(route, packet, now)
         self.settle()
         self.after_turn()
-        endpoint.check()
+        if busy and self.network.random.random() < self.network.checks:
+            endpoint.check()
 
     def settle(self) -> None:
         """End of a turn: commands, then one packet per destination, then the next timer."""

@@ -394,13 +394,13 @@ class Schedule:
                 found[script.client.name] = (list(ledger.entries.values())[:3], list(ledger.store.entries)[:3])
         for worker in self.cluster.workers():
             machine = worker.machine
-            if machine.store.entries or machine.tasks or machine.inputs or worker.running:
+            if machine.store.entries or machine.tasks or machine.inputs.table or worker.running:
                 found[worker.name] = (
                     list(machine.store.entries)[:3],
                     list(machine.tasks)[:3],
-                    list(machine.inputs)[:3],
+                    list(machine.inputs.table)[:3],
                 )
-        counts = self.cluster.broker.machine.counts()
-        if any(counts.get(name) for name in ("tasks", "data", "held")):
-            found["broker"] = counts
+        tables = self.cluster.broker.machine.tables
+        if tables.tasks or tables.functions or tables.cached:
+            found["broker"] = (list(tables.tasks.values())[:3], len(tables.functions), tables.cached)
         return found

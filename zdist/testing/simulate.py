@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 import traceback
@@ -22,7 +23,7 @@ def _one(seed: int) -> Outcome:
     try:
         report = schedule.run()
     except Exception:
-        return seed, traceback.format_exc(limit=-4), 0, schedule.report.faults, Counter()
+        return seed, traceback.format_exc(limit=-3), 0, schedule.report.faults, Counter()
     return seed, "", report.tasks, report.faults, report.outcomes
 
 
@@ -40,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     begin = time.perf_counter()
     failed: list[int] = []
+    kinds = Counter[str]()  # of failures; only the first of a kind is shown whole
     tasks, faults, outcomes = 0, Counter[str](), Counter[str]()
     with ProcessPoolExecutor(options.jobs) as pool:
         for seed, error, count, struck, ends in pool.map(
@@ -50,7 +52,10 @@ def main(argv: list[str] | None = None) -> int:
             outcomes += ends
             if error:
                 failed.append(seed)
-                print(f"--- seed {seed}\n{error}", flush=True)
+                last = error.strip().splitlines()[-1]
+                kind = re.sub(r"\d+|[0-9a-f]{8,}", "#", last)[:60]
+                kinds[kind] += 1
+                print(f"--- seed {seed}\n{error}" if kinds[kind] == 1 else f"--- seed {seed}: {last[:300]}", flush=True)
     seconds = time.perf_counter() - begin
     print(f"{options.seeds} schedules in {seconds:.1f} s: {tasks} tasks, faults {dict(faults)}, ends {dict(outcomes)}")
     if failed:

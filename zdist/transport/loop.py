@@ -321,7 +321,10 @@ class Loop:
 
     def _must_send(self) -> bool:
         machine = getattr(self.endpoint, "machine", None)
-        return machine is not None and bool(machine.out)
+        if machine is None:
+            return False
+        due = machine.deadline()  # what a machine groups at the end of a turn shows as a deadline that has passed
+        return bool(machine.out) or (due is not None and due <= time.monotonic())
 
     def failed(self, exc: BaseException) -> None:
         """Hook: the background thread has met a defect and has ended."""

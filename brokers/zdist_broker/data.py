@@ -1,0 +1,272 @@
+"""Where data lies: what clients hold, copies on workers, scatter, and what happens when copies are gone. PURE."""
+
+from __future__ import annotations
+
+from zdist.limits import AHEAD_MICROS, PLACE_FAN_OUT
+from zdist.protocol.messages import (
+    Cancelled,
+    Drop,
+    Held,
+    Hold,
+    Locate,
+    Lost,
+    Missing,
+    Place,
+    Rejected,
+    Replicate,
+    Returned,
+    Seceded,
+    Subscribe,
+    WorkerDied,
+)
+from zdist_broker.intake import UNKNOWN
+from zdist_broker.lifecycle import Lifecycle
+from zdist_broker.placement import Placement
+from zdist_broker.state import (
+    FAILED,
+    MEMORY,
+    RELEASED,
+    Client,
+    Node,
+    Placing,
+    Tables,
+    Task,
+    Worker,
+)
+
+
+class Data:
+    """Handlers for copies of data and for workers' comings and goings."""
+
+    def __init__(self, tables: Tables, placement: Placement, lifecycle: Lifecycle) -> None:
+        self.tables = tables
+        self.placement = placement
+        self.lifecycle = lifecycle
+        self.next = 0  # first worker that the next placing begins with
+
+    # --- held by clients, copied to workers ------------------------------------------------------------
+
+    def hold(self, client: Client, message: Hold, now: float) -> None:
+        tables = self.tables
+        for key, nbytes, kind in message.rows:
+            task = tables.tasks.get(key)
+            if task is None:
+                task = tables.tasks[key] = Task(key, None, b"", (), None, 0, MEMORY, ())
+                task.nbytes, task.type = nbytes, kind
+            elif task.fn is not None or (task.state == MEMORY and task.nbytes != nbytes):
+                reason = "the key is in use for " + ("a task" if task.fn is not None else "other data")
+                tables.post(client, Rejected, (key, reason))
+                continue
+            else:
+                task.state = MEMORY  # also data that had been released, of which dependents are left
+                task.nbytes, task.type = nbytes, kind
+            if key not in client.held:
+                tables.add_holder(task, client)
+            if key not in client.wants:
+                task.who = (*task.who, client) if task.who else client.alone
+            client.wants[key] = message.gen
+
+    def place(self, client: Client, message: Place, now: float) -> None:
+        for key in message.keys:
+            task = self.tables.tasks.get(key)
+            if task is None or task.state == RELEASED:
+                self.tables.post(client, Cancelled, (key, UNKNOWN))
+                continue
+            if task.state != MEMORY or not task.holders:
+                self.tables.ignored += 1
+                continue
+            placing = self.tables.placing.get(key)
+            if placing is None:
+                placing = self.tables.placing[key] = Placing(task, message.workers, max(message.copies, 0))
+            else:  # two clients scatter the same content: the wider wish covers both
+                placing.allowed = placing.allowed and message.workers and (*placing.allowed, *message.workers)
+                placing.copies = message.copies and placing.copies and max(message.copies, placing.copies)
+            self.advance(placing)
+
+    def advance(self, placing: Placing) -> None:
+        """Ask for the copies that are missing, a few from each holder at a time, or finish."""
+        task, allowed, targets = placing.task, placing.allowed, placing.targets
+        holders = sum(isinstance(h, Worker) for h in task.holders)
+        there = [
+            w
+            for w in self.tables.workers.values()
+            if w.subscribed and (not allowed or w.name in allowed or w.address in allowed)
+        ]
+        if not there:
+            return
+        wanted = min(placing.copies or len(there), len(there))
+        have = sum(task.key in w.held for w in there)
+        if have >= wanted:
+            return self._placed(placing)
+        more = min(wanted - have, PLACE_FAN_OUT * max(holders, 1)) - len(targets)
+        if more <= 0:
+            return
+        start = self.next % len(there)
+        for worker in there[start:] + there[:start]:
+            if task.key not in worker.held and worker not in targets:
+                targets[worker] = None
+                self.next += 1
+                where = self.tables.holders(task, worker)
+                self.tables.post(worker, Replicate, (task.key, task.attempt, task.nbytes, where))
+                more -= 1
+                if not more:
+                    break
+
+    def _placed(self, placing: Placing) -> None:
+        tables, task = self.tables, placing.task
+        del tables.placing[task.key]
+        clients = [h for h in task.holders if isinstance(h, Client)]
+        task.holders = tuple(h for h in task.holders if isinstance(h, Worker))
+        for client in task.who:
+            tables.finished(client, task)
+        for holder in clients:  # after Finished, by which it knows that the data is elsewhere
+            del holder.held[task.key]
+            tables.post(holder, Drop, task.key)
+
+    def _advance_all(self) -> None:
+        for placing in list(self.tables.placing.values()):
+            self.advance(placing)
+
+    # --- copies on workers ----------------------------------------------------------------------------
+
+    def held(self, worker: Worker, message: Held, now: float) -> None:
+        for key, attempt, _nbytes, _kind in message.rows:
+            task = self.tables.tasks.get(key)
+            if key in worker.held:
+                continue
+            if (
+                task is None
+                or task.state != MEMORY
+                or task.attempt != attempt
+                or not (task.who or task.users)
+                or not (task.holders or task.value is not None)
+            ):
+                self.lifecycle.stale(worker, key, task)
+                continue
+            self.tables.add_holder(task, worker)
+            placing = self.tables.placing.get(key)
+            if placing is not None:
+                placing.targets.pop(worker, None)
+                self.advance(placing)
+
+    def missing(self, peer: Worker | Client, message: Missing, now: float) -> None:
+        """A peer could not have keys from holders that it was told of: those hold them no longer."""
+        tables = self.tables
+        for key, sessions in message.rows:
+            task = tables.tasks.get(key)
+            if task is None:
+                if isinstance(peer, Client):
+                    tables.post(peer, Cancelled, (key, UNKNOWN))
+                continue
+            placing = tables.placing.get(key)
+            fetching = isinstance(peer, Worker) and placing is not None and peer in placing.targets
+            if not fetching and not self._concerns(peer, task):
+                tables.ignored += 1
+                continue
+            if placing is not None and isinstance(peer, Worker):
+                placing.targets.pop(peer, None)
+            gone = [h for h in task.holders if h.session in sessions] if task.state == MEMORY else []
+            for holder in gone:
+                tables.remove_holder(task, holder, tell=True)
+            if gone and not task.holders and task.value is None:
+                names = ", ".join(h.name for h in gone)
+                self.lifecycle.lost([task], f"it could not be had from {names} any more")
+            if fetching:
+                if key in tables.placing and placing is not None:
+                    self.advance(placing)
+            elif isinstance(peer, Worker):
+                if self._concerns(peer, task):
+                    row = self.placement.located(task, peer) if task.state == MEMORY else (key, task.nbytes, (), None)
+                    tables.post(peer, Locate, row)
+            elif task.state == MEMORY or task.state == FAILED:
+                self.lifecycle.announce(peer, task)
+            elif key in peer.wants and not gone:  # else it has been told by now
+                tables.post(peer, Lost, key)
+
+    def _concerns(self, peer: Worker | Client, task: Task) -> bool:
+        if isinstance(peer, Client):
+            return task.key in peer.wants
+        return any(d.worker is peer for d in task.dependents or ())
+
+    # --- workers --------------------------------------------------------------------------------------
+
+    def subscribe(self, worker: Worker, message: Subscribe, now: float) -> None:
+        used = {name: worker.resources[name] - worker.free.get(name, 0.0) for name in worker.resources}
+        worker.threads = max(message.threads, 0)
+        worker.tags = tuple(message.tags)
+        worker.resources = dict(message.resources)
+        worker.free = {name: amount - used.get(name, 0.0) for name, amount in message.resources.items()}
+        worker.paused = message.paused or not worker.threads
+        worker.subscribed = True
+        worker.budget = AHEAD_MICROS * worker.threads
+        self.placement.fit(worker)
+        self._advance_all()
+
+    def returned(self, worker: Worker, message: Returned, now: float) -> None:
+        if message.rows:
+            worker.asked_back = None
+        for key, attempt in message.rows:
+            task = worker.assigned.get(key)
+            if task is not None and task.attempt == attempt:
+                self.placement.requeue(task)
+            else:
+                self.tables.ignored += 1
+
+    def seceded(self, worker: Worker, message: Seceded, now: float) -> None:
+        task = worker.assigned.get(message.key)
+        if task is not None and task.attempt == message.attempt:
+            self.placement.secede(task, worker, message.back)
+        else:
+            self.tables.ignored += 1
+
+    def worker_died(self, node: Node, message: WorkerDied, now: float) -> Worker | None:
+        """The worker to be taken out of the tables, after its running tasks have been charged with its death."""
+        worker = self.tables.workers.get(message.worker)
+        if worker is None or worker.node != node.session:
+            self.tables.ignored += 1
+            return None
+        worker.gone = True
+        if not message.ordered:
+            where = f"worker {worker.name} on {worker.host or 'an unnamed host'}"
+            how = f"exit code {message.code}" if message.code >= 0 else f"signal {-message.code}"
+            for key, attempt in message.running:
+                task = worker.assigned.get(key)
+                if task is not None and task.attempt == attempt:
+                    self.lifecycle.died(task, f"{where} ({how}){': ' if message.text else ''}{message.text}")
+        return worker
+
+    def remove(self, workers: list[Worker], reason: str) -> None:
+        """These workers are gone: start what they were given elsewhere, compute again what only they held."""
+        tables = self.tables
+        for worker in workers:
+            worker.gone = True
+            del tables.workers[worker.session]
+        for worker in workers:
+            for task in list(worker.assigned.values()):
+                self.placement.requeue(task)
+            self.placement.fit(worker)
+            for placing in tables.placing.values():
+                placing.targets.pop(worker, None)
+        lost: dict[Task, None] = {}
+        for worker in workers:
+            for task in list(worker.held.values()):
+                tables.remove_holder(task, worker, tell=False)
+                if not task.holders and task.value is None:
+                    lost[task] = None
+        if lost:
+            self.lifecycle.lost(list(lost), reason)
+        for fn in tables.functions.values():
+            fn.workers.difference_update(w.session for w in workers)
+        for peer in (*tables.clients.values(), *tables.workers.values()):
+            peer.known.difference_update(w.session for w in workers)
+        self._advance_all()
+
+    def leave(self, client: Client) -> None:
+        """A client is gone, and with it what it held itself; its wants have been taken off before."""
+        lost = []
+        for task in list(client.held.values()):
+            self.tables.remove_holder(task, client, tell=False)
+            if not task.holders and task.value is None and task.state == MEMORY:
+                lost.append(task)
+        if lost:
+            self.lifecycle.lost(lost, f"client {client.name} held it and is gone")

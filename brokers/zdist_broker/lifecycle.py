@@ -1,0 +1,374 @@
+"""Transitions of tasks: done, failed, lost, released, forgotten, and what each does to the tasks around it. PURE.
+
+Every walk over the graph keeps its own stack: chains are as long as users make them. The rules the walks restore: an
+active task's inputs are active or in memory; what nobody needs is withdrawn or dropped (``tidy``); a spec stays while
+a client wants it or a dependent is in the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from zdist.limits import ALLOWED_DEATHS, MAX_RECOMPUTES
+from zdist.protocol.messages import Abort, Cancelled, Done, Drop, Erred, Failed, Finished, Killed, Locate, Lost
+from zdist_broker.placement import Placement
+from zdist_broker.state import (
+    ASSIGNED,
+    FAILED,
+    FORGOTTEN,
+    MEMORY,
+    PINNED,
+    READY,
+    RELEASED,
+    WAITING,
+    Client,
+    Failure,
+    Function,
+    Tables,
+    Task,
+    Trouble,
+    Worker,
+)
+
+
+class Lifecycle:
+    """What may happen to a task once it is in the table."""
+
+    def __init__(self, tables: Tables, placement: Placement) -> None:
+        self.tables = tables
+        self.placement = placement
+
+    # --- completions --------------------------------------------------------------------------------
+
+    def done(self, worker: Worker, message: Done, now: float) -> None:
+        tables = self.tables
+        tasks, assigned, held, alone = tables.tasks, worker.assigned, worker.held, worker.alone
+        last: Function | None = None
+        total = n = 0
+        for key, attempt, micros, nbytes, value, kind in message.rows:
+            task = tasks.get(key)
+            if task is None or task.attempt != attempt or task.worker is not worker:
+                self.stale(worker, key, task)
+                continue
+            fn = task.fn
+            if fn is not last:
+                if last is not None and n:
+                    last.learn(total // n)
+                last, total, n = fn, 0, 0
+            total += micros
+            n += 1
+            if task.flags or task.waiting or task.terms.pool.resources:  # type: ignore[union-attr]
+                self.placement.unassign(task)
+                task.flags = task.waiting = 0
+            else:
+                del assigned[key]
+                worker.count -= 1
+                worker.load -= task.cost
+                task.worker = None
+            task.state = MEMORY
+            task.nbytes = nbytes
+            task.type = kind
+            task.holders = alone
+            held[key] = task
+            if value is not None:
+                tables.keep(task, value)
+            who = task.who
+            for client in who:
+                where = () if value is not None else tables.holders(task, client)
+                row = (key, attempt, nbytes, value, where, kind)
+                if client.kind is Finished:
+                    client.rows.append(row)
+                else:
+                    tables.post(client, Finished, row)
+            if task.dependents:
+                self.arrived(task)
+            if task.deps:
+                self._unuse(task)
+            if not who and not task.users:
+                self.tidy([task])
+        if last is not None and n:
+            last.learn(total // n)
+        worker.victim = False
+        self.placement.touched[worker] = None
+
+    def stale(self, worker: Worker, key: str, task: Task | None) -> None:
+        """A result of an attempt that does not count: the worker need not keep it."""
+        self.tables.ignored += 1
+        if task is None or (task.worker is not worker and key not in worker.held):
+            self.tables.post(worker, Drop, key)
+
+    def arrived(self, task: Task) -> None:
+        """The task's data has come to be: dependents that waited for it may go on."""
+        placement = self.placement
+        told: dict[Worker, None] = {}
+        for dependent in task.dependents or ():
+            state = dependent.state
+            if state == WAITING:
+                dependent.waiting -= 1
+                if not dependent.waiting:
+                    placement.enqueue(dependent)
+            elif state == ASSIGNED:
+                placement.resume(dependent)
+                assert dependent.worker is not None
+                told[dependent.worker] = None
+        for worker in told:
+            self.tables.post(worker, Locate, placement.located(task, worker))
+
+    def _unuse(self, task: Task) -> None:
+        """The task is active no more: its inputs have one user less."""
+        loose = []
+        for dep in task.deps:
+            dep.users -= 1
+            if not dep.users and not dep.who:
+                loose.append(dep)
+        if loose:
+            self.tidy(loose)
+
+    def erred(self, worker: Worker, message: Erred, now: float) -> None:
+        for key, attempt, _micros, payload, text in message.rows:
+            task = self.tables.tasks.get(key)
+            if task is None or task.attempt != attempt or task.worker is not worker:
+                self.tables.ignored += 1
+                continue
+            trouble = task.trouble = task.trouble or Trouble()
+            trouble.errors += 1
+            assert task.terms is not None
+            if trouble.errors <= task.terms.retries:
+                self.placement.requeue(task)
+            else:
+                self.placement.unassign(task)
+                self.fail(task, (False, payload, key, text))
+
+    def died(self, task: Task, text: str) -> None:
+        """The worker died while it ran the task."""
+        trouble = task.trouble = task.trouble or Trouble()
+        trouble.deaths += 1
+        if trouble.deaths <= ALLOWED_DEATHS:
+            self.placement.requeue(task)
+            return
+        self.placement.unassign(task)
+        times = f"{trouble.deaths} workers died while they ran it ({ALLOWED_DEATHS} deaths are allowed)"
+        self.fail(task, (True, b"", task.key, f"{task.key}: {times}; the last was {text}"))
+
+    def fail(self, task: Task, failure: Failure) -> None:
+        """The task has failed for good, and with it every active task that depends on it. It is assigned no more."""
+        stack: list[Task] = [task]
+        loose: list[Task] = []
+        while stack:
+            t = stack.pop()
+            if t.state == FAILED:
+                continue
+            if t.state != RELEASED:
+                if t is not task:
+                    self._withdraw(t)
+                for dep in t.deps:
+                    dep.users -= 1
+                loose += t.deps
+            t.state = FAILED
+            t.flags = t.waiting = 0
+            t.trouble = t.trouble or Trouble()
+            t.trouble.failure = failure
+            for client in t.who:
+                self.announce(client, t)
+            stack += [d for d in t.dependents or () if d.state <= ASSIGNED]
+            loose.append(t)
+        self.tidy(loose)
+
+    def announce(self, client: Client, task: Task) -> None:
+        """Tell a client that wants the task how it ended, if it has."""
+        if task.state == MEMORY:
+            self.tables.finished(client, task)
+        elif task.state == FAILED:
+            assert task.trouble is not None
+            killed, payload, culprit, text = task.trouble.failure
+            if killed:
+                self.tables.post(client, Killed, (task.key, text))
+            else:
+                self.tables.post(client, Failed, (task.key, payload, culprit, text))
+
+    # --- no longer needed ----------------------------------------------------------------------------
+
+    def _withdraw(self, task: Task) -> None:
+        """Take an active task out of its queue, or from its worker. The caller gives it its new state."""
+        if task.state == READY:
+            self.placement.dequeue(task, WAITING)
+        elif task.state == ASSIGNED:
+            worker = self.placement.unassign(task)
+            self.tables.post(worker, Abort, (task.key, task.attempt))
+
+    def tidy(self, tasks: Iterable[Task]) -> None:
+        """Withdraw, drop or forget those of the tasks, and of what they stood for, that nobody needs."""
+        stack = list(tasks)
+        while stack:
+            task = stack.pop()
+            if task.who or task.users or task.state == FORGOTTEN or task.flags & PINNED:
+                continue
+            if task.state <= ASSIGNED:
+                self._withdraw(task)
+                task.state = RELEASED
+                task.waiting = 0
+                for dep in task.deps:
+                    dep.users -= 1
+                    if not dep.users:
+                        stack.append(dep)
+            elif task.state == MEMORY and task.dependents:
+                self._drop(task)
+            if not task.dependents:
+                stack += task.deps
+                self.forget(task)
+
+    def _drop(self, task: Task) -> None:
+        """Let the data go where it can be had again: what a client holds is part of its dependents' specs."""
+        self.tables.discard(task)
+        for holder in task.holders:
+            if isinstance(holder, Worker):
+                self.tables.remove_holder(task, holder, tell=True)
+        if not task.holders:
+            task.state = RELEASED
+        self.tables.placing.pop(task.key, None)
+
+    def forget(self, task: Task) -> None:
+        """Take a task that nobody needs and nothing depends on out of the table."""
+        tables = self.tables
+        key = task.key
+        del tables.tasks[key]
+        task.state = FORGOTTEN
+        if task.value is not None:
+            tables.discard(task)
+        for holder in task.holders:
+            del holder.held[key]
+            if holder.kind is Drop:
+                holder.rows.append(key)
+            else:
+                tables.post(holder, Drop, key)
+        task.holders = ()
+        task.args = b""
+        for dep in task.deps:
+            if dep.dependents is not None:
+                del dep.dependents[task]
+        task.deps = ()  # a queue may still have the record for a while
+        fn = task.fn
+        if fn is None:
+            tables.placing.pop(key, None)
+        else:
+            fn.uses -= 1
+            if not fn.uses and not fn.owners:
+                tables.functions.pop(fn.digest, None)
+
+    def unwant(self, client: Client, task: Task) -> None:
+        """The client's want is gone from its books; take it off the task's."""
+        task.who = () if task.who is client.alone else tuple(c for c in task.who if c is not client)
+
+    # --- lost and computed again -----------------------------------------------------------------------
+
+    def lost(self, tasks: list[Task], reason: str) -> None:
+        """These were in memory and have no copy left: compute again what is needed, as far back as it takes."""
+        tables, placement = self.tables, self.placement
+        for task in tasks:
+            task.state = RELEASED
+            told: dict[Worker, None] = {}
+            for d in task.dependents or ():
+                if d.state == READY:
+                    placement.dequeue(d, WAITING)
+                    d.waiting += 1
+                elif d.state == WAITING:
+                    d.waiting += 1
+                elif d.state == ASSIGNED:
+                    placement.stall(d)
+                    assert d.worker is not None
+                    told[d.worker] = None
+            for worker in told:
+                tables.post(worker, Locate, (task.key, task.nbytes, (), None))
+            tables.placing.pop(task.key, None)
+            trouble = task.trouble = task.trouble or Trouble()
+            trouble.recomputes += 1
+            if task.fn is not None:
+                for client in task.who:
+                    tables.post(client, Lost, task.key)
+        needed = [task for task in tasks if task.who or task.users]
+        for task in needed:
+            assert task.trouble is not None
+            times = task.trouble.recomputes
+            if times > MAX_RECOMPUTES:
+                self.fail(task, (True, b"", task.key, f"{task.key}: its result was lost {times} times, last: {reason}"))
+        for task in needed:
+            if task.state == RELEASED:
+                self.revive(task, reason)
+        self.tidy(tasks)
+
+    def revive(self, task: Task, reason: str) -> None:
+        """A released task is needed again, and so is whatever it needs. It ends active, failed or cancelled."""
+        order = self._lineage(task)
+        for t in order:
+            states = [dep.state for dep in t.deps]
+            if FAILED in states:
+                culprit = t.deps[states.index(FAILED)].trouble
+                assert culprit is not None
+                self.fail(t, culprit.failure)
+                continue
+            if t.fn is None or RELEASED in states:
+                continue  # data that is gone, or something computed from it
+            for dep in t.deps:
+                dep.users += 1
+            t.waiting = sum(state != MEMORY for state in states)
+            t.state = WAITING
+            if not t.waiting:
+                self.placement.enqueue(t)
+        if task.state == RELEASED:
+            why = reason if task.fn is None else f"an input of {task.key} is gone for good: {reason}"
+            self.cancel([task], f"scattered data lost: {why}")
+        self.tidy(order)
+
+    def _lineage(self, task: Task) -> list[Task]:
+        """The released tasks that must be computed for this one, inputs first."""
+        order: dict[Task, None] = {}
+        stack = [(task, False)]
+        while stack:
+            t, ready = stack.pop()
+            if ready:
+                order[t] = None
+            elif t not in order:
+                stack.append((t, True))
+                stack += [(dep, False) for dep in t.deps if dep.state == RELEASED and dep not in order]
+        return list(order)
+
+    def cancel(self, tasks: Iterable[Task], reason: str) -> None:
+        """Nobody gets these, nor any active task that depends on them."""
+        stack: list[Task] = list(tasks)
+        loose: list[Task] = []
+        while stack:
+            task = stack.pop()
+            for client in task.who:
+                del client.wants[task.key]
+                self.tables.post(client, Cancelled, (task.key, reason))
+            task.who = ()
+            task.flags &= ~PINNED
+            stack += [d for d in task.dependents or () if d.state <= ASSIGNED]
+            if task.state <= ASSIGNED:
+                self._withdraw(task)
+                task.state = RELEASED
+                task.waiting = 0
+                for dep in task.deps:
+                    dep.users -= 1
+                loose += task.deps
+            loose.append(task)
+        self.tidy(loose)
+
+    def retry(self, tasks: list[Task]) -> None:
+        """Start failed tasks, and the failed ones that they depend on, from the beginning."""
+        again: dict[Task, None] = {}
+        stack = list(tasks)
+        while stack:
+            task = stack.pop()
+            if task.state == FAILED and task not in again:
+                again[task] = None
+                stack += task.deps
+        for task in again:
+            task.trouble = None
+            task.state = RELEASED
+            for client in task.who:
+                self.tables.post(client, Lost, task.key)
+        for task in again:
+            if task.state == RELEASED and task.who:
+                self.revive(task, "its data was released")
+        self.tidy(again)

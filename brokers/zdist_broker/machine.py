@@ -1,0 +1,263 @@
+"""The broker as a state machine: sessions, roles, the order of a turn. PURE.
+
+``handle`` takes a message apart and changes the tables; what peers are to be told is posted row by row. ``turn`` gives
+out tasks and hands everything over. Per peer the order is: what was posted while messages were handled (so that a Drop or
+Abort never overtakes a new Run of its key, nor the other way round), then Define and Run, then TakeBack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from zdist.core.machine import Machine
+from zdist.errors import ProtocolError
+from zdist.limits import PARKED_MESSAGES, WINDOW_BYTES, WINDOW_TASKS
+from zdist.protocol.messages import (
+    Adjusted,
+    Ask,
+    Call,
+    Called,
+    Cancel,
+    Define,
+    Done,
+    Erred,
+    Held,
+    Hold,
+    Message,
+    Missing,
+    Output,
+    Place,
+    Refused,
+    Release,
+    Retry,
+    Returned,
+    Seceded,
+    Submit,
+    Subscribe,
+    Want,
+    WhichFunction,
+    WorkerDied,
+)
+from zdist_broker.checks import check
+from zdist_broker.data import Data
+from zdist_broker.intake import Intake
+from zdist_broker.lifecycle import Lifecycle
+from zdist_broker.placement import Placement
+from zdist_broker.queries import Queries, Shutdown
+from zdist_broker.relay import Relay
+from zdist_broker.state import Client, Node, Tables, Worker
+
+__all__ = ["BrokerMachine", "Expel", "Shutdown"]
+
+Handlers = Mapping[type, Callable[..., None]]
+
+
+class Expel(NamedTuple):
+    """Command: a worker was given up with its process or node; end its session. It has left already."""
+
+    session: str
+    reason: str
+
+
+class BrokerMachine(Machine[str]):
+    """The broker without sockets; destinations are session ids.
+
+    Args:
+        epoch: number of this broker's life, higher than that of any before it at the same address.
+        cluster: name of the cluster, told to every peer.
+        address: what clients connect to, for ``scheduler_info``.
+        relay: the bulk side, for its figures in "counts".
+    """
+
+    def __init__(self, *, epoch: int, cluster: str, address: str = "", relay: Relay | None = None) -> None:
+        super().__init__()
+        self.cluster = cluster
+        self.tables = tables = Tables(epoch)
+        self.placement = placement = Placement(tables)
+        self.lifecycle = lifecycle = Lifecycle(tables, placement)
+        self.intake = intake = Intake(tables, placement, lifecycle)
+        self.data = data = Data(tables, placement, lifecycle)
+        self.queries = queries = Queries(
+            tables, lifecycle, self.commands, address=address, session=f"b-{epoch:x}", relay=relay
+        )
+        self.peers: dict[str, Client | Worker | Node] = {}
+        self.client_handlers: Handlers = {
+            Submit: intake.submit,
+            Release: intake.release,
+            Define: intake.define,
+            Want: intake.want,
+            Cancel: intake.cancel,
+            Retry: intake.retry,
+            Hold: data.hold,
+            Place: data.place,
+            Missing: data.missing,
+            Ask: queries.ask,
+            Call: queries.call,
+        }
+        self.worker_handlers: Handlers = {
+            Done: lifecycle.done,
+            Erred: lifecycle.erred,
+            Held: data.held,
+            Missing: data.missing,
+            Returned: data.returned,
+            Seceded: data.seceded,
+            Subscribe: data.subscribe,
+            WhichFunction: self._which_function,
+            Called: queries.called,
+            Output: queries.output,
+        }
+        self.node_handlers: Handlers = {WorkerDied: self._worker_died, Adjusted: queries.adjusted}
+
+    # --- sessions -------------------------------------------------------------------------------------
+
+    def joined(self, session: str, role: str, info: dict[str, Any], now: float) -> dict[str, Any] | Refused:
+        """A session begins. Returns what to add to Welcome's info, or why it may not."""
+        if session in self.peers:  # it has lost its state and begins anew
+            self.left(session, "it has begun a new life", now)
+        welcome: dict[str, Any] = {"cluster": self.cluster}
+        peer: Client | Worker | Node
+        if role == "client":
+            peer = self.tables.clients[session] = Client(session, info, now)
+            peer.handlers = self.client_handlers
+            welcome |= {"window_tasks": WINDOW_TASKS, "window_bytes": WINDOW_BYTES}
+        elif role == "worker":
+            lacking = [name for name in ("node", "address") if not isinstance(info.get(name), str)]
+            if lacking:
+                return Refused("info", f"the hello of worker {session} lacks {' and '.join(lacking)}")
+            peer = self.tables.workers[session] = Worker(session, info, now)
+            peer.handlers = self.worker_handlers
+        elif role == "node":
+            peer = self.tables.nodes[session] = Node(session, info, now)
+            peer.handlers = self.node_handlers
+        else:
+            return Refused("role", f"{role!r} is no role; there are client, worker and node")
+        self.peers[session] = peer
+        self.log("info", f"{role}.joined", session=session, name=peer.name, host=peer.host)
+        return welcome
+
+    def resumed(self, session: str, now: float) -> None:
+        """The session's connection was renewed; nothing was lost."""
+        peer = self.peers.get(session)
+        if peer is not None:
+            peer.seen = now
+
+    def left(self, session: str, reason: str, now: float) -> None:
+        """A session is over: its lease ran out, or it said Bye."""
+        peer = self.peers.pop(session, None)
+        if peer is None:
+            return
+        peer.gone = True
+        if isinstance(peer, Client):
+            del self.tables.clients[session]
+            self.queries.gone([peer], reason)
+            self.intake.leave(peer)
+            self.data.leave(peer)
+            self.log("info", "client.left", session=session, name=peer.name, reason=reason)
+        elif isinstance(peer, Worker):
+            self._remove([peer], reason)
+        else:
+            del self.tables.nodes[session]
+            self.queries.gone([peer], reason)
+            self.log("info", "node.left", session=session, name=peer.name, reason=reason)
+            workers = [w for w in self.tables.workers.values() if w.node == session]
+            for worker in workers:
+                del self.peers[worker.session]
+                self.commands.append(Expel(worker.session, f"its node {peer.name} is gone: {reason}"))
+            self._remove(workers, f"its node {peer.name} is gone: {reason}")
+
+    def _remove(self, workers: list[Worker], reason: str) -> None:
+        if workers:
+            names = ", ".join(w.name for w in workers)
+            self.data.remove(workers, f"worker{'s' if len(workers) > 1 else ''} {names} died: {reason}")
+            self.queries.gone(workers, reason)
+            for worker in workers:
+                self.log("info", "worker.left", session=worker.session, name=worker.name, reason=reason)
+
+    def _worker_died(self, node: Node, message: WorkerDied, now: float) -> None:
+        worker = self.data.worker_died(node, message, now)
+        if worker is not None:
+            del self.peers[worker.session]
+            reason = message.text or (f"exit code {message.code}" if message.code >= 0 else f"signal {-message.code}")
+            self.commands.append(Expel(worker.session, reason))
+            self._remove([worker], reason)
+
+    # --- messages -------------------------------------------------------------------------------------
+
+    def handle(self, session: str, message: Message, now: float) -> None:
+        """Take in a message.
+
+        Raises:
+            ProtocolError: the session is unknown or its role may not send this; nothing has changed.
+        """
+        peer = self.peers.get(session)
+        if peer is None:
+            raise ProtocolError(f"{type(message).__name__} from {session}, which has not joined")
+        handler = peer.handlers.get(type(message))
+        if handler is None:
+            role = type(peer).__name__.lower()
+            raise ProtocolError(f"{type(message).__name__} from {session}: a {role} does not send this to a broker")
+        peer.seen = now
+        if peer.parked is not None:
+            self._unpark(peer, message, now)
+        else:
+            handler(peer, message, now)
+
+    def _unpark(self, peer: Client | Worker | Node, message: Message, now: float) -> None:
+        """A client's messages wait, in order, while it is asked for a function that a submission of it needs."""
+        assert peer.parked is not None
+        digest, parked = peer.parked
+        if isinstance(message, Define) and message.fn == digest:
+            peer.parked = None
+            for earlier in (message, *parked):
+                self.handle(peer.session, earlier, now)
+        elif len(parked) < PARKED_MESSAGES:
+            parked.append(message)
+        else:
+            raise ProtocolError(f"{peer.session} does not define function {digest.hex()} and sends on")
+
+    def _which_function(self, worker: Worker, message: WhichFunction, now: float) -> None:
+        fn = self.tables.functions.get(message.fn)
+        if fn is None:  # its tasks are gone, and the worker will hear so
+            self.tables.ignored += 1
+        else:
+            fn.workers.add(worker.session)
+            self.tables.tell(worker, Define(fn.digest, fn.name, fn.blob))
+
+    # --- turns and time ---------------------------------------------------------------------------------
+
+    def turn(self, now: float) -> None:
+        """Assign tasks and hand over what is to be sent; once, after the messages that were there."""
+        placement, tables = self.placement, self.tables
+        placement.turn()
+        placement.flush()
+        if placement.loaded or placement.steal_at is not None:
+            placement.balance(now)
+        for pool in placement.blocked:
+            workers, _, resources, tags = pool.place
+            self.log("warning", "no-worker", workers=workers, resources=resources, tags=tags, tasks=pool.live)
+        placement.blocked = []
+        self.queries.turn(now)
+        tables.flush(self.send)
+
+    def tick(self, now: float) -> None:
+        """Do what is due by ``deadline``; ``turn`` follows."""
+        placement = self.placement
+        if placement.steal_at is not None and now >= placement.steal_at:
+            placement.balance(now, due=True)
+
+    def deadline(self) -> float | None:
+        """When ``tick`` is next needed."""
+        steal, asked = self.placement.steal_at, self.queries.deadline()
+        if steal is None or asked is None:
+            return asked if steal is None else steal
+        return min(steal, asked)
+
+    def busy(self) -> bool:
+        """Whether a task is unfinished."""
+        placement = self.placement
+        return any(w.assigned for w in self.tables.workers.values()) or any(p.live for p in placement.pools.values())
+
+    def check(self) -> None:
+        """Raise InvariantError if the tables contradict each other. Between turns."""
+        check(self)

@@ -1,0 +1,351 @@
+"""Which task runs where: capacity, rotation, locality, taking back. PURE.
+
+Capacity is derived from the assigned set: a task that waits for lost data or has seceded does not count. Work queued
+ahead of a worker's threads grows with the measured durations of the functions in it, never before they are known.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heapreplace
+from itertools import islice
+from typing import Any
+
+from zdist.limits import (
+    AHEAD_TASKS,
+    ASK_BACK_TIMEOUT,
+    BYTES_PER_MICRO,
+    HOLDERS_TOLD,
+    POOLS_KEPT,
+    STEAL_MICROS,
+    STEAL_PAUSE,
+    STEAL_SAMPLE,
+)
+from zdist.protocol.messages import Define, Options, Run, TakeBack
+from zdist_broker.pool import Place, Pool
+from zdist_broker.state import ASSIGNED, READY, SECEDED, WAITING, Tables, Task, Terms, Worker
+
+_LAST = 1 << 80  # after every priority
+
+
+class Placement:
+    """The queues, the workers' room, and the assignments of a turn."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.pools: dict[Place, Pool] = {}
+        self.default = self.pool(((), False, (), ()))
+        self.terms: dict[Options, Terms] = {}
+        self.touched: dict[Worker, None] = {}  # their room has changed since the last turn
+        self.dirty: dict[Pool, None] = {}  # have new tasks, or members that were touched
+        self.loaded: dict[Worker, None] = {}  # have tasks queued beyond their threads
+        self.assigned: list[Worker] = []  # have rows of Run to send
+        self.steal_at: float | None = None
+        self.blocked: list[Pool] = []  # have tasks and no worker that may take them; each is reported once
+
+    # --- classes ------------------------------------------------------------------------------------
+
+    def terms_for(self, options: Options) -> Terms:
+        """The shared record of these options."""
+        terms = self.terms.get(options)
+        if terms is None:
+            if len(self.terms) >= POOLS_KEPT:  # only a cache: tasks keep theirs
+                self.terms.clear()
+            place = (options.workers, options.allow_other, options.resources, options.tags)
+            terms = self.terms[options] = Terms(options, self.pool(place))
+        return terms
+
+    def pool(self, place: Place) -> Pool:
+        pool = self.pools.get(place)
+        if pool is None:
+            if len(self.pools) >= POOLS_KEPT:
+                self._prune()
+            pool = self.pools[place] = Pool(place)
+            self._refit(pool)
+        return pool
+
+    def _prune(self) -> None:
+        """Forget classes that no task and no cached terms belong to."""
+        self.terms.clear()
+        used = {task.terms.pool for task in self.tables.tasks.values() if task.terms is not None}
+        used.add(self.default)
+        for place, pool in list(self.pools.items()):
+            if pool not in used:
+                for worker in list(pool.members):
+                    pool.remove(worker)
+                del self.pools[place]
+
+    def _refit(self, pool: Pool) -> None:
+        """Determine a class's workers anew."""
+        workers = [w for w in self.tables.workers.values() if w.subscribed]
+        members = [w for w in workers if pool.matches(w)]
+        if not members and pool.place[1]:
+            members = [w for w in workers if pool.matches(w, anyone=True)]
+        keep = dict.fromkeys(members)
+        for worker in list(pool.members):
+            if worker not in keep:
+                pool.remove(worker)
+        for worker in members:
+            pool.admit(worker)
+            self.touched[worker] = None
+
+    def fit(self, worker: Worker) -> None:
+        """A worker has come, gone, or changed what it offers."""
+        here = worker.subscribed and not worker.gone
+        for pool in self.pools.values():
+            if pool.place[1]:
+                self._refit(pool)
+            elif here and pool.matches(worker):
+                pool.admit(worker)
+            else:
+                pool.remove(worker)
+        if here:
+            self.touched[worker] = None
+        else:
+            self.touched.pop(worker, None)
+            self.loaded.pop(worker, None)
+
+    # --- a task's way through a queue and a worker ---------------------------------------------------
+
+    def enqueue(self, task: Task) -> None:
+        """All inputs are there."""
+        assert task.terms is not None
+        task.state = READY
+        pool = task.terms.pool
+        pool.push(task)
+        self.dirty[pool] = None
+
+    def dequeue(self, task: Task, state: int) -> None:
+        """A task that was ready is so no more."""
+        assert task.terms is not None
+        task.state = state
+        task.terms.pool.withdraw()
+
+    def charge(self, task: Task, worker: Worker, sign: int) -> None:
+        """An assigned task begins (1) or ceases (-1) to count against its worker's capacity."""
+        if not task.flags & SECEDED:
+            worker.count += sign
+            worker.load += sign * task.cost
+        assert task.terms is not None
+        if task.terms.pool.resources:
+            free = worker.free
+            for name, amount in task.terms.pool.resources:
+                free[name] = free.get(name, 0.0) - sign * amount
+        self.touched[worker] = None
+
+    def secede(self, task: Task, worker: Worker, back: bool) -> None:
+        """The task leaves its worker's threads, but keeps its resources."""
+        if back == bool(task.flags & SECEDED):
+            task.flags ^= SECEDED
+            if not task.waiting:
+                sign = 1 if back else -1
+                worker.count += sign
+                worker.load += sign * task.cost
+            self.touched[worker] = None
+
+    def unassign(self, task: Task) -> Worker:
+        """Take the task off its worker's books; the caller gives it its new state."""
+        worker = task.worker
+        assert worker is not None
+        del worker.assigned[task.key]
+        if not task.waiting:
+            self.charge(task, worker, -1)
+        task.flags &= ~SECEDED
+        task.worker = None
+        self.touched[worker] = None
+        return worker
+
+    def requeue(self, task: Task) -> None:
+        """An attempt is over without a result: start another when the inputs are there."""
+        self.unassign(task)
+        task.state = WAITING
+        if not task.waiting:
+            self.enqueue(task)
+
+    def stall(self, task: Task) -> None:
+        """One more input of an assigned task is gone: it waits, and its capacity is for who makes the input again."""
+        if not task.waiting and task.worker is not None:
+            self.charge(task, task.worker, -1)
+        task.waiting += 1
+
+    def resume(self, task: Task) -> None:
+        """An input of an assigned task is back."""
+        task.waiting -= 1
+        if not task.waiting and task.worker is not None:
+            self.charge(task, task.worker, 1)
+
+    def located(self, dep: Task, worker: Worker) -> tuple[str, int, tuple[str, ...], Any]:
+        """A dependency as a worker is told of it: what it holds itself it needs no value for."""
+        if dep.key in worker.held:
+            return (dep.key, dep.nbytes, worker.sessions, None)
+        if dep.value is not None:
+            return (dep.key, dep.nbytes, (), dep.value)
+        return (dep.key, dep.nbytes, self.tables.holders(dep, worker), None)
+
+    # --- a turn -------------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """Assign what can be assigned, in order of priority across the classes."""
+        dirty = self.dirty
+        for worker in self.touched:
+            if worker.count > worker.threads:
+                self.loaded[worker] = None
+            else:
+                self.loaded.pop(worker, None)
+            for pool in worker.pools:
+                pool.offer(worker)
+                if pool.live:
+                    dirty[pool] = None
+        self.touched = {}
+        if not dirty:
+            return
+        self.dirty = {}
+        if len(dirty) == 1:
+            for pool in dirty:
+                self._drain(pool, _LAST)
+            return
+        heap = []
+        for n, pool in enumerate(dirty):
+            first = pool.head()
+            if first is not None:
+                heap.append((first.priority, n, pool))
+        heapify(heap)
+        while heap:
+            _, n, pool = heap[0]
+            limit = min((entry[0] for entry in heap[1:3]), default=_LAST)
+            following = self._drain(pool, limit)
+            if following is None:
+                heappop(heap)
+            else:
+                heapreplace(heap, (following, n, pool))
+
+    def _drain(self, pool: Pool, limit: int) -> int | None:
+        """Assign a class's tasks up to a priority; the next one's priority if that is beyond, else None."""
+        heap = pool.heap
+        while pool.live:
+            task = pool.head()
+            assert task is not None and task.fn is not None
+            if task.priority > limit:
+                return task.priority
+            worker = self._prefer(task, pool) if task.deps else None
+            if worker is None:
+                worker = pool.pick(task.fn)
+                if worker is None:
+                    if not pool.members and not pool.warned and pool is not self.default:
+                        pool.warned = True
+                        self.blocked.append(pool)
+                    return None
+            if heap and heap[0][1] is task:
+                heappop(heap)
+            else:
+                pool.tail.popleft()
+            pool.live -= 1
+            self._assign(task, worker)
+        return None
+
+    def _prefer(self, task: Task, pool: Pool) -> Worker | None:
+        """The worker that holds most of the inputs, if it has room and going elsewhere would not be sooner."""
+        weights: dict[Worker, int] = {}
+        for dep in task.deps:
+            if len(dep.holders) <= HOLDERS_TOLD:  # what is nearly everywhere decides nothing
+                weight = dep.nbytes if dep.value is None else 1
+                for holder in dep.holders:
+                    if isinstance(holder, Worker):
+                        weights[holder] = weights.get(holder, 0) + weight
+        if not weights:
+            return None
+        best = max(weights, key=weights.__getitem__) if len(weights) > 1 else next(iter(weights))
+        if best.paused or best not in pool.members or (pool.resources and not pool.affords(best)):
+            return None
+        if best.count < best.threads:
+            return best
+        fn = task.fn
+        assert fn is not None
+        if not fn.measured or best.victim or best.load + fn.cost > best.budget or best.count >= AHEAD_TASKS:
+            return None
+        if pool.idle() and weights[best] // BYTES_PER_MICRO <= best.load // best.threads:
+            return None
+        return best
+
+    def _assign(self, task: Task, worker: Worker) -> None:
+        tables, fn, terms = self.tables, task.fn, task.terms
+        assert fn is not None and terms is not None
+        tables.attempt = task.attempt = attempt = tables.attempt + 1
+        task.state = ASSIGNED
+        task.worker = worker
+        task.cost = cost = fn.cost
+        worker.assigned[task.key] = task
+        worker.count += 1
+        worker.load += cost
+        if worker.count > worker.threads:
+            self.loaded[worker] = None
+        if terms.pool.resources:
+            for name, amount in terms.pool.resources:
+                worker.free[name] -= amount
+        deps = tuple([self.located(dep, worker) for dep in task.deps]) if task.deps else ()
+        row = (task.key, attempt, task.priority, bool(task.who) and not task.dependents, task.args, deps)
+        runs = worker.runs
+        rows = runs.get(fn)
+        if rows is None:
+            if not runs:
+                self.assigned.append(worker)
+            runs[fn] = [row]
+        else:
+            rows.append(row)
+
+    def flush(self) -> None:
+        """Post the turn's Run messages, each after the function's first Define there."""
+        tables = self.tables
+        for worker in self.assigned:
+            for fn, rows in worker.runs.items():
+                if worker.session not in fn.workers:
+                    fn.workers.add(worker.session)
+                    tables.tell(worker, Define(fn.digest, fn.name, fn.blob))
+                tables.tell(worker, Run(fn.digest, tuple(rows)))
+            worker.runs = {}
+        self.assigned = []
+
+    # --- taking back --------------------------------------------------------------------------------
+
+    def balance(self, now: float, *, due: bool = False) -> None:
+        """Ask the most loaded workers for queued tasks if others are idle and nothing is ready; after ``flush``.
+
+        Little work is asked back only after a pause (``due``): mostly it is done before the answer would come.
+        """
+        if not self.loaded or self.default.live or not self.default.idle():
+            self.steal_at = None
+            return
+        victims = [
+            w
+            for w in islice(self.loaded, STEAL_SAMPLE)
+            if w.asked_back is None or now >= w.asked_back + ASK_BACK_TIMEOUT
+        ]
+        if not victims:
+            self.steal_at = now + ASK_BACK_TIMEOUT
+            return
+        victim = max(victims, key=lambda w: w.load)
+        if victim.load < STEAL_MICROS and not due:
+            if self.steal_at is None:
+                self.steal_at = now + STEAL_PAUSE
+            return
+        self.steal_at = now + STEAL_PAUSE
+        del self.loaded[victim]  # to the end of the line
+        self.loaded[victim] = None
+        self._ask_back(victim, now)
+
+    def _ask_back(self, victim: Worker, now: float) -> None:
+        surplus = victim.count - victim.threads
+        idle = sum(max(w.threads - w.count, 0) for w in islice(self.default.free, STEAL_SAMPLE))
+        share = max(1, surplus * idle // (idle + 1))
+        rows: list[tuple[str, int]] = []
+        for task in islice(reversed(victim.assigned.values()), surplus):
+            assert task.terms is not None
+            if not task.waiting and not task.flags & SECEDED and task.terms.pool.idle():
+                rows.append((task.key, task.attempt))
+                if len(rows) >= share:
+                    break
+        victim.asked_back = now
+        if rows:
+            victim.victim = True
+            for pool in victim.pools:
+                pool.ahead.pop(victim, None)
+            self.tables.tell(victim, TakeBack(tuple(rows)))

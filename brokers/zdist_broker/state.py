@@ -1,0 +1,344 @@
+"""The broker's records and tables: tasks, functions, peers, and what is to be told to whom. PURE.
+
+A task record is all that the broker knows of a key, be it computed or held data (``fn`` is None). Records refer to one
+another directly; keys are looked up once, when a message comes in.
+
+States: WAITING for inputs, READY in a queue, ASSIGNED to a worker, MEMORY (a result exists), FAILED for good, RELEASED
+(the spec is kept because a dependent may have to be computed again, the data is gone), FORGOTTEN (not in the table
+any more). The first three are *active*: every active task is needed by a client or by another active task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
+
+from zdist.limits import AHEAD_MICROS, BROKER_CACHE, HOLDERS_TOLD, INLINE_RESULT, MIN_MICROS
+from zdist.protocol.messages import Drop, Finished, Members, Options, Payload, payload_size
+from zdist_broker.pool import Pool
+
+WAITING: Final = 0
+READY: Final = 1
+ASSIGNED: Final = 2
+MEMORY: Final = 3
+FAILED: Final = 4
+RELEASED: Final = 5
+FORGOTTEN: Final = 6
+STATES: Final = ("waiting", "ready", "assigned", "memory", "failed", "released", "forgotten")
+
+PINNED: Final = 1  # fire and forget: needed until it is done, though nobody wants it
+SECEDED: Final = 2  # has left its worker's thread pool
+
+# (killed, pickled exception, key of the task that raised, text)
+Failure: TypeAlias = tuple[bool, Payload, str, str]
+
+
+class Trouble:
+    """What went wrong with a task so far; most tasks never have one."""
+
+    __slots__ = ("deaths", "errors", "failure", "recomputes")
+
+    def __init__(self) -> None:
+        self.errors = 0
+        self.deaths = 0
+        self.recomputes = 0
+        self.failure: Failure = (False, b"", "", "")
+
+
+class Function:
+    """A pickled function, its users, and how long it takes."""
+
+    __slots__ = ("blob", "cost", "digest", "measured", "micros", "name", "owners", "uses", "workers")
+
+    def __init__(self, digest: bytes, name: str, blob: Payload) -> None:
+        self.digest = digest
+        self.name = name
+        self.blob = blob
+        self.uses = 0  # tasks in the table
+        self.owners = 0  # connected clients that defined it and may submit it again without defining it
+        self.workers: set[str] = set()  # sessions that it was sent to; never iterated
+        self.measured = False
+        self.micros = 0
+        self.cost = AHEAD_MICROS  # microseconds charged to a worker: nothing is queued behind an unknown one
+
+    def learn(self, micros: int) -> None:
+        """Take in the mean duration of some completions. Falls faster than it rises: first calls load modules."""
+        if self.measured:
+            change = micros - self.micros
+            self.micros += change >> 2 if change < 0 else change >> 3
+        else:
+            self.measured = True
+            self.micros = micros
+        self.cost = min(max(self.micros, MIN_MICROS), AHEAD_MICROS)
+
+
+class Terms:
+    """Tasks submitted with equal options share one of these."""
+
+    __slots__ = ("forget", "inner", "pool", "retries", "root")
+
+    def __init__(self, options: Options, pool: Pool) -> None:
+        self.pool = pool
+        self.retries = options.retries
+        self.forget = options.forget
+        self.inner = -2 * options.priority << 40  # priority is this plus the order of arrival
+        self.root = (1 - 2 * options.priority) << 40  # tasks without dependencies come after those with
+
+
+class Task:
+    """A key: its spec, its state, and who has to do with it."""
+
+    __slots__ = (
+        "args", "attempt", "cost", "dependents", "deps", "flags", "fn", "holders", "key", "nbytes", "priority", "state",
+        "terms", "trouble", "type", "users", "value", "waiting", "who", "worker",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        key: str,
+        fn: Function | None,
+        args: Payload,
+        deps: tuple[Task, ...],
+        terms: Terms | None,
+        priority: int,
+        state: int,
+        who: tuple[Client, ...],
+    ) -> None:
+        self.key = key
+        self.fn = fn
+        self.args = args
+        self.deps = deps
+        self.terms = terms
+        self.priority = priority
+        self.state = state
+        self.who = who  # clients that want it; their wants have the generation
+        self.flags = 0
+        self.waiting = 0  # while active: dependencies that are not in memory
+        self.users = 0  # dependents that are active
+        self.dependents: dict[Task, None] | None = None  # all that are in the table
+        self.attempt = 0  # the current or last one; of data 0
+        self.worker: Worker | None = None
+        self.cost = 0  # what the assignment added to the worker's load
+        self.holders: tuple[Worker | Client, ...] = ()
+        self.nbytes = 0
+        self.value: Payload | None = None
+        self.type = ""
+        self.trouble: Trouble | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.key} {STATES[self.state]}>"
+
+
+class Peer:
+    """A session and the rows that are to be sent to it at the end of the turn, in order."""
+
+    __slots__ = (
+        "gone", "handlers", "host", "kind", "known", "name", "parked", "pending", "pid", "rows", "seen", "session"
+    )  # fmt: skip
+
+    def __init__(self, session: str, info: dict[str, Any], now: float) -> None:
+        self.session = session
+        self.name = str(info.get("name") or session)
+        self.host = str(info.get("host") or "")
+        pid = info.get("pid")
+        self.pid = pid if isinstance(pid, int) else 0
+        self.seen = now
+        self.gone = False
+        self.known: set[str] = set()  # workers that it was told of; never iterated
+        self.parked: tuple[bytes, list[Any]] | None = None  # messages that wait for a function to be defined again
+        self.kind: type | None = None  # of the last message in pending, if more rows may be added to it
+        self.rows: list[Any] = []
+        self.pending: list[tuple[type | None, Any]] = []
+        self.handlers: Mapping[type, Callable[..., None]] = {}
+
+    def __repr__(self) -> str:
+        return f"<{self.session} {self.name}>"
+
+
+class Client(Peer):
+    """A client: what it wants (key to generation), what it holds itself, and the functions it defined."""
+
+    __slots__ = ("alone", "functions", "held", "logs", "sessions", "wants")
+
+    def __init__(self, session: str, info: dict[str, Any], now: float) -> None:
+        super().__init__(session, info, now)
+        self.alone: tuple[Client, ...] = (self,)  # shared by all tasks that only this client wants
+        self.sessions = (session,)
+        self.wants: dict[str, int] = {}
+        self.held: dict[str, Task] = {}
+        self.functions: dict[Function, None] = {}
+        self.logs = False
+
+
+class Worker(Peer):
+    """A worker: what it can take, what it was given, what it holds."""
+
+    __slots__ = (
+        "address", "alone", "asked_back", "assigned", "budget", "count", "free", "held", "load", "memory_limit", "node",
+        "paused", "pools", "resources", "row", "runs", "sessions", "subscribed", "tags", "threads", "victim",
+    )  # fmt: skip
+
+    def __init__(self, session: str, info: dict[str, Any], now: float) -> None:
+        super().__init__(session, info, now)
+        self.address = str(info["address"])
+        self.node = str(info["node"])
+        limit = info.get("memory_limit")
+        self.memory_limit = limit if isinstance(limit, int) else 0
+        self.alone: tuple[Worker, ...] = (self,)  # shared by all results that only this worker holds
+        self.sessions = (session,)
+        self.row = (session, self.address, self.name, self.host, self.node)
+        self.subscribed = False
+        self.paused = False
+        self.threads = 0
+        self.budget = 0  # microseconds of work that it may have outstanding beyond one task per thread
+        self.tags: tuple[str, ...] = ()
+        self.resources: dict[str, float] = {}
+        self.free: dict[str, float] = {}  # of resources
+        self.assigned: dict[str, Task] = {}
+        self.count = 0  # assigned tasks that count against its capacity
+        self.load = 0  # their cost in microseconds
+        self.held: dict[str, Task] = {}
+        self.pools: list[Pool] = []
+        self.runs: dict[Function, list[Any]] = {}  # rows of this turn
+        self.asked_back: float | None = None  # when a TakeBack was sent that has brought nothing back yet
+        self.victim = False  # something was taken back and it has completed nothing since
+
+
+class Node(Peer):
+    """A node process; its workers are those that name it."""
+
+    __slots__ = ()
+
+
+class Placing:
+    """Held data on its way to workers (scatter)."""
+
+    __slots__ = ("allowed", "copies", "targets", "task")
+
+    def __init__(self, task: Task, allowed: tuple[str, ...], copies: int) -> None:
+        self.task = task
+        self.allowed = allowed
+        self.copies = copies  # 0: on all that are allowed
+        self.targets: dict[Worker, None] = {}  # asked to fetch it
+
+
+class Tables:
+    """All records of one broker, and the rows to send."""
+
+    def __init__(self, epoch: int) -> None:
+        self.tasks: dict[str, Task] = {}
+        self.functions: dict[bytes, Function] = {}
+        self.clients: dict[str, Client] = {}
+        self.workers: dict[str, Worker] = {}
+        self.nodes: dict[str, Node] = {}
+        self.placing: dict[str, Placing] = {}
+        self.cache: dict[Task, None] = {}  # tasks whose value is kept, oldest first
+        self.cached = 0  # bytes of those values
+        self.attempt = (epoch & 0x7FFFFF) << 40
+        self.order = 0
+        self.ignored = 0  # rows that came too late or made no sense
+        self.posted: list[Peer] = []
+
+    # --- telling ------------------------------------------------------------------------------------
+
+    def post(self, peer: Peer, kind: type, row: Any) -> None:
+        """Add a row to what the peer is told; adjacent rows of a kind become one message."""
+        if peer.kind is not kind:
+            if not peer.pending:
+                self.posted.append(peer)
+            peer.kind = kind
+            peer.rows = []
+            peer.pending.append((kind, peer.rows))
+        peer.rows.append(row)
+
+    def tell(self, peer: Peer, message: Any) -> None:
+        """Add a whole message."""
+        if not peer.pending:
+            self.posted.append(peer)
+        peer.kind = None
+        peer.pending.append((None, message))
+
+    def flush(self, send: Callable[[str, Any], None]) -> None:
+        """Hand over everything that was posted."""
+        posted, self.posted = self.posted, []
+        for peer in posted:
+            pending, peer.pending, peer.kind = peer.pending, [], None
+            if peer.gone:
+                continue
+            for kind, rows in pending:
+                send(peer.session, rows if kind is None else kind(tuple(rows)))
+
+    def holders(self, task: Task, peer: Peer) -> tuple[str, ...]:
+        """Sessions that hold the task's data, a few at most, after telling the peer who they are.
+
+        Clients are named only where no worker has it: from them data comes by relay alone.
+        """
+        holders = task.holders
+        if len(holders) == 1:
+            holder = holders[0]
+            if isinstance(holder, Worker) and holder.session not in peer.known:
+                peer.known.add(holder.session)
+                self.post(peer, Members, holder.row)
+            return holder.sessions
+        workers = [h for h in holders if isinstance(h, Worker)]
+        if not workers:
+            return tuple(h.session for h in holders[:HOLDERS_TOLD])
+        if len(workers) > HOLDERS_TOLD:  # another few for each peer, so that not all ask the same
+            start = self.attempt % len(workers)
+            workers = (workers[start:] + workers[:start])[:HOLDERS_TOLD]
+        for worker in workers:
+            if worker.session not in peer.known:
+                peer.known.add(worker.session)
+                self.post(peer, Members, worker.row)
+        return tuple(w.session for w in workers)
+
+    def finished(self, client: Client, task: Task) -> None:
+        """Tell a client that the task is in memory, and where."""
+        value = task.value
+        where = () if value is not None else self.holders(task, client)
+        self.post(client, Finished, (task.key, task.attempt, task.nbytes, value, where, task.type))
+
+    # --- copies -------------------------------------------------------------------------------------
+
+    def keep(self, task: Task, value: Payload) -> None:
+        """Keep a small value at hand, at the cost of the oldest ones."""
+        size = payload_size(value)
+        if size > INLINE_RESULT:
+            return
+        if self.cached + size > BROKER_CACHE:
+            self._evict(BROKER_CACHE // 8)
+            if self.cached + size > BROKER_CACHE:
+                return
+        task.value = value
+        self.cache[task] = None
+        self.cached += size
+
+    def _evict(self, wanted: int) -> None:
+        goal = self.cached - wanted
+        gone = []
+        for task in self.cache:
+            if task.holders:  # else it would be the only copy
+                gone.append(task)
+                self.cached -= payload_size(task.value or b"")
+                task.value = None
+                if self.cached <= goal:
+                    break
+        for task in gone:
+            del self.cache[task]
+
+    def discard(self, task: Task) -> None:
+        """Let go of the value kept at hand."""
+        if task.value is not None:
+            self.cached -= payload_size(task.value)
+            task.value = None
+            del self.cache[task]
+
+    def add_holder(self, task: Task, holder: Worker | Client) -> None:
+        task.holders = (*task.holders, holder) if task.holders else holder.alone
+        holder.held[task.key] = task
+
+    def remove_holder(self, task: Task, holder: Worker | Client, *, tell: bool) -> None:
+        task.holders = tuple(h for h in task.holders if h is not holder)
+        del holder.held[task.key]
+        if tell:
+            self.post(holder, Drop, task.key)

@@ -1,0 +1,274 @@
+"""What the tests run on workers, in a module of its own so that workers load nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Gate:
+    """Tasks wait at it until the test opens it; tells how many have arrived."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def open(self) -> None:
+        Path(self.path).touch()
+
+    def arrived(self) -> int:
+        return len(list(Path(self.path).parent.glob(f"{Path(self.path).name}-*")))
+
+    def pass_through(self, name: Any = 0, within: float = 60.0) -> Any:
+        Path(f"{self.path}-{name}-{os.getpid()}-{threading.get_ident()}").touch()
+        end = time.monotonic() + within
+        while not os.path.exists(self.path):
+            if time.monotonic() > end:
+                raise TimeoutError(f"nobody opened {self.path}")
+            time.sleep(0.002)
+        return name
+
+
+def inc(x: Any) -> Any:
+    return x + 1
+
+
+def add(x: Any, y: Any) -> Any:
+    return x + y
+
+
+def total(*xs: Any, **named: Any) -> Any:
+    return sum(xs) + sum(named.values())
+
+
+def same(x: Any) -> Any:
+    return x
+
+
+def describe(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    return args, kwargs
+
+
+def fail(x: Any, text: str = "on purpose") -> Any:
+    raise ValueError(f"{text} {x}")
+
+
+def fail_if_odd(x: int) -> int:
+    if x % 2:
+        raise ValueError(f"{x} is odd")
+    return x
+
+
+def wait_at(gate: Gate, name: Any = 0) -> Any:
+    return gate.pass_through(name)
+
+
+def pid_at(gate: Gate, name: Any = 0) -> int:
+    gate.pass_through(name)
+    return os.getpid()
+
+
+def log_line(path: str, text: Any) -> int:
+    """Append a line and return how many there are now."""
+    with open(path, "a") as file:
+        file.write(f"{text}\n")
+    return len(Path(path).read_text().splitlines())
+
+
+def fail_until(path: str, times: int) -> int:
+    """Fail the first ``times`` times."""
+    count = log_line(path, "try")
+    if count <= times:
+        raise RuntimeError(f"attempt {count} fails")
+    return count
+
+
+def fail_while_absent(path: str) -> str:
+    if not os.path.exists(path):
+        raise FileNotFoundError(path)
+    return "there"
+
+
+def zeros(nbytes: int) -> Any:
+    import numpy
+
+    return numpy.zeros(nbytes, dtype="u1")
+
+
+def filled(value: int, nbytes: int) -> Any:
+    import numpy
+
+    return numpy.full(nbytes // 8, value, dtype="i8")
+
+
+def die(how: int = signal.SIGKILL) -> None:
+    os.kill(os.getpid(), how)
+    time.sleep(60)
+
+
+def slow_inc(x: int, seconds: float) -> int:
+    time.sleep(seconds)
+    return x + 1
+
+
+def worker_address(_: Any = None) -> str:
+    import zdist
+
+    return zdist.get_worker().address
+
+
+def worker_pid() -> int:
+    return os.getpid()
+
+
+def interval(path: str, seconds: float) -> tuple[str, float, float]:
+    """Where and when this ran."""
+    start = time.monotonic()
+    time.sleep(seconds)
+    return worker_address(), start, time.monotonic()
+
+
+# --- tasks that use the cluster themselves -------------------------------------------------------------
+
+
+def fib(n: int) -> int:
+    import zdist
+
+    if n < 2:
+        return n
+    client = zdist.get_client()
+    a, b = client.submit(fib, n - 1), client.submit(fib, n - 2)
+    return sum(client.gather([a, b]))
+
+
+def nested(depth: int) -> int:
+    import zdist
+
+    if depth == 0:
+        return 0
+    return 1 + zdist.get_client().submit(nested, depth - 1).result()
+
+
+def fan_out(n: int) -> int:
+    import zdist
+
+    with zdist.worker_client() as client:
+        return sum(client.gather(client.map(inc, range(n))))
+
+
+def step_out(gate: Gate, name: Any) -> Any:
+    import zdist
+
+    zdist.secede()
+    gate.pass_through(name)
+    zdist.rejoin()
+    return name
+
+
+def result_of(future: Any) -> Any:
+    """A future inside a container that is not looked into arrives as a future."""
+    return future.future.result()
+
+
+class Box:
+    def __init__(self, future: Any) -> None:
+        self.future = future
+
+
+def submit_inside(x: int) -> Any:
+    import zdist
+
+    return zdist.get_client().submit(inc, x)
+
+
+def speak(text: str) -> int:
+    import sys
+
+    import zdist
+
+    zdist.print(text)
+    zdist.print("aside:", text, file=sys.stderr)
+    return len(text)
+
+
+def caution(text: str) -> int:
+    import zdist
+
+    zdist.warn(text, RuntimeWarning)
+    return len(text)
+
+
+def log_something(text: str) -> None:
+    import logging
+
+    logging.getLogger("zdist.tests").warning(text)
+
+
+# --- bad input ---------------------------------------------------------------------------------------
+
+
+class OwnError(Exception):
+    """Pickles only with help: its arguments are not those of __init__."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+        self.code = code
+
+    def __reduce__(self) -> Any:
+        return OwnError, (self.code, str(self).split(": ", 1)[1])
+
+
+class LockError(Exception):
+    def __init__(self) -> None:
+        super().__init__("holds a lock")
+        self.lock = threading.Lock()
+
+
+def raise_own(code: int) -> None:
+    raise OwnError(code, "with a code")
+
+
+def raise_unpicklable() -> None:
+    raise LockError
+
+
+def return_unpicklable() -> Any:
+    return threading.Lock()
+
+
+def explode(text: str) -> Any:
+    raise ImportError(text)
+
+
+class Explosive:
+    """Pickles well and cannot be unpickled."""
+
+    def __reduce__(self) -> Any:
+        return explode, ("cannot be loaded here",)
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+
+class ExplosiveHere:
+    """Unpickles in the worker, but not in a process that has ZDIST_TEST_CLIENT set."""
+
+    def __reduce__(self) -> Any:
+        return _explode_here, ()
+
+
+def _explode_here() -> Any:
+    if os.environ.get("ZDIST_TEST_CLIENT"):
+        raise ImportError("cannot be loaded at the client")
+    return ExplosiveHere()
+
+
+def return_explosive() -> Any:
+    return ExplosiveHere()
+
+
+def exit_hard(code: int) -> None:
+    os._exit(code)

@@ -1,0 +1,133 @@
+"""zdist: submit, map, scatter and gather over a ZeroMQ message bus.
+
+Names are loaded at their first use, so ``import zdist`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zdist.client.client import Client
+    from zdist.client.future import Future
+    from zdist.client.progress import progress
+    from zdist.client.tasks import (
+        fire_and_forget,
+        futures_of,
+        get_client,
+        get_worker,
+        print,
+        rejoin,
+        secede,
+        warn,
+        worker_client,
+    )
+    from zdist.client.waiting import (
+        ALL_COMPLETED,
+        FIRST_COMPLETED,
+        DoneAndNotDoneFutures,
+        as_completed,
+        wait,
+    )
+    from zdist.cluster.local import LocalCluster
+    from zdist.context import default_client
+    from zdist.errors import (
+        AddressRefused,
+        AuthenticationError,
+        BrokerUnreachable,
+        CancelledError,
+        ClusterClosed,
+        ConfigError,
+        KeyConflict,
+        KilledWorker,
+        PeerUnreachable,
+        ProtocolError,
+        RemoteError,
+        SecededLimit,
+        SerializationError,
+        UnknownKey,
+        VersionMismatch,
+        ZdistError,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ALL_COMPLETED",
+    "FIRST_COMPLETED",
+    "AddressRefused",
+    "AuthenticationError",
+    "BrokerUnreachable",
+    "CancelledError",
+    "Client",
+    "ClusterClosed",
+    "ConfigError",
+    "DoneAndNotDoneFutures",
+    "Future",
+    "KeyConflict",
+    "KilledWorker",
+    "LocalCluster",
+    "PeerUnreachable",
+    "ProtocolError",
+    "RemoteError",
+    "SecededLimit",
+    "SerializationError",
+    "UnknownKey",
+    "VersionMismatch",
+    "ZdistError",
+    "__version__",
+    "as_completed",
+    "default_client",
+    "fire_and_forget",
+    "futures_of",
+    "get_client",
+    "get_worker",
+    "print",
+    "progress",
+    "rejoin",
+    "secede",
+    "wait",
+    "warn",
+    "worker_client",
+]
+
+_HOMES = {
+    "zdist.client.client": ("Client",),
+    "zdist.client.future": ("Future",),
+    "zdist.client.progress": ("progress",),
+    "zdist.client.tasks": (
+        "fire_and_forget",
+        "futures_of",
+        "get_client",
+        "get_worker",
+        "print",
+        "rejoin",
+        "secede",
+        "warn",
+        "worker_client",
+    ),
+    "zdist.client.waiting": (
+        "ALL_COMPLETED",
+        "FIRST_COMPLETED",
+        "DoneAndNotDoneFutures",
+        "as_completed",
+        "wait",
+    ),
+    "zdist.cluster.local": ("LocalCluster",),
+    "zdist.context": ("default_client",),
+}
+_HOME = dict.fromkeys(__all__, "zdist.errors") | {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'zdist' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,3 @@
+from zdist.cli import main
+
+main()

@@ -1,0 +1,338 @@
+"""What the parts of the client share: its state, waiting in a thread or on an event loop, and telling waiters.
+
+Methods that wait are coroutines that yield `Wait` steps. A synchronous call runs the coroutine by hand and drives the
+sockets itself at each step; an asynchronous one awaits an asyncio future that the driver's turn completes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
+
+from zdist import context, serialize
+from zdist.client.containers import flatten
+from zdist.client.future import Future
+from zdist.core.collect import Collection, Signal
+from zdist.core.entry import CANCELLED, PENDING, Entry, Reply
+from zdist.core.ledger import Ledger
+from zdist.core.requests import Carried
+from zdist.errors import CancelledError, ClusterClosed, KeyConflict, KilledWorker, ZdistError
+from zdist.transport.driver import Driver
+
+__all__ = ["Base", "Wait", "failure_of"]
+
+T = TypeVar("T")
+REPORT: Final = 256  # batches of inline values kept for gather_report
+
+
+class Wait(NamedTuple):
+    """A step of a waiting coroutine: until the signal is ready, or this monotonic deadline."""
+
+    signal: Signal
+    deadline: float | None = None
+
+    def __await__(self) -> Generator[Wait, bool, bool]:
+        return (yield self)
+
+
+def failure_of(entry: Entry) -> BaseException:
+    """The exception that an entry without a value stands for."""
+    outcome = entry.outcome
+    if entry.status == CANCELLED:
+        return CancelledError(f"{entry.key}: {outcome or 'released'}")
+    kind, payload, origin, text = outcome
+    if kind == "killed":
+        return KilledWorker(text)
+    if kind == "rejected":
+        return KeyConflict(f"{entry.key}: {text}")
+    error = serialize.loads_error(payload, text)
+    if origin != entry.key:
+        error.add_note(f"zdist: {entry.key} failed because {origin}, on which it depends, did")
+    return error
+
+
+class Base:
+    """A client's state; see `zdist.client.client.Client`."""
+
+    asynchronous: bool
+    address: str
+    name: str
+    loop: asyncio.AbstractEventLoop | None
+    status: str
+    direct: bool | None
+
+    def _set_up(self, ledger: Ledger, nonce: str) -> None:
+        self._ledger = ledger
+        self._driver: Driver | None = None
+        self._lock: threading.RLock | threading._RLock = threading.RLock()
+        self._dropped: deque[Entry] = ledger.dropped
+        self._nonce = nonce
+        self._counter = itertools.count()
+        self._pid = os.getpid()
+        self._pumps: weakref.WeakSet[Any] = weakref.WeakSet()  # threads and tasks that gather queues
+        self._awake: dict[asyncio.AbstractEventLoop, list[asyncio.Future[bool]]] = {}
+        self._local: deque[Carried] = deque(maxlen=REPORT)
+        self._ahead: dict[str, tuple[Entry, Collection]] = {}  # brought before anybody has asked, by key
+        self._chores: queue.SimpleQueue[Callable[[], object] | None] | None = None
+
+    @property
+    def cluster_id(self) -> str:
+        """Names the cluster that this client is connected to."""
+        return self._ledger.cluster
+
+    # --- being usable ------------------------------------------------------------------------------
+
+    def _usable(self) -> Driver:
+        """The driver, or an error that says why there is none."""
+        driver = self._driver
+        if driver is None or self.status not in ("running", "connecting"):
+            raise self._unusable()
+        if self._pid != os.getpid():
+            raise ClusterClosed(
+                f"client {self.name} was made before this process was forked and its sockets belong to process "
+                f"{self._pid}; make a new Client here"
+            )
+        return driver
+
+    def _unusable(self) -> Exception:
+        if self._ledger.over is not None:
+            return ClusterClosed(f"client {self.name} of {self.address}: {self._ledger.over[1]}")
+        if self.status == "new":
+            return RuntimeError("the asynchronous client was not started: `await client` first, or use `async with`")
+        return ClusterClosed(f"client {self.name} of {self.address} is {self.status}")
+
+    # --- waiting -----------------------------------------------------------------------------------
+
+    def block(self, until: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Drive the sockets in this thread until ``until()`` is true or ``timeout`` seconds are over; returns which.
+
+        In a task, its thread is lent to the worker meanwhile. Raises RuntimeError on the thread of a running event
+        loop if this client belongs to it, ClusterClosed when the client is closed.
+        """
+        if until():
+            return True
+        driver = self._usable()
+        if self.asynchronous and self.loop is not None and _running_loop() is self.loop:
+            raise RuntimeError(
+                "this call would block the event loop that the asynchronous client runs on; use `await` with it"
+            )
+        with context.away():
+            return driver.drive(until, timeout)
+
+    def _sync(self, work: Coroutine[Wait, bool, T], asynchronous: bool | None = None) -> T | Awaitable[T]:
+        """Run a waiting coroutine here, or hand out an awaitable of it."""
+        if self.asynchronous if asynchronous is None else asynchronous:
+            return self._later(work)
+        return self._now(work)
+
+    def _now(self, work: Coroutine[Wait, bool, T]) -> T:
+        try:
+            step = work.send(None)  # type: ignore[arg-type]
+            while True:
+                deadline = step.deadline
+                ready = self.block(
+                    step.signal.ready, None if deadline is None else max(0.0, deadline - time.monotonic())
+                )
+                step = work.send(ready)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        finally:
+            work.close()
+
+    async def _later(self, work: Coroutine[Wait, bool, T]) -> T:
+        try:
+            step = work.send(None)  # type: ignore[arg-type]
+            while True:
+                step = work.send(await self._ready(step))
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        finally:
+            work.close()
+
+    async def _ready(self, step: Wait) -> bool:
+        signal = step.signal
+        loop = asyncio.get_running_loop()
+        while True:
+            done: asyncio.Future[bool] = loop.create_future()
+            with self._lock:
+                if signal.ready():
+                    return True
+                self._usable()
+                signal.notify = partial(self._awaken, loop, done)
+            left = None if step.deadline is None else step.deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            try:
+                await asyncio.wait_for(done, left)
+            except TimeoutError:
+                return signal.ready()
+            finally:
+                signal.notify = None
+
+    def _awaken(self, loop: asyncio.AbstractEventLoop, done: asyncio.Future[bool]) -> None:
+        """Complete an asyncio future from the driver's turn; one call into the loop for all of a turn."""
+        waiting = self._awake.get(loop)
+        if waiting is not None:
+            waiting.append(done)
+            return
+        self._awake[loop] = [done]
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits there any more
+            loop.call_soon_threadsafe(self._deliver, loop)
+            return
+        del self._awake[loop]
+
+    def _deliver(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            waiting = self._awake.pop(loop, [])
+        for done in waiting:
+            if not done.done():
+                done.set_result(True)
+
+    def _await_entries(self, entries: Iterable[Entry]) -> Signal:
+        """A signal that is ready when all of these are settled. Call with the lock held."""
+        signal = Signal(0)
+        for entry in entries:
+            if entry.status == PENDING:
+                signal.left += 1
+                if entry.waiters is None:
+                    entry.waiters = [signal]
+                else:
+                    entry.waiters.append(signal)
+        return signal
+
+    def _ask(self, what: str, args: Any = None, timeout: float | None = None, asynchronous: bool | None = None) -> Any:
+        """Put a question to the broker and wait for the answer."""
+        return self._sync(self._asking(what, args, timeout), asynchronous)
+
+    async def _asking(self, what: str, args: Any, timeout: float | None) -> Any:
+        driver = self._usable()
+        with self._lock:
+            reply = self._ledger.ask(what, args)
+        driver.wake()
+        return await self._answer(reply, timeout, what)
+
+    async def _answer(self, reply: Reply, timeout: float | None, what: str) -> Any:
+        """Wait for the broker's answer. Raises TimeoutError, or ZdistError with the broker's text."""
+        with self._lock:
+            signal = Signal(0 if reply.done else 1)
+            reply.waiters = [signal]
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not await Wait(signal, deadline):
+            with self._lock:
+                for req in [req for req, known in self._ledger.replies.items() if known is reply]:
+                    del self._ledger.replies[req]
+            raise TimeoutError(f"{what}: no answer from the broker at {self.address} within {timeout:g} s")
+        if not reply.ok:
+            raise self._unusable() if self._ledger.over is not None else ZdistError(f"{what}: {reply.value}")
+        return reply.value
+
+    # --- telling -----------------------------------------------------------------------------------
+
+    def watch(self, futures: Iterable[Future], notify: Callable[[Future], object]) -> None:
+        """Call ``notify(future)`` exactly once for each when it is done, at once if it is.
+
+        It may be called in the thread that drives, with the lock held: it must not block.
+        """
+        done = []
+        with self._lock:
+            for future in futures:
+                entry = future._entry
+                if entry.status != PENDING:
+                    done.append(future)
+                elif entry.waiters is None:
+                    entry.waiters = [_Watch(future, notify)]
+                else:
+                    entry.waiters.append(_Watch(future, notify))
+        for future in done:
+            notify(future)
+
+    def _add_callback(self, future: Future, fn: Callable[[Future], object]) -> None:
+        self.watch([future], lambda settled: self._chore(lambda: fn(settled)))
+
+    def _chore(self, chore: Callable[[], object]) -> None:
+        """Run something that may block: on the loop of an asynchronous client, else on a thread for such things."""
+        if self.loop is not None:
+            with contextlib.suppress(RuntimeError):  # closed
+                self.loop.call_soon_threadsafe(chore)
+            return
+        with self._lock:
+            if self._chores is None:
+                self._chores = queue.SimpleQueue()
+                thread = threading.Thread(
+                    target=_do_chores, args=(self._chores,), name=f"zdist-{self.name}-callbacks", daemon=True
+                )
+                thread.start()
+        self._chores.put(chore)
+
+    def forget(self, futures: Iterable[Future]) -> None:
+        """Let these tasks run to their end whoever holds their futures; see ``fire_and_forget``."""
+        driver = self._usable()
+        with self._lock:
+            self._ledger.forget([future._entry for future in futures])
+        driver.wake()
+
+    # --- futures of this client ----------------------------------------------------------------------
+
+    def _adopt(self, key: str) -> Entry:
+        """Join a key that the cluster knows."""
+        driver = self._usable()
+        with self._lock:
+            entry = self._ledger.want((key,))[0]
+        driver.wake()
+        return entry
+
+    def _own(self, futures: Any) -> list[Future]:
+        """The futures in a container, those of other clients of the same cluster joined by this one.
+
+        Raises ValueError for a future of another cluster.
+        """
+        return [future if future.client is self else self._import(future) for future in flatten(futures)[0]]
+
+    def _import(self, future: Future) -> Future:
+        other = future.client
+        if other.cluster_id != self.cluster_id:
+            raise ValueError(
+                f"future {future.key} belongs to cluster {other.cluster_id} at {other.address}, this client to cluster "
+                f"{self.cluster_id} at {self.address}; gather it with the client that made it"
+            )
+        return Future(future.key, self)  # type: ignore[arg-type]
+
+
+class _Watch:
+    """Waiter: tell somebody about a future."""
+
+    __slots__ = ("future", "notify")
+
+    def __init__(self, future: Future, notify: Callable[[Future], object]) -> None:
+        self.future = future
+        self.notify = notify
+
+    def resolved(self, entry: Entry, /) -> None:
+        self.notify(self.future)
+
+
+def _do_chores(chores: queue.SimpleQueue[Callable[[], object] | None]) -> None:
+    while (chore := chores.get()) is not None:
+        try:
+            chore()
+        except Exception:
+            import logging
+
+            logging.getLogger("zdist.client").exception("a done callback failed")
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

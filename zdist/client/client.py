@@ -1,0 +1,386 @@
+"""The client: a connection to a broker, and what a program does with it."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import secrets
+import weakref
+from collections.abc import Generator, Sequence
+from types import TracebackType
+from typing import Any, Final
+
+from zdist import context, limits
+from zdist.client.admin import Admin
+from zdist.client.base import Wait
+from zdist.client.gathering import Gathering
+from zdist.client.scattering import Scattering
+from zdist.client.submitting import Submitting
+from zdist.client.waiting import seconds
+from zdist.core.collect import Signal
+from zdist.core.gather import PATHS
+from zdist.core.ledger import Ledger, Over
+from zdist.errors import AuthenticationError, BrokerUnreachable, VersionMismatch, ZdistError
+from zdist.protocol.messages import Output
+from zdist.transport.driver import Driver
+from zdist.transport.host import host_id
+from zdist.transport.security import find_token
+
+__all__ = ["Client"]
+
+CLOSE_TIMEOUT: Final = 2.0
+
+_open: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+class Client(Submitting, Gathering, Scattering, Admin):
+    """Connect to a broker and use its workers. Names and semantics follow ``dask.distributed.Client`` 2021.10.
+
+    Parameters:
+        address: the broker's address (``tcp://HOST:PORT``, ``ipc:///PATH``), a cluster object, or None: inside a task
+            the broker of its worker, else a `LocalCluster` of its own, made with ``cluster_kwargs`` (as in
+            ``Client(n_workers=4, threads_per_worker=2)``) and closed with the client.
+        asynchronous: methods that wait return awaitables; start it with ``await client`` or ``async with``.
+        timeout: seconds to wait for the broker's answer; default ``limits.HANDSHAKE_TIMEOUT``.
+        name: shown in logs, and to others whose futures this client cancels.
+        direct_to_workers: default of ``gather(direct=)``.
+        gather_paths: paths that gather may use, out of "local", "peer" and "relay"; default: all.
+        set_as_default: be the one that futures and `default_client` find.
+        token_file: where the cluster token lies, if not where the broker of the same user has put it.
+        token: the token itself.
+        fallback: what ``direct=True`` does where the peer path is closed: "relay" (with one warning) or "error".
+
+    Raises:
+        BrokerUnreachable: no broker answered in time; says what to check.
+        AuthenticationError: the token is missing or wrong.
+        VersionMismatch: the broker speaks another protocol version.
+        ValueError: an address or option that cannot be.
+    """
+
+    def __init__(
+        self,
+        address: Any = None,
+        *,
+        asynchronous: bool = False,
+        timeout: float | str | None = None,
+        name: str | None = None,
+        direct_to_workers: bool | None = None,
+        gather_paths: Sequence[str] | None = None,
+        set_as_default: bool = True,
+        token_file: str | os.PathLike[str] | None = None,
+        token: str | None = None,
+        fallback: str = "relay",
+        **cluster_kwargs: Any,
+    ) -> None:
+        if fallback not in ("relay", "error"):
+            raise ValueError(f"fallback={fallback!r}: it is 'relay' or 'error'")
+        self.asynchronous = asynchronous
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.direct = direct_to_workers
+        self.cluster: Any = None
+        self.status = "new"
+        self.timeout = limits.HANDSHAKE_TIMEOUT if timeout is None else seconds(timeout) or 0.0
+        self._owns_cluster = False
+        self._as_default = set_as_default
+        self._token = token
+        self._token_file = token_file
+        nonce = secrets.token_hex(8)
+        self.name = name or f"client-{os.getpid()}-{nonce[:4]}"
+        self._options: dict[str, Any] = {"paths": _paths(gather_paths), "fallback": fallback == "relay"}
+        self._set_up(self._new_ledger(nonce, ""), nonce)
+        self.address = self._find(address, cluster_kwargs)
+        if not asynchronous:
+            self._begin()
+            self._now(self._handshake())
+
+    # --- starting ----------------------------------------------------------------------------------
+
+    def _new_ledger(self, nonce: str, token: str) -> Ledger:
+        info = {"name": self.name, "host": host_id(), "pid": os.getpid()}
+        return Ledger(f"c-{nonce}", token, info, **self._options)
+
+    def _find(self, target: Any, cluster_kwargs: dict[str, Any]) -> str:
+        """Where the broker is; starts a cluster if none is given."""
+        if target is None:
+            task = context.current.get()
+            if task is not None and not cluster_kwargs:
+                self._token = self._token or task.worker.token
+                return _address(task.worker.broker_address)
+            from zdist.cluster.local import LocalCluster
+
+            self.cluster = LocalCluster(asynchronous=self.asynchronous, **cluster_kwargs)
+            self._owns_cluster = True
+        elif cluster_kwargs:
+            raise TypeError(
+                f"Client() got unexpected keyword arguments {', '.join(sorted(cluster_kwargs))}; keywords of "
+                "LocalCluster can only be given without an address"
+            )
+        elif isinstance(target, str):
+            return _address(target)
+        elif hasattr(target, "broker_address"):
+            self.cluster = target
+        else:
+            raise TypeError(f"Client takes an address or a cluster, not {type(target).__name__}")
+        return "" if self.asynchronous else _address(self.cluster.broker_address)
+
+    def _begin(self) -> None:
+        """Make the driver; raises what is wrong with address or token at once."""
+        try:
+            if self.cluster is not None:
+                self.address = _address(self.cluster.broker_address)
+                self._token = self._token or self.cluster.token
+            token = self._token or find_token(self.address, self._token_file)
+            self._set_up(self._new_ledger(self._nonce, token), self._nonce)
+            self._driver = Driver(
+                self._ledger,
+                session=self._ledger.session,
+                token=token,
+                control=self.address,
+                name=self.name,
+                execute=_Executor(self),
+            )
+        except BaseException:
+            self._give_up()
+            raise
+        self._lock = self._driver.lock
+        self.status = "connecting"
+        _open.add(self)
+        self._driver.start()
+
+    async def _handshake(self) -> None:
+        """Wait for the broker's welcome."""
+        ready = self._ledger.ready
+        driver = self._usable()
+        with self._lock:
+            signal = Signal(0 if ready.done else 1)
+            ready.waiters = [signal]
+        try:
+            await Wait(signal, driver.now() + self.timeout)
+            if not ready.done:
+                raise BrokerUnreachable(
+                    f"no broker answered at {self.address} within {self.timeout:g} s; check that `zdist broker` runs "
+                    "there, that host and port are those it printed, and that no firewall is in between"
+                )
+            if not ready.ok:
+                raise _refusal(self.address, *ready.value)
+        except BaseException:
+            self._give_up()
+            raise
+        self.status = "running"
+        if self._as_default:
+            context.push_default(self)
+
+    def _give_up(self) -> None:
+        driver, self._driver = self._driver, None
+        self.status = "closed"
+        if driver is not None:
+            driver.close(0)
+        if self._owns_cluster and not self.asynchronous:
+            self.cluster.close()
+
+    async def _start(self) -> Client:
+        if self.status == "new":
+            self.loop = asyncio.get_running_loop()
+            if self._owns_cluster:
+                await self.cluster
+            self._begin()
+            try:
+                await self._later(self._handshake())
+            except BaseException:
+                if self._owns_cluster:
+                    await self.cluster.close()
+                raise
+        return self
+
+    def __await__(self) -> Generator[Any, None, Client]:
+        if not self.asynchronous:
+            raise TypeError("only a client made with asynchronous=True can be awaited")
+        return self._start().__await__()
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], **options: Any) -> Client:
+        """A client of the cluster that a YAML file describes (see ``zdist cluster up``); options override the file's.
+
+        Raises ConfigError for a bad file, ClusterClosed if the cluster is not up.
+        """
+        from zdist.cluster.deploy import connection
+
+        found = connection(path)
+        return cls(found.address, token=found.token, **{**found.options, **options})
+
+    @classmethod
+    def current(cls, allow_global: bool = True) -> Client:
+        """The client of the code that runs: in a task its worker's, else the default one. Raises ValueError."""
+        client = context.find_client()
+        if client is None:
+            raise ValueError("there is no client in this process: make one with zdist.Client(...) first")
+        return client  # type: ignore[no-any-return]
+
+    def as_current(self) -> context.as_current:
+        """Context manager: within the block, in this thread or coroutine, this is the default client."""
+        return context.as_current(self)
+
+    # --- what the driver asks for --------------------------------------------------------------------
+
+    def _execute(self, command: Any) -> None:
+        if isinstance(command, Output):
+            self._chore(_Show(command))
+        elif isinstance(command, Over):
+            if self.status in ("running", "connecting"):
+                self.status = "closed"
+                context.drop_default(self)
+        else:
+            raise TypeError(f"unknown command {command!r}")
+
+    # --- ending ------------------------------------------------------------------------------------
+
+    def close(self, timeout: float | str | None = None) -> Any:
+        """Say goodbye to the broker: unfinished futures are cancelled, results that nobody else wants are dropped.
+
+        Idempotent. A cluster that this client has started is closed with it. An awaitable on an asynchronous client.
+        """
+        span = seconds(timeout)
+        span = CLOSE_TIMEOUT if span is None else span
+        if self.asynchronous:
+            return self._closing_later(span)
+        self._shut(span)
+        if self._owns_cluster and self.cluster is not None:
+            self.cluster.close()
+        return None
+
+    async def _closing_later(self, timeout: float) -> None:
+        for pump in list(self._pumps):
+            pump.stop()
+        await asyncio.to_thread(self._shut, timeout)
+        if self._owns_cluster and self.cluster is not None:
+            await self.cluster.close()
+
+    async def _closing(self, timeout: float) -> None:
+        """From a waiting coroutine: both kinds of client can do without an event loop here."""
+        self._shut(timeout)
+        if self._owns_cluster and not self.asynchronous:
+            self.cluster.close()
+
+    def _shut(self, timeout: float) -> None:
+        context.drop_default(self)
+        driver, self._driver = self._driver, None
+        _open.discard(self)
+        if driver is None:
+            return
+        self.status = "closing"
+        if self._pid != os.getpid():
+            self.status = "closed"
+            return
+        if not self.asynchronous:
+            for pump in list(self._pumps):
+                pump.stop()
+        with self._lock:
+            ledger = self._ledger
+            ledger.turn(driver.now())  # what was submitted goes out, for those that fire and forget
+            ledger.abandon("closed", "client closed")
+            ledger.turn(driver.now())
+        driver.close(timeout)
+        self.status = "closed"
+        if self._chores is not None:
+            self._chores.put(None)
+
+    def __del__(self) -> None:
+        try:
+            if self._driver is not None:
+                self._shut(0.1)
+        except Exception:  # half-made, or the interpreter is ending
+            pass
+
+    def __enter__(self) -> Client:
+        if self.asynchronous:
+            raise TypeError("use `async with` for a client made with asynchronous=True")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Client:
+        return await self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<Client: {self.name} {self.status} at {self.address or 'a cluster not started yet'}>"
+
+
+class _Executor:
+    """What the driver calls for commands; it does not keep a client alive that nobody else holds."""
+
+    __slots__ = ("client",)
+
+    def __init__(self, client: Client) -> None:
+        self.client = weakref.ref(client)
+
+    def __call__(self, command: Any) -> None:
+        client = self.client()
+        if client is not None:
+            client._execute(command)
+
+
+class _Show:
+    """Print what a task put out, away from the driver's thread."""
+
+    __slots__ = ("output",)
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+
+    def __call__(self) -> None:
+        from zdist.client.tasks import show
+
+        show(self.output.stream, self.output.text, self.output.worker)
+
+
+def _address(text: Any) -> str:
+    """A broker's address as ZeroMQ takes it."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{text!r} is no broker address; write tcp://HOST:PORT or ipc:///PATH")
+    text = text.strip()
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        scheme, rest = "tcp", text
+    port = rest.rpartition(":")[2]
+    if scheme not in ("tcp", "ipc") or not rest or (scheme == "tcp" and not (port.isdigit() and 0 < int(port) < 65536)):
+        raise ValueError(f"{text!r} is no broker address; write tcp://HOST:PORT or ipc:///PATH")
+    return f"{scheme}://{rest}"
+
+
+def _paths(given: Sequence[str] | None) -> tuple[str, ...]:
+    if given is None:
+        return tuple(PATHS)
+    if isinstance(given, str):
+        given = (given,)
+    unknown = [path for path in given if path not in ("local", "inline", "shm", *PATHS)]
+    if unknown or not any(path in PATHS for path in given):
+        raise ValueError(f"gather_paths={tuple(given)!r}: name at least one of {', '.join(PATHS)}")
+    return tuple(path for path in PATHS if path in given)
+
+
+def _refusal(address: str, code: str, text: str) -> Exception:
+    if code == "token":
+        return AuthenticationError(
+            f"the broker at {address} refused this client: {text}. Run as the user who started the broker, or give "
+            "token_file= (or ZDIST_TOKEN)"
+        )
+    if code == "version":
+        return VersionMismatch(f"the broker at {address} refused this client: {text}")
+    return ZdistError(f"the broker at {address} refused this client: {text} ({code})")
+
+
+def _at_exit() -> None:
+    for client in list(_open):
+        client._shut(0.5)
+
+
+atexit.register(_at_exit)

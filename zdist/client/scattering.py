@@ -1,0 +1,126 @@
+"""scatter: data of this process becomes keys that lie on workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from zdist import serialize
+from zdist.client.base import Base, Wait
+from zdist.client.future import Future, future_of, origins
+from zdist.client.submitting import _check_key, names
+from zdist.client.waiting import seconds
+from zdist.core.entry import FINISHED, Entry
+
+__all__ = ["Scattering"]
+
+
+class Scattering(Base):
+    """The part of the client that hands out data."""
+
+    def scatter(
+        self,
+        data: Any,
+        workers: Any = None,
+        broadcast: bool | int = False,
+        direct: bool | None = None,
+        hash: bool = True,
+        timeout: float | str | None = None,
+        asynchronous: bool | None = None,
+    ) -> Any:
+        """Copy data to workers. As in dask.distributed 2021.10.
+
+        Parameters:
+            data: a list, tuple, set, frozenset or iterator of objects, a dict of names and objects, or one object.
+                The data is taken as it is now; later changes to it have no effect.
+            workers: address or name, or several, of workers that may get it; default: all in turn.
+            broadcast: True to copy each object to all of these workers, a number for so many copies.
+            direct: accepted; workers pull the data from this client by the broker's relay.
+            hash: name objects by content, so that equal data is sent once. False gives each a name of its own.
+            timeout: seconds to wait until workers have it (and for a worker to appear).
+
+        Returns:
+            Futures in a container as ``data`` (a list for an iterator), one future for a single object.
+
+        Raises:
+            TimeoutError: no worker has taken it in time.
+            SerializationError: an object cannot be pickled.
+            CancelledError: the data was lost before it was copied.
+        """
+        return self._sync(self._scatter(data, names(workers), broadcast, hash, seconds(timeout)), asynchronous)
+
+    async def _scatter(
+        self, data: Any, workers: tuple[str, ...], broadcast: bool | int, hash: bool, timeout: float | None
+    ) -> Any:
+        if isinstance(data, dict):
+            for name in data:
+                _check_key(name)
+            futures = await self._place(list(data.values()), list(data), workers, broadcast, hash, timeout)
+            return dict(zip(data, futures, strict=True))
+        if isinstance(data, list | tuple | set | frozenset | range | Iterator):
+            items = list(data)
+            futures = await self._place(items, None, workers, broadcast, hash, timeout)
+            kind = type(data)
+            return kind(futures) if kind in (tuple, set, frozenset) else futures
+        return (await self._place([data], None, workers, broadcast, hash, timeout))[0]
+
+    async def _place(
+        self,
+        items: list[Any],
+        keys: list[str] | None,
+        workers: tuple[str, ...],
+        broadcast: bool | int,
+        hash: bool,
+        timeout: float | None,
+    ) -> list[Future]:
+        if not items:
+            return []
+        driver = self._usable()
+        copies = 1 if broadcast is False else 0 if broadcast is True else int(broadcast)
+        futures, fresh = self._hold(items, keys, hash)
+        entries = [future._entry for future in futures]
+        with self._lock:
+            todo = entries if broadcast else fresh
+            if todo:
+                self._ledger.place(dict.fromkeys(todo), workers, copies)
+            signal = self._await_entries(dict.fromkeys(entries))
+        driver.wake()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not await Wait(signal, deadline):
+            who = f"one of {', '.join(workers)}" if workers else "a worker"
+            raise TimeoutError(
+                f"no worker has taken {signal.left} of {len(entries)} scattered objects within {timeout:g} s; is {who} "
+                f"connected to the broker at {self.address}?"
+            )
+        return futures
+
+    def _hold(self, items: list[Any], keys: list[str] | None, hash: bool) -> tuple[list[Future], list[Entry]]:
+        """Freeze objects into keys of this client; futures of all, and the entries that are new."""
+        futures: list[Future] = []
+        fresh: list[Entry] = []
+        ledger = self._ledger
+        origins.client = self
+        try:
+            for i, item in enumerate(items):
+                kind = serialize.type_name(item)
+                token = serialize.token(b"zdist.data", (item,), {}) if hash or keys is not None else ""
+                key = keys[i] if keys is not None else f"{kind}-{token or self._nonce + str(next(self._counter))}"
+                with self._lock:
+                    known = ledger.data(key, token)
+                if known is None:
+                    blob = serialize.dumps(item, what="data to scatter")
+                    kept = [] if origins.foreign is None else [self._import(future) for future in origins.foreign]
+                    origins.foreign = None
+                    with self._lock:
+                        entry = ledger.hold([(key, blob, kind)], finished=False, refs=blob.refs, token=token)[0]
+                    del kept
+                    fresh.append(entry)
+                else:
+                    entry = known
+                    if entry.status != FINISHED and key not in ledger.placing:
+                        fresh.append(entry)
+                futures.append(future_of(entry, self))  # type: ignore[arg-type]
+        finally:
+            origins.client = origins.foreign = None
+        return futures, fresh

@@ -1,0 +1,359 @@
+"""submit, map and get: functions and arguments become rows of the ledger."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any
+
+from zdist import limits, serialize
+from zdist.client.base import Base
+from zdist.client.future import Future, future_of, origins
+from zdist.core.entry import CANCELLED, Entry, Row, Work
+from zdist.protocol.messages import Buffer, Options, Payload
+
+__all__ = ["Submitting"]
+
+
+class Held:
+    """The large arguments of one call: each object is frozen once and becomes a key that this client holds."""
+
+    __slots__ = ("client", "content", "entries", "known")
+
+    def __init__(self, client: Submitting, content: bool) -> None:
+        self.client = client
+        self.content = content  # name them by content, so that an explicit key given twice has equal rows
+        self.known: dict[int, list[Any]] = {}  # identity: object, key, times seen
+        self.entries: list[Entry] = []  # with a reference each, until the rows that need them pin them
+
+    def find(self, obj: Any) -> str:
+        """The key for an object; what serialize asks for while it pickles arguments."""
+        known = self.known.get(id(obj))
+        if known is not None:
+            known[2] += 1
+            return str(known[1])
+        client = self.client
+        blob = serialize.dumps(obj, what="argument")
+        kind = serialize.type_name(obj)
+        if self.content:
+            digest = hashlib.blake2b(digest_size=16)
+            for piece in blob.pieces:
+                digest.update(piece)
+            key = f"data-{digest.hexdigest()}"
+        else:
+            key = f"data-{client._nonce}{next(client._counter)}"
+        with client._lock:
+            self.entries += client._ledger.hold([(key, blob, kind)], finished=True)
+        self.known[id(obj)] = [obj, key, 1]
+        return key
+
+    def forget_single(self) -> None:
+        """Between two chunks of one call: objects seen once are probably not coming again; let go of them."""
+        self.known = {name: known for name, known in self.known.items() if known[2] > 1}
+        kept = {known[1] for known in self.known.values()}
+        self.client._dropped.extend([entry for entry in self.entries if entry.key not in kept])
+        self.entries = [entry for entry in self.entries if entry.key in kept]
+
+    def release(self) -> None:
+        """The rows are in the ledger and pin what they need."""
+        self.client._dropped.extend(self.entries)
+        self.entries.clear()
+
+
+class Submitting(Base):
+    """The part of the client that hands out work."""
+
+    _last_work: tuple[Any, tuple[Any, ...], bool, Work] | None = None
+
+    def submit(
+        self,
+        func: Callable[..., Any],
+        *args: Any,
+        key: str | None = None,
+        workers: Any = None,
+        resources: Mapping[str, float] | None = None,
+        retries: int | None = None,
+        priority: int = 0,
+        fifo_timeout: Any = None,
+        allow_other_workers: bool = False,
+        actor: bool = False,
+        actors: bool = False,
+        pure: bool | None = None,
+        tags: Any = None,
+        **kwargs: Any,
+    ) -> Future:
+        """Run ``func(*args, **kwargs)`` on a worker. As in dask.distributed 2021.10.
+
+        Parameters:
+            args, kwargs: may hold futures, anywhere inside; the function gets their values.
+            key: name of the result; by default made from the function's name.
+            workers: address or name, or several, of workers that may run it; ``allow_other_workers`` makes that a
+                preference.
+            resources: amounts that the worker must have free, as ``{"GPU": 1}``.
+            retries: how many times it is tried again after it has raised.
+            priority: larger goes first; default 0.
+            pure: True (default) names the result by function and arguments, so that the same call, by whichever client,
+                is computed once. False gives each call a name of its own.
+            tags: tags that the worker must have.
+            fifo_timeout: accepted and not used.
+
+        Raises:
+            SerializationError: the function or an argument cannot be pickled; the text names it.
+            KeyConflict: ``key`` is alive for another function or other arguments.
+            ValueError: an argument holds a future of another cluster.
+        """
+        if not callable(func):
+            raise TypeError(f"submit takes a function first, got {type(func).__name__}")
+        _refuse_actors(actor or actors)
+        driver = self._usable()
+        blob = serialize.dumps_function(func)
+        if workers or resources or retries or priority or allow_other_workers or tags:
+            options = _options(workers, resources, retries, priority, allow_other_workers, tags)
+        else:
+            options = ()
+        work = self._work(blob, options, key is None)
+        if key is None:
+            if pure is None or pure:
+                key = f"{blob.name}-{serialize.token(blob.code_digest, args, kwargs)}"
+                known = self._known(key)
+                if known is not None:
+                    return known
+            else:
+                key = f"{blob.name}-{self._nonce}{next(self._counter)}"
+        else:
+            _check_key(key)
+        held = Held(self, not work.named)
+        origins.client = self
+        try:
+            payload, deps = serialize.dumps_args(args, kwargs, held.find, what=f"arguments of {blob.name}")
+            kept = self._foreign() if origins.foreign is not None else None
+            with self._lock:
+                entry = self._ledger.submit(work, ((key, _payload(payload), deps),))[0]
+            del kept  # pinned
+        finally:
+            origins.client = origins.foreign = None
+            if held.entries:
+                held.release()
+        driver.wake()
+        return future_of(entry, self)  # type: ignore[arg-type]
+
+    def map(
+        self,
+        func: Callable[..., Any],
+        *iterables: Iterable[Any],
+        key: str | list[str] | None = None,
+        workers: Any = None,
+        retries: int | None = None,
+        resources: Mapping[str, float] | None = None,
+        priority: int = 0,
+        allow_other_workers: bool = False,
+        fifo_timeout: Any = None,
+        actor: bool = False,
+        actors: bool = False,
+        pure: bool | None = None,
+        batch_size: int | None = None,
+        tags: Any = None,
+        **kwargs: Any,
+    ) -> list[Future]:
+        """Run ``func`` on the items of one or several iterables, as the builtin ``map`` does: to the shortest.
+
+        Tasks are handed to the cluster while the iterables are still being read, ``batch_size`` at a time (default:
+        batches that grow from one). ``key`` is a prefix for the names, or a list with the name of each; see ``submit``
+        for the rest. As in dask.distributed 2021.10, and iterators are welcome.
+        """
+        if not callable(func):
+            raise TypeError(f"map takes a function first, got {type(func).__name__}")
+        if not iterables:
+            raise TypeError("map needs an iterable after the function")
+        _refuse_actors(actor or actors)
+        self._usable()
+        blob = serialize.dumps_function(func)
+        options = _options(workers, resources, retries, priority, allow_other_workers, tags)
+        keys: Iterator[str] | None = None
+        if isinstance(key, list | tuple):
+            sizes = {len(it) for it in iterables if isinstance(it, Sized)}
+            if sizes and min(sizes) != len(key):
+                raise ValueError(f"map got {len(key)} keys for {min(sizes)} calls")
+            for name in key:
+                _check_key(name)
+            keys = iter(key)
+        work = self._work(blob, options, keys is None)
+        prefix = blob.name if key is None or keys is not None else key
+        namer = self._namer(blob, prefix, keys, kwargs, pure is None or pure)
+        return self._map(work, zip(*iterables, strict=False), kwargs, namer, batch_size)
+
+    def _namer(
+        self, blob: Any, prefix: Any, keys: Iterator[str] | None, kwargs: dict[str, Any], pure: bool
+    ) -> Callable[[tuple[Any, ...]], str]:
+        if keys is not None:
+            given = keys
+
+            def by_list(args: tuple[Any, ...]) -> str:
+                try:
+                    return next(given)
+                except StopIteration:
+                    raise ValueError("map got fewer keys than its iterables have items") from None
+
+            return by_list
+        _check_key(prefix)
+        if pure:
+            token, digest = serialize.token, blob.code_digest
+            return lambda args: f"{prefix}-{token(digest, args, kwargs)}"
+        count, start = self._counter, f"{prefix}-{self._nonce}"
+        return lambda args: f"{start}{next(count)}"
+
+    def _map(
+        self,
+        work: Work,
+        calls: Iterator[tuple[Any, ...]],
+        kwargs: dict[str, Any],
+        name: Callable[[tuple[Any, ...]], str],
+        batch_size: int | None,
+    ) -> list[Future]:
+        futures: list[Future] = []
+        held = Held(self, not work.named)
+        dumps_args, find, what = serialize.dumps_args, held.find, f"arguments of {work.name}"
+        size = batch_size or 64
+        driver = self._usable()
+        origins.client = self
+        try:
+            while True:
+                chunk = list(itertools.islice(calls, size))
+                if not chunk:
+                    break
+                rows: list[Row] = []
+                for args in chunk:
+                    key = name(args)
+                    payload, deps = dumps_args(args, kwargs, find, what=what)
+                    rows.append((key, payload if len(payload) < limits.OWN_FRAME else Buffer(payload), deps))
+                kept = self._foreign() if origins.foreign is not None else None
+                with self._lock:
+                    entries = self._ledger.submit(work, rows)
+                del kept
+                futures += [future_of(entry, self) for entry in entries]  # type: ignore[arg-type]
+                driver.wake()
+                if held.entries:
+                    held.forget_single()
+                if batch_size is None:
+                    size = min(2 * size, limits.PACKET_RECORDS)
+        finally:
+            origins.client = origins.foreign = None
+            held.release()
+        return futures
+
+    # --- parts of a submission -----------------------------------------------------------------------
+
+    def _work(self, blob: serialize.FunctionBlob, options: tuple[Any, ...], named: bool) -> Work:
+        """What rows of this function share; the same object as last time if possible, so that rows merge."""
+        last = self._last_work
+        if last is not None and last[0] is blob and last[1] == options and last[2] is named:
+            return last[3]
+        work = Work(blob.digest, blob.name, _payload(blob.data), options, named)
+        self._last_work = (blob, options, named, work)
+        return work
+
+    def _known(self, key: str) -> Future | None:
+        """A further future of a key that was named by content and is alive here."""
+        if key not in self._ledger.entries:
+            return None
+        with self._lock:
+            entry = self._ledger.entries.get(key)
+            if entry is None or entry.work is None or not entry.work.named or entry.status == CANCELLED:
+                return None
+            self._ledger.join(entry)
+        return future_of(entry, self)  # type: ignore[arg-type]
+
+    def _foreign(self) -> list[Future]:
+        """Futures of other clients among the arguments join this client; keep the list until the row pins them."""
+        foreign, origins.foreign = origins.foreign or [], None
+        return [self._import(future) for future in foreign]
+
+    # --- dask graphs -------------------------------------------------------------------------------
+
+    def get(
+        self,
+        dsk: Mapping[Any, Any],
+        keys: Any,
+        workers: Any = None,
+        allow_other_workers: bool = False,
+        resources: Mapping[str, float] | None = None,
+        sync: bool = True,
+        asynchronous: bool | None = None,
+        direct: bool | None = None,
+        retries: int | None = None,
+        priority: int = 0,
+        **kwargs: Any,
+    ) -> Any:
+        """Compute keys of a dask graph.
+
+        Parameters:
+            dsk: ``{key: task}`` where a task is a tuple of a function and its arguments, another key, or a literal.
+                Arguments may be keys, tasks, and lists of these.
+            keys: a key, or a list (of lists) of keys.
+            sync: False to get futures instead of values.
+
+        Raises:
+            KeyError: a key that the graph does not have.
+            ValueError: the graph has a cycle.
+        """
+        from zdist.client.graph import Graph
+
+        def submit(name: str, func: Callable[..., Any], args: list[Any]) -> Future:
+            return self.submit(
+                func,
+                *args,
+                key=f"{name}-{self._nonce}{next(self._counter)}",
+                workers=workers,
+                allow_other_workers=allow_other_workers,
+                resources=resources,
+                retries=retries,
+                priority=priority,
+            )
+
+        results = Graph(dsk, submit).results(keys)
+        if not sync:
+            return results
+        return self.gather(results, direct=direct, asynchronous=asynchronous)  # type: ignore[attr-defined]
+
+
+def _payload(data: bytes) -> Payload:
+    return data if len(data) < limits.OWN_FRAME else Buffer(data)
+
+
+def _options(
+    workers: Any, resources: Mapping[str, float] | None, retries: int | None, priority: int, other: bool, tags: Any
+) -> tuple[Any, ...]:
+    if not (workers or resources or retries or priority or other or tags):
+        return ()
+    if other and not workers:
+        raise ValueError("allow_other_workers=True needs workers= to name the preferred ones")
+    if retries is not None and retries < 0:
+        raise ValueError(f"retries={retries} must not be negative")
+    return tuple(
+        Options(
+            retries=int(retries or 0),
+            priority=int(priority),
+            workers=names(workers),
+            allow_other=bool(other),
+            resources=tuple(sorted((str(name), float(amount)) for name, amount in (resources or {}).items())),
+            tags=names(tags),
+        )
+    )
+
+
+def names(given: Any) -> tuple[str, ...]:
+    """Worker addresses or names, or tags, as a tuple: from None, one text, or several."""
+    if not given:
+        return ()
+    return (given,) if isinstance(given, str) else tuple(str(name) for name in given)
+
+
+def _check_key(key: object) -> None:
+    if not isinstance(key, str) or not key or len(key) > limits.MAX_KEY - 64:
+        raise ValueError(f"a key must be a text of 1 to {limits.MAX_KEY - 64} characters, got {key!r:.80}")
+
+
+def _refuse_actors(actor: bool) -> None:
+    if actor:
+        raise NotImplementedError("actors are not supported; keep the state in a task's result or a service instead")

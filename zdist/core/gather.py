@@ -1,0 +1,235 @@
+"""Which way each batch of keys comes home: the planner, a pure function. PURE.
+
+The model: a link needs its delay (round trip and slowness), then a little for each key and its bytes over its
+bandwidth, after what is already queued on it. Peer links work side by side; relay links share the broker. A plan's
+cost is the time until the last link is done. A holder's keys all go one way, since it is the same process and the same
+cable that serves both: what a split would gain by the model it would not gain in the world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+from zdist.core.links import CLOSED, KEY_SECONDS, OPEN, PEER, RELAY, UNKNOWN, Link, Links
+
+__all__ = ["NONE", "PATHS", "WAIT", "Batch", "plan_cost", "plan_gather"]
+
+PATHS: Final = (PEER, RELAY)
+WAIT: Final = "wait"  # a verdict is due that may open a path
+NONE: Final = "none"  # no way to any holder
+
+Want = tuple[Any, int, Sequence[str]]  # key (or whatever stands for it), bytes, holders
+
+
+class Batch(NamedTuple):
+    """Keys that go one way. ``path``: "peer", "relay", "wait" or "none"; ``seconds``: expected until all are here."""
+
+    path: str
+    holder: str  # "" for wait and none
+    keys: list[Any]
+    nbytes: int
+    seconds: float
+    reason: str
+
+
+class _Ways:
+    """The usable links to one holder under one ``direct``."""
+
+    __slots__ = ("peer", "reason", "relay", "wait")
+
+    def __init__(self, links: Links, holder: str, direct: bool | None, paths: Sequence[str], fallback: bool) -> None:
+        peer = links.peer(holder) if PEER in paths and direct is not False else None
+        relay = links.by_relay(holder) if RELAY in paths else None
+        self.reason = "direct=False" if direct is False else "no peer socket"
+        if peer is not None:
+            self.reason = f"peer path {peer.state}" + (f": {peer.text}" if peer.text else "")
+        if direct and not holder.startswith("c-"):  # a client can be reached by relay only
+            closed = peer is None or peer.state == CLOSED
+            if not (closed and fallback):
+                relay = None
+        recovering = relay is not None and relay.recovering
+        self.relay = relay if relay is not None and relay.state == OPEN else None
+        self.peer = peer if peer is not None and peer.state == OPEN else None
+        self.wait = recovering or (peer is not None and peer.state == UNKNOWN and self.relay is None)
+
+
+class _Load:
+    """What a plan puts on one link."""
+
+    __slots__ = ("finish", "keys", "link", "nbytes", "parts")
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.parts: list[list[Any]] = []
+        self.keys = 0
+        self.nbytes = 0
+        self.finish = link.delay + (link.inflight + link.backlog) / link.speed
+
+    def add(self, keys: list[Any], nbytes: int) -> None:
+        self.parts.append(keys)
+        self.keys += len(keys)
+        self.nbytes += nbytes
+        self.finish += len(keys) * KEY_SECONDS + nbytes / self.link.speed
+
+
+Plan = dict[Link, _Load]
+
+
+def plan_gather(
+    wants: Iterable[Want],
+    links: Links,
+    direct: bool | None = None,
+    *,
+    paths: Sequence[str] = PATHS,
+    fallback: bool = True,
+) -> list[Batch]:
+    """Divide wants into batches, each with a holder and a path, so that the last is expected home soonest.
+
+    Parameters: ``wants`` are (key, bytes, holders) with each key once; ``direct`` as in ``Client.gather`` (None
+    chooses, True prefers the peer path and waits for its verdict, False takes the relay); ``paths`` that may be used at
+    all; ``fallback`` whether ``direct=True`` may end on the relay where the peer path is closed. Every key is in
+    exactly one batch; those that cannot go now are in one with the path "wait" or "none". Never a closed path.
+    """
+    ways: dict[str, _Ways] = {}
+    groups: dict[tuple[str, ...], tuple[list[Any], list[int]]] = {}
+    for key, nbytes, holders in wants:
+        name = holders if type(holders) is tuple else tuple(holders)
+        group = groups.get(name)
+        if group is None:
+            groups[name] = group = ([], [])
+            for holder in name:
+                if holder not in ways:
+                    ways[holder] = _Ways(links, holder, direct, paths, fallback)
+        group[0].append(key)
+        group[1].append(nbytes)
+    routable, batches = [], []
+    for holders, (keys, sizes) in groups.items():
+        if any(ways[h].peer or ways[h].relay for h in holders):
+            if direct and not any(ways[h].peer for h in holders) and any(ways[h].wait for h in holders):
+                batches.append(Batch(WAIT, "", keys, sum(sizes), 0.0, ways[holders[0]].reason))
+            else:
+                routable.append((holders, keys, sizes))
+        else:
+            path = WAIT if any(ways[h].wait for h in holders) else NONE
+            reason = "; ".join(ways[h].reason for h in holders) or "no holders"
+            batches.append(Batch(path, "", keys, sum(sizes), 0.0, reason))
+    if routable:
+        batches += _best(routable, ways, links, direct)
+    return batches
+
+
+def plan_cost(batches: Iterable[Batch], links: Links) -> float:
+    """Expected seconds until the last of these batches is home, by the planner's model."""
+    plan: Plan = {}
+    for batch in batches:
+        if batch.path in PATHS:
+            link = links.peer(batch.holder) if batch.path == PEER else links.by_relay(batch.holder)
+            if link is not None:
+                plan.setdefault(link, _Load(link)).add(batch.keys, batch.nbytes)
+    return _cost(plan, links)
+
+
+Groups = list[tuple[tuple[str, ...], list[Any], list[int]]]
+
+
+def _best(groups: Groups, ways: dict[str, _Ways], links: Links, direct: bool | None) -> list[Batch]:
+    """The cheapest of: all by peer, all by relay, and the best division of the holders between the two."""
+    by_peer = {holder: way.peer or way.relay for holder, way in ways.items()}
+    plan = _assign(groups, by_peer, bool(direct))
+    why = "direct=True" if direct else "peer path open"
+    if direct is None and any(way.peer and way.relay for way in ways.values()):
+        cost = _cost(plan, links)
+        others = [_divide(plan, ways, links), {holder: way.relay or way.peer for holder, way in ways.items()}]
+        for pick in others:
+            other = _assign(groups, pick, False)
+            if (seconds := _cost(other, links)) < cost:
+                plan, cost = other, seconds
+    total = links.relay_load + sum(load.nbytes for load in plan.values() if load.link.path == RELAY)
+    batches = []
+    for link, load in plan.items():
+        keys = load.parts[0] if len(load.parts) == 1 else [key for part in load.parts for key in part]
+        way = ways[link.holder]
+        reason = why if link.path == PEER else "relay faster" if way.peer is not None else way.reason
+        seconds = load.finish if link.path == PEER else _relayed(load, total, links)
+        batches.append(Batch(link.path, link.holder, keys, load.nbytes, seconds, reason))
+    return batches
+
+
+def _assign(groups: Groups, pick: dict[str, Link | None], peers_first: bool) -> Plan:
+    """Put each group on the links picked for its holders; between several, each key goes where it is done first."""
+    plan: Plan = {}
+    for holders, keys, sizes in groups:
+        candidates = [link for holder in holders if (link := pick[holder]) is not None]
+        if peers_first and len(candidates) > 1:
+            candidates = [link for link in candidates if link.path == PEER] or candidates
+        loads = []
+        for link in candidates:
+            load = plan.get(link)
+            if load is None:
+                load = plan[link] = _Load(link)
+            loads.append(load)
+        if len(loads) == 1:
+            loads[0].add(keys, sum(sizes))
+            continue
+        _spread(loads, keys, sizes)
+    return {link: load for link, load in plan.items() if load.keys}
+
+
+def _spread(loads: list[_Load], keys: list[Any], sizes: list[int]) -> None:
+    """Divide keys between links, each to the one that would finish it first."""
+    finish = [load.finish for load in loads]
+    per_byte = [1 / load.link.speed for load in loads]
+    taken: list[tuple[list[Any], list[int]]] = [([], []) for _ in loads]
+    choices = range(1, len(loads))
+    for key, nbytes in zip(keys, sizes, strict=True):
+        best, soonest = 0, finish[0] + nbytes * per_byte[0]
+        for i in choices:
+            if (seconds := finish[i] + nbytes * per_byte[i]) < soonest:
+                best, soonest = i, seconds
+        finish[best] = soonest + KEY_SECONDS
+        taken[best][0].append(key)
+        taken[best][1].append(nbytes)
+    for load, (some, bytes_) in zip(loads, taken, strict=True):
+        if some:
+            load.add(some, sum(bytes_))
+
+
+def _divide(plan: Plan, ways: dict[str, _Ways], links: Links) -> dict[str, Link | None]:
+    """Move holders from peer to relay, slowest first, as many as make the whole soonest."""
+    loads = sorted((load for link, load in plan.items() if link.path == PEER), key=lambda load: -load.finish)
+    relayed = [load for link, load in plan.items() if link.path == RELAY]
+    total = links.relay_load + sum(load.nbytes for load in relayed)
+    slowest = max((_relayed(load, 0, links) for load in relayed), default=0.0)  # by its own link
+    delay = max((load.link.delay for load in relayed), default=0.0)
+    best, moves = float("inf"), 0
+    for moved in range(len(loads) + 1):
+        rest = loads[moved].finish if moved < len(loads) else 0.0
+        shared = delay + total / links.relay.speed if moved or relayed else 0.0
+        if (cost := max(rest, slowest, shared)) < best:
+            best, moves = cost, moved
+        if moved == len(loads):
+            break
+        load = loads[moved]
+        link = ways[load.link.holder].relay
+        if link is None:
+            break
+        there = _Load(link)
+        there.add([None] * load.keys, load.nbytes)
+        total += load.nbytes
+        slowest = max(slowest, there.finish)
+        delay = max(delay, link.delay)
+    away = {load.link.holder for load in loads[:moves]}
+    return {h: way.relay if h in away else way.peer or way.relay for h, way in ways.items()}
+
+
+def _relayed(load: _Load, total: int, links: Links) -> float:
+    """When a relay link is done: by its own speed, and by the broker's, which carries ``total`` bytes."""
+    return max(load.finish, load.link.delay + total / links.relay.speed)
+
+
+def _cost(plan: Plan, links: Links) -> float:
+    total = links.relay_load + sum(load.nbytes for link, load in plan.items() if link.path == RELAY)
+    return max(
+        (load.finish if link.path == PEER else _relayed(load, total, links) for link, load in plan.items()), default=0.0
+    )

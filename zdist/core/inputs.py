@@ -1,0 +1,188 @@
+"""What a worker's tasks need and do not find here: fetched, located, and handed over when it comes. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from zdist.core.fetch import Fetcher
+from zdist.core.machine import require
+from zdist.core.store import Entry, Pieces, Store
+from zdist.core.task import Input, Task
+from zdist.protocol.messages import Attempt, Key, Locate, Payload, Replicate, Session
+
+__all__ = ["Dependency", "Inputs"]
+
+Dependency = tuple[Key, int, tuple[Session, ...], Payload | None]
+
+TICKET: Final = 0  # the fetcher's ticket for all that tasks and replicas need
+ANY_ATTEMPT: Final = -1
+
+
+class Inputs:
+    """The table of dependencies that are not held. ``release(tasks)`` is called with tasks that one of them no longer
+    blocks. ``held`` and ``missing`` are what the broker is to be told; the owner takes and clears them."""
+
+    def __init__(
+        self, session: Session, store: Store, fetcher: Fetcher, release: Callable[[dict[Key, Task]], None]
+    ) -> None:
+        self.session = session
+        self.store = store
+        self.fetcher = fetcher
+        self.release = release
+        self.table: dict[Key, Input] = {}
+        self.held: list[tuple[Key, Attempt, int, str]] = []
+        self.missing: dict[Key, tuple[Session, ...]] = {}
+
+    def need(self, task: Task, deps: tuple[Dependency, ...], now: float) -> None:
+        """Find a task's dependencies; what is neither here nor came along blocks it."""
+        inputs = task.inputs = {}
+        for key, nbytes, holders, payload in deps:
+            entry = self.store.get(key)
+            if entry is not None:
+                inputs[key] = entry
+                continue
+            source = self.table.get(key)
+            if source is None:
+                source = self.table[key] = Input(key)
+            if key not in inputs:
+                inputs[key] = source
+                source.users += 1
+            if payload is not None:
+                self._came(source, payload, now)
+            elif source.payload is None and not source.error and task.key not in source.waiters:
+                task.blockers += 1
+                source.waiters[task.key] = task
+                self._fetch(key, ANY_ATTEMPT, nbytes, holders, task.priority, now)
+
+    def unneed(self, task: Task, now: float) -> None:
+        """The task is over, or is not to be."""
+        for source in task.inputs.values():
+            if type(source) is Input:
+                source.users -= 1
+                source.waiters.pop(task.key, None)
+                self._unneeded(source, now)
+
+    def _unneeded(self, source: Input, now: float) -> None:
+        """Forget an input that no task names any more, unless a copy was asked for."""
+        if not source.users and not source.replica and self.table.get(source.key) is source:
+            del self.table[source.key]
+            if self.fetcher.wants(source.key):
+                self.fetcher.drop(TICKET, (source.key,), now)
+
+    def _fetch(
+        self, key: Key, attempt: Attempt, nbytes: int, holders: tuple[Session, ...], priority: int, now: float
+    ) -> None:
+        """Ask for a key, or tell a transfer under way where it is; without holders wait for a Locate."""
+        others = holders
+        if self.session in holders:  # the broker is wrong about this worker
+            others = tuple(holder for holder in holders if holder != self.session)
+            self.missing[key] = (self.session,)
+        if self.fetcher.wants(key):
+            if others:
+                self.fetcher.relocate(key, others, nbytes, now, attempt)
+        elif others:
+            self.fetcher.fetch(TICKET, ((key, attempt, nbytes, others),), now=now, priority=priority)
+
+    def _came(self, source: Input, payload: Payload, now: float) -> None:
+        """The bytes of a dependency came with a message."""
+        if source.payload is None:
+            source.payload = payload
+            source.error = ""
+            if not source.replica and self.fetcher.wants(source.key):
+                self.fetcher.drop(TICKET, (source.key,), now)
+            self.release(source.waiters)
+
+    def stored(self, entry: Entry) -> None:
+        """The key is held now; call it for each key that comes to be held, if the table names it."""
+        source = self.table.pop(entry.key, None)
+        if source is not None:
+            source.replica = False
+            for task in source.waiters.values():
+                task.inputs[entry.key] = entry
+                source.users -= 1
+            self.release(source.waiters)
+
+    def drain(self, now: float) -> None:
+        """Take over what the fetcher has brought, and what it could not have."""
+        fetcher = self.fetcher
+        arrived, failed = fetcher.arrived[:], fetcher.failed[:]
+        fetcher.arrived.clear()
+        fetcher.failed.clear()
+        fetcher.warnings.clear()
+        for _tickets, key, attempt, pieces, nbytes, _path in arrived:
+            if key not in self.table:
+                continue  # dropped in the same turn
+            entry = self.store.get(key) or self.store.put_blob(key, attempt, Pieces(pieces), "")
+            self.held.append((key, entry.attempt, nbytes, entry.type))
+            self.stored(entry)
+        for _tickets, key, code, text, holders in failed:
+            source = self.table.get(key)
+            if source is None or (source.payload is not None and not source.replica):
+                continue
+            if code == "unpicklable":
+                source.replica = False
+                source.error = text
+                self.release(source.waiters)
+                self._unneeded(source, now)
+            else:
+                self.missing[key] = holders
+
+    def replicate(self, message: Replicate, now: float) -> None:
+        """Fetch copies for the broker's sake."""
+        for key, attempt, nbytes, holders in message.rows:
+            entry = self.store.get(key)
+            if entry is not None:
+                self.held.append((key, entry.attempt, entry.nbytes, entry.type))
+                continue
+            source = self.table.get(key)
+            if source is None:
+                source = self.table[key] = Input(key)
+            source.replica = True
+            self._fetch(key, attempt, nbytes, holders, 0, now)
+
+    def locate(self, message: Locate, now: float) -> None:
+        """The broker knows more of where something is."""
+        for key, nbytes, holders, payload in message.rows:
+            source = self.table.get(key)
+            if source is None or (source.payload is not None and not source.replica):
+                continue
+            if payload is not None:
+                self._came(source, payload, now)
+            if holders:
+                priority = min((task.priority for task in source.waiters.values()), default=0)
+                if source.waiters or source.replica:
+                    self._fetch(key, ANY_ATTEMPT, nbytes, holders, priority, now)
+            else:
+                self.fetcher.relocate(key, (), nbytes, now)
+
+    def unreplicate(self, keys: tuple[Key, ...], now: float) -> None:
+        """Copies are no longer asked for."""
+        for key in keys:
+            source = self.table.get(key)
+            if source is not None and source.replica:
+                source.replica = False
+                self._unneeded(source, now)
+
+    def clear(self, now: float) -> None:
+        """Forget all: the orders came from a broker that is no more."""
+        self.table.clear()
+        self.held.clear()
+        self.missing.clear()
+        self.fetcher.abandon(TICKET, now)
+
+    def check(self, tasks: dict[Key, Task]) -> None:
+        """The table and the tasks agree."""
+        users: dict[int, int] = {}
+        for task in tasks.values():
+            for key, source in task.inputs.items():
+                if type(source) is Input:
+                    users[id(source)] = users.get(id(source), 0) + 1
+                    blocked = source.payload is None and not source.error
+                    require(blocked == (task.key in source.waiters), f"{task!r} waits for {key}, or does not, wrongly")
+        for key, source in self.table.items():
+            require(source.users == users.get(id(source), 0), f"input {key} has {source.users} users, or not")
+            require(source.users > 0 or source.replica, f"input {key} is of no use to anybody")
+            require(self.store.get(key) is None, f"input {key} is held and awaited")
+            for task in source.waiters.values():
+                require(tasks.get(task.key) is task and task.blockers > 0, f"{task!r} is blocked by {key} only there")

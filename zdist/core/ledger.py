@@ -1,0 +1,376 @@
+"""The client's machine: every key that its futures or their lineage need, and how far the broker is with it. PURE.
+
+What is wanted lives here, with its spec, until nobody needs it: a broker that knows nothing of this session (a fresh
+welcome) is told everything again. `zdist.core.entry` has the records, `zdist.core.wants` the outgoing half,
+`zdist.core.collect` gathering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from zdist import limits
+from zdist.core.collect import Collection
+from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Reply
+from zdist.core.machine import CONTROL, Route, require
+from zdist.core.wants import Wants
+from zdist.errors import ProtocolError
+from zdist.protocol import messages as m
+from zdist.protocol.messages import Key, Message
+
+__all__ = ["UNKNOWN", "Ledger", "Over"]
+
+UNKNOWN: Final = "nobody in the cluster knows this key any more"
+ASK_AGAIN: Final = 0.1  # seconds before a want for an unknown key is repeated; doubles
+
+
+class Over(NamedTuple):
+    """Command: this session has ended for good. Codes: "stop" (the cluster was shut down) and those of Refused."""
+
+    code: str
+    text: str
+
+
+class Ledger(Wants):
+    """A client's state. The owner holds the driver's lock for every call.
+
+    Parameters: the session id, the cluster token (for data requests), what Hello tells about this client (name, host,
+    pid), the transfer paths allowed, and whether ``direct=True`` may fall back to the relay.
+    """
+
+    role = "client"
+
+    def __init__(
+        self,
+        session: str,
+        token: str,
+        info: dict[str, Any],
+        *,
+        paths: Sequence[str] = ("peer", "relay"),
+        fallback: bool = True,
+    ) -> None:
+        super().__init__(session, token, str(info.get("name", session)), paths, fallback)
+        self.info = info
+        self.cluster = ""
+        self.replies: dict[int, Reply] = {}
+        self.ready = Reply("welcome", None)  # the first answer to our hello
+        self.members: dict[str, tuple[str, str, str, str]] = {}  # session: address, name, host, node
+        self.handlers: dict[type, Callable[[Any, float], None]] = {
+            m.Finished: self._finished,
+            m.Failed: self._failed,
+            m.Killed: self._killed,
+            m.Cancelled: self._cancelled,
+            m.Rejected: self._rejected,
+            m.Lost: self._lost,
+            m.Members: self._members,
+            m.Answer: self._answer,
+            m.Drop: self._drop,
+            m.WhichFunction: self._which_function,
+            m.Stop: self._stop,
+            m.Output: self._output,
+        }
+
+    # --- questions, gathering, the end ---------------------------------------------------------------
+
+    def ask(self, what: str, args: Any) -> Reply:
+        """Put a question to the broker. Asked again if the broker is replaced before it has answered."""
+        reply = Reply(what, args)
+        self._question(reply, m.Ask(self.req + 1, what, args))
+        return reply
+
+    def call(self, workers: tuple[str, ...] | None, payload: m.Payload) -> Reply:
+        """Run a function on workers outside the task system."""
+        reply = Reply("run", None)
+        self._question(reply, m.Call(self.req + 1, workers, payload))
+        return reply
+
+    def _question(self, reply: Reply, message: Message) -> None:
+        self.req += 1
+        self.replies[self.req] = reply
+        if self.over is not None:
+            self._reply(self.req, False, self.over[1])
+        elif self.epoch:
+            self.send(CONTROL, message)
+        elif type(message) is m.Call:
+            self._reply(self.req, False, "the client is not connected yet")
+
+    def collect(self, entries: list[Entry], direct: bool | None, now: float) -> Collection:
+        """Start bringing the values of these (distinct) entries home; ``collections.close`` it in any case."""
+        return self.collections.add(entries, direct, now)
+
+    def abandon(self, code: str, text: str) -> None:
+        """The session is over: what has no value here is cancelled, questions fail. Idempotent."""
+        if self.over is not None:
+            return
+        self.over = (code, text)
+        if not self.ready.done:
+            self._settle(self.ready, False, (code, text))
+        for entry in list(self.entries.values()):
+            value_here = entry.status == FINISHED and entry.outcome[3] is not None
+            if not (value_here or entry.status in (ERROR, CANCELLED)):
+                self._end(entry, CANCELLED, text)
+        for req in list(self.replies):
+            self._reply(req, False, text)
+        self.queue.clear()
+        self.commands.append(Over(code, text))
+
+    def _reply(self, req: int, ok: bool, value: Any) -> None:
+        reply = self.replies.pop(req, None)
+        if reply is not None:
+            self._settle(reply, ok, value)
+
+    def _settle(self, reply: Reply, ok: bool, value: Any) -> None:
+        reply.done, reply.ok, reply.value = True, ok, value
+        self.resolved.append(reply)
+
+    # --- the driver's turn -------------------------------------------------------------------------
+
+    def handle(self, route: Route, message: Message, now: float) -> None:
+        """Take in one message. Raises ProtocolError for one that a client does not take."""
+        handler = self.handlers.get(type(message))
+        if handler is not None:
+            handler(message, now)
+        elif isinstance(message, m.Data | m.ProbeReply):
+            self.fetcher.handle(route, message, now)
+        elif isinstance(message, m.Get):
+            self.store.serve(route, message, now)
+        elif not isinstance(message, m.Pong):
+            raise ProtocolError(f"a client does not take {type(message).__name__}")
+
+    def turn(self, now: float) -> None:
+        """End of a turn: tell who waits, then send on what was released and what may be submitted."""
+        fetcher = self.fetcher
+        collections = self.collections
+        while self.resolved or collections.waiting or fetcher.arrived or fetcher.failed:
+            resolved, self.resolved = self.resolved, []
+            for entry in resolved:
+                waiters, entry.waiters = entry.waiters, None
+                if waiters is not None:
+                    for waiter in waiters:
+                        waiter.resolved(entry)
+            collections.drain()
+            if collections.waiting:
+                collections.flush(now)
+        if self.dropped:
+            self._drain()
+        if self.queue:
+            self._pump()
+
+    def tick(self, now: float) -> None:
+        """A deadline has come."""
+        self.fetcher.tick(now)
+        self.store.tick(now)
+        due = [key for key, (when, _) in self.again.items() if when <= now]
+        for key in due:
+            self.again[key] = (float("inf"), self.again[key][1])
+        self._want([self.entries[key] for key in due if key in self.entries])
+
+    def deadline(self) -> float | None:
+        """When `tick` is next needed; at once while there is more to submit."""
+        if self.queue and self._may_submit():
+            return 0.0
+        first = self.fetcher.deadline()
+        second = self.store.deadline()
+        if first is None or (second is not None and second < first):
+            first = second
+        for when, _ in self.again.values():
+            if first is None or when < first:
+                first = when
+        return first
+
+    # --- the session -------------------------------------------------------------------------------
+
+    def hello_info(self) -> dict[str, Any]:
+        """What the broker is told of this client."""
+        return self.info
+
+    def welcomed(self, welcome: m.Welcome, now: float) -> None:
+        """The broker has taken us in; if it knows nothing of this session, tell it everything."""
+        info = welcome.info
+        self.epoch = welcome.epoch
+        self.cluster = str(info.get("cluster", ""))
+        self.window = (
+            int(info.get("window_tasks", limits.WINDOW_TASKS)),
+            int(info.get("window_bytes", limits.WINDOW_BYTES)),
+        )
+        if welcome.fresh:
+            self._replay()
+        if not self.ready.done:
+            self._settle(self.ready, True, info)
+
+    def _replay(self) -> None:
+        """Announce everything anew: data held here, imported keys, then specs, parents first."""
+        for table in (self.defined, self.fences, self.fenced, self.queue, self.again):
+            table.clear()
+        self.flying = self.flying_bytes = 0
+        held: list[tuple[Key, int, str]] = []
+        wanted: list[Entry] = []
+        for entry in self.entries.values():
+            entry.gen = entry.load = 0
+            if entry.status == ERROR:
+                continue
+            own = self.store.get(entry.key) if entry.work is None else None
+            if entry.status == FINISHED and entry.outcome[3] is None and own is None:
+                entry.status, entry.outcome = PENDING, None
+                self.collections.unsettled(entry, 0.0)
+            if entry.work is not None:
+                self.queue.append(entry)
+            elif own is not None:
+                held.append((entry.key, own.nbytes, own.type))
+            else:
+                wanted.append(entry)
+        for key in [key for key in self.store.entries if key not in self.entries]:
+            self.store.drop(key, 0.0)
+        if held:
+            self._hold(held)
+        self._want(wanted)
+        places: dict[tuple[tuple[str, ...], int], list[Key]] = {}
+        for key, place in self.placing.items():
+            places.setdefault(place, []).append(key)
+        for (workers, copies), keys in places.items():
+            self.send(CONTROL, m.Place(tuple(keys), workers, copies))
+        for req, reply in list(self.replies.items()):
+            if reply.what == "run":
+                self._reply(req, False, "the broker was replaced while this ran; nobody knows how far it came")
+            else:
+                self.send(CONTROL, m.Ask(req, reply.what, reply.args))
+
+    def refused(self, code: str, text: str, now: float) -> None:
+        """The broker does not take this session, or no longer."""
+        self.abandon(code, text)
+
+    def _stop(self, message: m.Stop, now: float) -> None:
+        self.abandon("stop", f"the cluster was shut down: {message.reason}")
+
+    # --- news of keys ------------------------------------------------------------------------------
+
+    def _finished(self, message: m.Finished, now: float) -> None:
+        entries = self.entries
+        resolved = self.resolved
+        for row in message.rows:
+            entry = entries.get(row[0])
+            if entry is None or not entry.gen:
+                continue
+            if entry.status == PENDING:
+                entry.outcome = row
+                entry.status = FINISHED
+                if entry.load:
+                    self.flying -= 1
+                    self.flying_bytes -= entry.load
+                    entry.load = 0
+                elif entry.work is None:
+                    self.placing.pop(row[0], None)
+                    self.again.pop(row[0], None)
+                if entry.waiters is not None:
+                    resolved.append(entry)
+            elif entry.status == FINISHED:
+                self._moved(entry, row, now)
+
+    def _moved(self, entry: Entry, row: Any, now: float) -> None:
+        """Told again: a value or other holders, or the same from a new broker. A value that is here stays."""
+        if entry.work is None:
+            self.placing.pop(entry.key, None)
+        if entry.outcome[3] is None:
+            entry.outcome = row
+            if row[3] is not None:
+                self.collections.unsettled(entry, now)
+            elif self.fetcher.wants(entry.key):
+                self.fetcher.relocate(entry.key, row[4], row[2], now, row[1])
+
+    def _failed(self, message: m.Failed, now: float) -> None:
+        for key, payload, origin, text in message.rows:
+            self._fail(key, ("failed", payload, origin, text))
+
+    def _killed(self, message: m.Killed, now: float) -> None:
+        for key, text in message.rows:
+            self._fail(key, ("killed", None, key, text))
+
+    def _fail(self, key: Key, outcome: tuple[str, Any, Key, str], *, known: bool = True) -> None:
+        entry = self.entries.get(key)
+        if entry is not None and entry.gen and entry.status in (PENDING, FINISHED):
+            self._end(entry, ERROR, outcome, known=known)
+
+    def _rejected(self, message: m.Rejected, now: float) -> None:
+        for key, reason in message.rows:
+            self._fail(key, ("rejected", None, key, reason), known=False)
+
+    def _cancelled(self, message: m.Cancelled, now: float) -> None:
+        for key, reason in message.rows:
+            entry = self.entries.get(key)
+            if entry is None or not entry.gen:
+                continue
+            if reason == UNKNOWN and entry.work is None and entry.status == PENDING and self._once_more(key, now):
+                entry.gen = 0
+            else:
+                self._end(entry, CANCELLED, reason)
+
+    def _once_more(self, key: Key, now: float) -> bool:
+        """An imported key may have come here before its submission reached the broker: ask a few times."""
+        times = self.again.get(key, (0.0, 0))[1]
+        self.again[key] = (now + ASK_AGAIN * 2**times, times + 1)
+        return times < limits.LOST_RETRIES
+
+    def _lost(self, message: m.Lost, now: float) -> None:
+        """Computed again: values that are here stay, everything else is pending."""
+        for key in message.keys:
+            entry = self.entries.get(key)
+            if entry is None or not entry.gen:
+                continue
+            if entry.status == ERROR or (entry.status == FINISHED and entry.outcome[3] is None):
+                entry.status, entry.outcome = PENDING, None
+                self.collections.unsettled(entry, now)
+
+    def _members(self, message: m.Members, now: float) -> None:
+        for row in message.rows:
+            self.members[row[0]] = row[1:]
+        self.fetcher.members(message.rows)
+
+    def _answer(self, message: m.Answer, now: float) -> None:
+        keys = self.fenced.pop(message.req, None)
+        if keys is None:
+            self._reply(message.req, message.ok, message.value)
+            return
+        for key in keys:
+            if self.fences.get(key) == message.req:
+                del self.fences[key]
+
+    def _drop(self, message: m.Drop, now: float) -> None:
+        for key in message.keys:
+            self.store.drop(key, now)
+
+    def _which_function(self, message: m.WhichFunction, now: float) -> None:
+        work = self.works.get(message.fn)
+        if work is not None:
+            self.send(CONTROL, m.Define(work.fn, work.name, work.blob))
+
+    def _output(self, message: m.Output, now: float) -> None:
+        self.commands.append(message)
+
+    # --- invariants --------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise InvariantError if counts, statuses and tables contradict each other."""
+        pins: dict[int, int] = {}
+        flying = size = 0
+        for key, entry in self.entries.items():
+            require(entry.key == key, f"{key}: filed under another key")
+            require(entry.refs >= 0 and entry.pins >= 0, f"{entry}: negative count")
+            require(entry.refs > 0 or entry.pins > 0 or entry in self.dropped, f"{entry}: needed by nobody")
+            require(entry.status != CANCELLED, f"{entry}: cancelled and still joinable")
+            require((entry.outcome is None) == (entry.status == PENDING), f"{entry}: outcome {entry.outcome}")
+            require(not entry.load or (entry.status == PENDING and entry.gen > 0), f"{entry}: load {entry.load}")
+            require(entry.gen <= self.gen, f"{entry}: generation from the future")
+            require(entry.waiters is None or entry.status == PENDING or entry in self.resolved, f"{entry}: waited for")
+            if entry.work is not None and not entry.gen and entry.refs and entry.status == PENDING:
+                require(entry in self.queue, f"{entry}: wanted and neither submitted nor queued")
+            flying += entry.load > 0
+            size += entry.load
+            for parent in entry.parents:
+                pins[id(parent)] = pins.get(id(parent), 0) + 1
+        for entry in self.entries.values():
+            require(entry.pins == pins.get(id(entry), 0), f"{entry}: {pins.get(id(entry), 0)} entries depend on it")
+        require((self.flying, self.flying_bytes) == (flying, size), f"window {self.flying}, {self.flying_bytes} B")
+        for key in self.fences:
+            require(self.fences[key] in self.fenced, f"{key}: fenced for ever")
+        self.fetcher.check()

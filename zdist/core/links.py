@@ -1,0 +1,329 @@
+"""What is known of each way to each holder: reachable or not, round trip, bandwidth, slowness. PURE.
+
+A link is a pair (holder, path). Nothing is configured: round trip and bandwidth are learned from traffic as
+exponentially weighted averages, reachability of a peer path from one probe per worker and from what arrives over it.
+All relay links share the broker, whose throughput is one more estimate (``Links.relay``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
+
+from zdist.core.machine import BULK, Route
+from zdist.limits import (
+    CHUNK,
+    KIB,
+    LINK_WINDOW,
+    MIB,
+    PROBE_RETRY,
+    PROBE_RETRY_MAX,
+    PROBE_TIMEOUT,
+    REQUEST_TIMEOUT,
+)
+from zdist.protocol.messages import Message, Probe, ProbeReply
+
+__all__ = ["CLOSED", "OPEN", "PEER", "RELAY", "UNKNOWN", "Estimate", "Link", "Links", "Member", "Probes"]
+
+PEER: Final = "peer"
+RELAY: Final = "relay"
+UNKNOWN: Final = "unknown"
+OPEN: Final = "open"
+CLOSED: Final = "closed"
+
+KEY_SECONDS: Final = 4e-6  # what one more key costs its holder and us, whatever the path
+PRIOR: Final = {PEER: (0.0005, 500e6), RELAY: (0.001, 200e6)}  # round trip and bytes/s before anything is measured
+STALE: Final = 300.0  # a bandwidth that was not confirmed for this long is forgotten
+FIRST_WINDOW: Final = 4 * MIB  # in flight on a link of unknown bandwidth, in chunks of half of it
+MIN_CHUNK: Final = 64 * KIB
+AHEAD_SECONDS: Final = 0.25  # worth of transfer time that a link may have in flight
+SAMPLE_BYTES: Final = 256 * KIB  # fewer say nothing about bandwidth
+SAMPLE_SECONDS: Final = 0.001  # arrivals of one turn share one clock reading
+UNREACHABLE_TRIES: Final = 4  # answers "unreachable" of the relay in a row before a holder counts as gone
+UNREACHABLE_PAUSE: Final = 0.1  # before the second try; doubles
+PROBES_AT_ONCE: Final = 32  # each may open a connection
+MAX_PATIENCE: Final = 60.0
+
+
+class Member(NamedTuple):
+    """A worker as Members rows name it."""
+
+    session: str
+    address: str
+    name: str
+    host: str
+    node: str
+
+
+class Estimate:
+    """Round trip, slowness to answer (seconds) and bandwidth (bytes/s) of something that carries data."""
+
+    __slots__ = ("bandwidth", "fresh", "lag", "mark", "measured", "pending", "prior", "rtt", "rtt_known")
+
+    def __init__(self, path: str) -> None:
+        self.rtt, self.prior = PRIOR[path]
+        self.rtt_known = False
+        self.lag = 0.0  # how much longer than the round trip answers take: a busy holder
+        self.bandwidth = 0.0  # 0: not measured
+        self.measured = 0.0  # when
+        self.mark = 0.0  # since when the bytes in ``pending`` have been arriving
+        self.pending = 0
+        self.fresh = True  # the first sample after an idle time contains a round trip
+
+    @property
+    def speed(self) -> float:
+        """Bytes per second, measured or assumed."""
+        return self.bandwidth or self.prior
+
+    @property
+    def delay(self) -> float:
+        """Seconds until the first byte of an answer."""
+        return self.rtt + self.lag
+
+    def waited(self, seconds: float) -> None:
+        """A small answer took this long: the least is the round trip, the rest is slowness."""
+        if not self.rtt_known or seconds < self.rtt:
+            self.rtt, self.rtt_known = seconds, True
+        else:
+            self.rtt += 0.02 * (seconds - self.rtt)
+        self.lag += 0.3 * (max(0.0, seconds - self.rtt) - self.lag)
+
+    def started(self, now: float) -> None:
+        """A request leaves while nothing was under way."""
+        if self.bandwidth and now - self.measured > STALE:
+            self.bandwidth = 0.0
+        self.mark, self.pending, self.fresh = now, 0, True
+
+    def carried(self, nbytes: int, now: float, last: bool) -> None:
+        """Bytes arrived; ``last``: nothing more is under way."""
+        self.pending += nbytes
+        elapsed = now - self.mark
+        if self.pending < SAMPLE_BYTES or (elapsed < SAMPLE_SECONDS and not last):
+            return
+        if self.fresh:
+            elapsed -= min(self.rtt, elapsed / 2)
+        sample = self.pending / max(elapsed, 1e-5)
+        self.bandwidth = self.bandwidth + 0.4 * (sample - self.bandwidth) if self.bandwidth else sample
+        self.measured, self.mark, self.pending, self.fresh = now, now, 0, False
+
+    def skip(self, now: float) -> None:
+        """Small answers arrived, which say nothing about bandwidth."""
+        self.mark, self.pending, self.fresh = now, 0, False
+
+
+class Link(Estimate):
+    """One path to one holder, and what is under way on it."""
+
+    WINDOW: Final = LINK_WINDOW
+    LARGE: Final = 16 * KIB  # bytes a key from which a reply counts for bandwidth, below for the round trip
+    KEY_SECONDS: Final = KEY_SECONDS
+
+    __slots__ = (
+        "backlog", "carried_bytes", "carried_keys", "closed_until", "holder", "inflight", "misses", "name", "path",
+        "probe", "progress", "queue", "reason", "requests", "retry", "route", "since", "starving", "state", "strikes",
+        "text",
+    )  # fmt: skip
+
+    def __init__(self, holder: str, path: str, route: Route, name: str) -> None:
+        super().__init__(path)
+        self.holder, self.path, self.route, self.name = holder, path, route, name
+        self.state = UNKNOWN if path == PEER else OPEN
+        self.text = ""  # why it is closed
+        self.closed_until = 0.0  # when a closed path may be tried again
+        self.retry = PROBE_RETRY
+        self.probe = 0  # the probe under way
+        self.strikes = 0  # timeouts in a row
+        self.misses = 0  # answers "unreachable" in a row
+        self.inflight = 0  # bytes asked for and not got
+        self.requests: dict[int, float] = {}  # under way: request, when sent
+        self.progress = 0.0  # when something last arrived
+        self.queue: list[tuple[int, int, Any]] = []  # heap of what is planned for this link and not yet asked for
+        self.backlog = 0  # bytes of that
+        self.starving = False  # waits for room in the window over all links
+        self.since = 0.0  # of the busy period: start, keys, bytes, and why this path
+        self.carried_keys = 0
+        self.carried_bytes = 0
+        self.reason = ""
+
+    @property
+    def window(self) -> int:
+        """Bytes that may be in flight."""
+        if not self.bandwidth:
+            return max(FIRST_WINDOW >> self.strikes, MIN_CHUNK)
+        ahead = int(self.bandwidth * (AHEAD_SECONDS + self.delay))
+        return max(MIN_CHUNK, min(LINK_WINDOW, max(ahead, MIB) >> self.strikes))
+
+    @property
+    def chunk(self) -> int:
+        """Most bytes to ask for at once: less where a chunk would take long or got lost."""
+        return max(MIN_CHUNK, min(CHUNK, self.window // 2))
+
+    @property
+    def patience(self) -> float:
+        """Seconds without progress after which a request counts as lost."""
+        expected = 2 * self.inflight / self.bandwidth if self.bandwidth else 0.0
+        return min(MAX_PATIENCE, (REQUEST_TIMEOUT + expected) * (1 << min(self.strikes, 4)))
+
+    @property
+    def stall(self) -> float:
+        """Seconds without progress after which a peer path is probed again."""
+        return min(self.patience, 1.0 + self.lag + 2 * self.inflight / (self.bandwidth or 1e6))
+
+    def oldest(self) -> float:
+        """Since when the link owes an answer: its last progress or the oldest request; only while requests are out."""
+        sent = next(iter(self.requests.values()))
+        return sent if sent > self.progress else self.progress
+
+    def opened(self) -> None:
+        """It works."""
+        self.state, self.text, self.retry = OPEN, "", PROBE_RETRY
+
+    def closed(self, text: str, now: float) -> None:
+        """A peer path does not work; it is probed again after a pause that doubles each time."""
+        self.state, self.text = CLOSED, text
+        self.closed_until = now + self.retry
+        self.retry = min(self.retry * 2, PROBE_RETRY_MAX)
+
+    def unreachable(self, text: str, now: float) -> None:
+        """The relay has no connection to the holder: shortly after a start that passes, so it is tried again."""
+        self.state, self.text = CLOSED, text
+        self.misses += 1
+        gone = self.misses >= UNREACHABLE_TRIES
+        self.closed_until = now + (PROBE_RETRY if gone else UNREACHABLE_PAUSE * (1 << (self.misses - 1)))
+
+    @property
+    def recovering(self) -> bool:
+        """Closed for a moment only: worth waiting for."""
+        return self.path == RELAY and self.state == CLOSED and self.misses < UNREACHABLE_TRIES
+
+    def __repr__(self) -> str:
+        return f"<Link {self.path} {self.name} {self.state}, {len(self.requests)} requests, {self.inflight} B>"
+
+
+class Links:
+    """The links of one process, and the members they lead to."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, Member] = {}
+        self.relay = Estimate(RELAY)  # the broker as a whole
+        self.relay_load = 0  # bytes queued or in flight on all relay links
+        self.peers: dict[str, Link] = {}
+        self.relays: dict[str, Link] = {}
+        self.addresses: dict[str, Link] = {}
+
+    def learn(self, rows: Iterable[tuple[str, str, str, str, str]]) -> None:
+        """Take in Members rows."""
+        for row in rows:
+            member = Member(*row)
+            if member.session in self.members or not member.address:
+                continue  # a session keeps its address as long as it lives
+            self.members[member.session] = member
+            link = Link(member.session, PEER, Route(member.address), member.name or member.address)
+            self.peers[member.session] = self.addresses[member.address] = link
+
+    def peer(self, holder: str) -> Link | None:
+        """The link to a worker's own socket; None for a client or an unknown worker."""
+        return self.peers.get(holder)
+
+    def by_relay(self, holder: str) -> Link:
+        """The link through the broker."""
+        link = self.relays.get(holder)
+        if link is None:
+            member = self.members.get(holder)
+            name = (member.name or member.address) if member else holder
+            link = self.relays[holder] = Link(holder, RELAY, BULK, name)
+        return link
+
+    def all(self) -> list[Link]:
+        """Every link, in the order in which they came to be known."""
+        return [*self.peers.values(), *self.relays.values()]
+
+    def remove(self, holder: str) -> None:
+        """Forget a holder."""
+        self.members.pop(holder, None)
+        self.relays.pop(holder, None)
+        link = self.peers.pop(holder, None)
+        if link is not None and self.addresses.get(link.route.channel) is link:
+            del self.addresses[link.route.channel]
+
+
+class Probes:
+    """Verdicts on peer paths: a probe per worker at the first use, few at once, again after a pause where one failed.
+
+    ``verdict(link, now)`` is called whenever a link has opened or closed.
+    """
+
+    def __init__(
+        self, send: Callable[[Route, Message], None], token: str, verdict: Callable[[Link, float], None]
+    ) -> None:
+        self.send, self.token, self.verdict = send, token, verdict
+        self.out: dict[int, tuple[Link, float]] = {}  # under way: link, when sent; oldest first
+        self.queue: deque[Link] = deque()
+        self.serial = 0
+
+    def consider(self, link: Link, now: float) -> None:
+        """A link is about to be used: probe it if its state is unknown, or closed for long enough."""
+        if not link.probe and (link.state == UNKNOWN or (link.state == CLOSED and now >= link.closed_until)):
+            self.suspect(link, now)
+
+    def suspect(self, link: Link, now: float) -> None:
+        """Probe a link whatever is believed of it."""
+        if link.probe:
+            return
+        if len(self.out) >= PROBES_AT_ONCE:
+            link.probe = -1
+            self.queue.append(link)
+            return
+        self.serial += 1
+        link.probe = self.serial
+        self.out[self.serial] = (link, now)
+        self.send(link.route, Probe(self.serial, self.token))
+
+    def reply(self, link: Link, message: ProbeReply, now: float) -> None:
+        """An answer from the address that this link leads to."""
+        sent = self.out.get(message.req)
+        if sent is not None and sent[0] is link:
+            del self.out[message.req]
+            link.probe = 0
+            if not link.rtt_known:  # the first probe also waited for the connection: three round trips more
+                link.waited(max(1e-6, (now - sent[1]) / 4))
+        if message.session != link.holder:
+            link.closed(f"another worker answers at {link.route.channel} (wrong advertised address?)", now)
+            self.verdict(link, now)
+        elif link.state != OPEN:
+            link.opened()
+            self.verdict(link, now)
+        self._next(now)
+
+    def cancel(self, link: Link) -> None:
+        """Forget a link."""
+        if link.probe > 0:
+            del self.out[link.probe]
+        elif link.probe:
+            self.queue.remove(link)
+        link.probe = 0
+
+    def tick(self, now: float) -> None:
+        """Close the links whose probes were not answered in time."""
+        while self.out:
+            req, (link, sent) = next(iter(self.out.items()))
+            if sent + PROBE_TIMEOUT > now:
+                break
+            del self.out[req]
+            link.probe = 0
+            link.closed(f"no answer from {link.route.channel} within {PROBE_TIMEOUT * 1000:.0f} ms", now)
+            self.verdict(link, now)
+        self._next(now)
+
+    def _next(self, now: float) -> None:
+        while self.queue and len(self.out) < PROBES_AT_ONCE:
+            link = self.queue.popleft()
+            link.probe = 0
+            self.suspect(link, now)
+
+    def deadline(self) -> float | None:
+        """When ``tick`` is next needed."""
+        for _, sent in self.out.values():
+            return sent + PROBE_TIMEOUT
+        return None

@@ -1,0 +1,297 @@
+"""The node: how many workers run on a host, which they are, and what happens when one ends. PURE.
+
+A worker is *alive* from the command that starts it until the driver says that its process has ended. Every start gets a
+session of its own; the index, and with it the name, is taken over by the replacement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from zdist import limits
+from zdist.core.machine import CONTROL, Machine, Route, require
+from zdist.errors import InvariantError, ProtocolError
+from zdist.protocol.messages import Adjust, Adjusted, Attempt, Key, Message, Pong, Stop, Welcome, WorkerDied
+
+__all__ = ["EndWorker", "Ended", "NodeMachine", "StartWorker", "WorkerInfo"]
+
+SIGTERM: Final = int(signal.SIGTERM)
+SIGKILL: Final = int(signal.SIGKILL)
+
+
+class StartWorker(NamedTuple):
+    """Command: start a worker process; answered by ``worker_started`` or ``worker_failed``."""
+
+    place: int  # the worker's index; its replacement takes it over
+    session: str
+    name: str
+
+
+class EndWorker(NamedTuple):
+    """Command: send a signal to a worker; its end is reported by ``worker_exited`` as any other."""
+
+    session: str
+    signal: int
+
+
+class Ended(NamedTuple):
+    """Command: the last worker has ended and none will be started; the node's process exits with this code."""
+
+    code: int
+    reason: str
+
+
+class WorkerInfo:
+    """A worker that is alive."""
+
+    __slots__ = ("ending", "index", "kill_at", "name", "pid", "session", "started")
+
+    def __init__(self, index: int, session: str, name: str, started: float) -> None:
+        self.index = index
+        self.session = session
+        self.name = name
+        self.started = started
+        self.pid = 0  # until the process is there
+        self.ending = False  # by order; its death counts against nobody
+        self.kill_at: float | None = None  # when patience with an ending worker is over
+
+
+class NodeMachine(Machine[Route]):
+    """Keeps ``workers`` worker processes alive.
+
+    Parameters: the node's session id and name; ``workers``, how many to keep; ``hostname``, for people; ``host``, as
+    `zdist.transport.host.host_id` names it; ``pid`` of the node's process. Call `start` once, then report what happens
+    to the processes with `worker_started`, `worker_failed` and `worker_exited`.
+    """
+
+    role = "node"
+
+    def __init__(
+        self, session: str, name: str, workers: int, *, hostname: str = "", host: str = "", pid: int = 0
+    ) -> None:
+        super().__init__()
+        self.session = session
+        self.name = name
+        self.hostname = hostname
+        self.host = host
+        self.pid = pid
+        self.wanted = min(workers, limits.MAX_WORKERS)
+        self.alone = self.wanted == 1  # a single worker bears the node's own name
+        self.alive: dict[str, WorkerInfo] = {}
+        self.starts = 0
+        self.quick: dict[int, int] = {}  # index: deaths at once, in a row
+        self.due: dict[int, float] = {}  # index: when its replacement may start
+        self.reports: deque[WorkerDied] = deque(maxlen=limits.DEATHS_KEPT)
+        self.unanswered: list[int] = []  # Adjust requests whose workers have not all ended yet
+        self.stopping: str | None = None
+        self.code = 0
+        self.ended = False
+        self.handlers: dict[type, Callable[..., None]] = {Adjust: self._adjust, Stop: self._stop, Pong: self._pong}
+
+    # --- endpoint ----------------------------------------------------------------------------------
+
+    def hello_info(self) -> dict[str, Any]:
+        """Fields of Hello.info for a node."""
+        return {"name": self.name, "host": self.host, "pid": self.pid, "address": "", "workers": self.wanted}
+
+    def welcomed(self, welcome: Welcome, now: float) -> None:
+        """A broker that knows nothing of this node may know workers that have died since: tell it again."""
+        if welcome.fresh:
+            for report in self.reports:
+                self.send(CONTROL, report)
+
+    def refused(self, code: str, text: str, now: float) -> None:
+        """The broker will not have this node: end all."""
+        self.log("error", "node.refused", code=code, text=text)
+        self._end(f"refused by the broker: {text}", 1, now)
+
+    def handle(self, route: Route, message: Message, now: float) -> None:
+        """Take in a message of the broker."""
+        handler = self.handlers.get(type(message))
+        if handler is None or route.channel != "control":
+            raise ProtocolError(f"a node has no use for {type(message).__name__} on its {route.channel} channel")
+        handler(message, now)
+
+    def turn(self, now: float) -> None:
+        """Nothing is saved up between turns."""
+
+    def deadline(self) -> float | None:
+        """When `tick` is next needed: a replacement is due, or patience with an ending worker is over."""
+        taken = {worker.index for worker in self.alive.values()}
+        times = [when for index, when in self.due.items() if index < self.wanted and index not in taken]
+        times += [worker.kill_at for worker in self.alive.values() if worker.kill_at is not None]
+        return min(times, default=None)
+
+    def tick(self, now: float) -> None:
+        """Do what has become due."""
+        for worker in self.alive.values():
+            if worker.kill_at is not None and now >= worker.kill_at:
+                worker.kill_at = None
+                self.commands.append(EndWorker(worker.session, SIGKILL))
+        self._settle(now)
+
+    # --- orders ------------------------------------------------------------------------------------
+
+    def start(self, now: float) -> None:
+        """Start the first workers; they connect on their own, so no welcome is waited for."""
+        self._settle(now)
+
+    def scale(self, workers: int, now: float) -> None:
+        """Keep this many workers from now on; the ones with the highest index go first."""
+        require(workers >= 0, f"a node cannot keep {workers} workers")
+        if self.stopping is None:
+            self.wanted = min(workers, limits.MAX_WORKERS)
+            self._settle(now)
+
+    def stop(self, reason: str, now: float) -> None:
+        """End all workers, then the node (a signal, or the lifeline has closed)."""
+        self._end(reason, 0, now)
+
+    def _adjust(self, message: Adjust, now: float) -> None:
+        if message.workers > limits.MAX_WORKERS:
+            self.log("warning", "node.too_many_workers", asked=message.workers, limit=limits.MAX_WORKERS)
+        if self.stopping is None:
+            if message.workers >= 0:
+                self.wanted = min(message.workers, limits.MAX_WORKERS)
+            if message.restart:
+                self.quick.clear()
+                self.due.clear()
+                for worker in self.alive.values():
+                    self._end_worker(worker, now)
+        self.unanswered.append(message.req)
+        self._settle(now)
+
+    def _stop(self, message: Stop, now: float) -> None:
+        self._end(message.reason, 0, now)
+
+    def _pong(self, message: Pong, now: float) -> None:
+        pass
+
+    def _end(self, reason: str, code: int, now: float) -> None:
+        if self.stopping is None:
+            self.log("info", "node.stopping", reason=reason, workers=len(self.alive))
+            self.stopping = reason
+            self.code = code
+            self.wanted = 0
+            self._settle(now)
+
+    # --- what happened to the processes ----------------------------------------------------------------
+
+    def worker_started(self, session: str, pid: int, now: float) -> None:
+        """The process of a worker is there."""
+        worker = self.alive.get(session)
+        if worker is None:
+            raise InvariantError(f"worker {session} started, but the node never asked for it or was told of its end")
+        worker.pid = pid
+        worker.started = now
+        self.log("info", "worker.started", worker=worker.name, session=session, worker_pid=pid)
+
+    def worker_failed(self, session: str, text: str, now: float) -> None:
+        """No process could be had for a worker; the broker never heard of it, so only the log does."""
+        worker = self.alive.pop(session, None)
+        if worker is not None:
+            self.log("error", "worker.start_failed", worker=worker.name, error=text)
+            self._replace_later(worker, now)
+            self._settle(now)
+
+    def worker_exited(
+        self, session: str, code: int, lines: list[str], running: tuple[tuple[Key, Attempt], ...], now: float
+    ) -> None:
+        """A worker's process has ended: report it at once and replace it.
+
+        ``code`` is negative for a signal; ``lines`` are the last ones that it wrote; ``running`` is what its slot says.
+        """
+        worker = self.alive.pop(session, None)
+        if worker is None:
+            return
+        text = death_text(worker.name, worker.pid, self.hostname, code, lines)
+        report = WorkerDied(session, code, text, running, worker.ending)
+        self.reports.append(report)
+        self.send(CONTROL, report)
+        if worker.ending:
+            self.log("info", "worker.ended", worker=worker.name, session=session, code=code)
+        else:
+            self.log("warning", "worker.died", worker=worker.name, session=session, code=code, running=len(running))
+            self._replace_later(worker, now)
+        self._settle(now)
+
+    def _replace_later(self, worker: WorkerInfo, now: float) -> None:
+        """Replace at once, unless workers in this place die at once again and again."""
+        index = worker.index
+        if now - worker.started > limits.QUICK_DEATH:
+            self.quick.pop(index, None)
+            return
+        deaths = self.quick[index] = self.quick.get(index, 0) + 1
+        if deaths > 1:
+            pause = min(limits.RESTART_PAUSE * 2 ** min(deaths - 2, 16), limits.RESTART_PAUSE_MAX)
+            self.due[index] = now + pause
+            self.log("warning", "worker.restart_delayed", worker=worker.name, deaths=deaths, seconds=pause)
+
+    # --- towards what is wanted ------------------------------------------------------------------------
+
+    def _settle(self, now: float) -> None:
+        """End what is too much, start what is missing and due, answer what has been carried out."""
+        for worker in self.alive.values():
+            if worker.index >= self.wanted:
+                self._end_worker(worker, now)
+        if self.stopping is None:
+            taken = {worker.index for worker in self.alive.values()}
+            for index in range(self.wanted):
+                if index not in taken and self.due.get(index, now) <= now:
+                    self.due.pop(index, None)
+                    self._start_worker(index, now)
+        elif not self.alive and not self.ended:
+            self.ended = True
+            self.commands.append(Ended(self.code, self.stopping))
+        if self.unanswered and not any(worker.ending for worker in self.alive.values()):
+            for req in self.unanswered:
+                self.send(CONTROL, Adjusted(req, self.wanted))
+            self.unanswered.clear()
+
+    def _start_worker(self, index: int, now: float) -> None:
+        self.starts += 1
+        number = f"{self.session}/{self.starts}"
+        session = "w-" + hashlib.blake2b(number.encode(), digest_size=8).hexdigest()
+        name = self.name if self.alone and index == 0 else f"{self.name}-{index}"
+        self.alive[session] = WorkerInfo(index, session, name, now)
+        self.commands.append(StartWorker(index, session, name))
+
+    def _end_worker(self, worker: WorkerInfo, now: float) -> None:
+        if not worker.ending:
+            worker.ending = True
+            worker.kill_at = now + limits.END_GRACE
+            self.commands.append(EndWorker(worker.session, SIGTERM))
+
+    def check(self) -> None:
+        """One worker per index, no more than wanted besides those that are ending, nothing alive after the end."""
+        indices = [worker.index for worker in self.alive.values()]
+        require(len(set(indices)) == len(indices), f"two workers of node {self.name} share an index: {indices}")
+        for worker in self.alive.values():
+            require(worker.ending or worker.index < self.wanted, f"worker {worker.name} is not wanted and not ending")
+            require(worker.ending or worker.kill_at is None, f"worker {worker.name} is to be killed without an order")
+        if self.stopping is not None:
+            require(self.wanted == 0, f"node {self.name} is stopping and wants {self.wanted} workers")
+        require(not (self.ended and self.alive), f"node {self.name} has ended before its workers {list(self.alive)}")
+        if self.stopping is None:
+            missing = [index for index in range(self.wanted) if index not in indices and index not in self.due]
+            require(not missing, f"node {self.name} has forgotten its workers {missing}")
+
+
+def death_text(name: str, pid: int, hostname: str, code: int, lines: list[str]) -> str:
+    """Say which process ended, where and how, with its last lines."""
+    if code < 0:
+        try:
+            label = f" ({signal.Signals(-code).name})"
+        except ValueError:
+            label = ""
+        how = f"was killed by signal {-code}{label}"
+    else:
+        how = f"exited with code {code}"
+    text = f"worker {name} (pid {pid} on host {hostname}) {how}"
+    if lines:
+        text += "; last lines:\n" + "\n".join(lines)
+    return text[: limits.MAX_TEXT]

@@ -1,0 +1,269 @@
+"""Requests under way: what is queued for each link, how much may be asked for, and what has been. PURE.
+
+Windows bound the bytes asked for and not yet got: over all links, over the relay, and per link by its measured
+bandwidth. A request reserves what it asks for until it is answered, given up, or its link is closed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Final, NamedTuple
+
+from zdist.core.links import AHEAD_SECONDS, CLOSED, FIRST_WINDOW, MAX_PATIENCE, RELAY, Link, Links
+from zdist.core.machine import BULK, Route, require
+from zdist.core.transfer import Request, Transfer
+from zdist.limits import CHUNK_ROWS, REQUEST_TIMEOUT, TRANSFER_WINDOW
+from zdist.protocol.messages import Get, Message, Taken
+
+__all__ = ["Carried", "Requests"]
+
+ACTIVE_LINKS: Final = 64  # links with a request under way; the others wait their turn
+REPORT: Final = 1000  # batches remembered
+
+
+class Carried(NamedTuple):
+    """A batch that came home: one busy period of one link."""
+
+    path: str
+    worker: str
+    keys: int
+    nbytes: int
+    seconds: float
+    reason: str
+
+
+class Requests:
+    """Queues, windows and requests of all links."""
+
+    def __init__(self, send: Callable[[Route, Message], None], session: str, token: str, links: Links) -> None:
+        self.send, self.session, self.token, self.links = send, session, token, links
+        self.open: dict[int, Request] = {}
+        self.inflight = 0
+        self.relayed = 0  # of these, bytes by relay
+        self.active: dict[Link, None] = {}  # links with requests
+        self.queued: dict[Link, None] = {}  # links with queues
+        self.ready: dict[Link, None] = {}  # links to look at in the next pump
+        self.starving: dict[bool, list[tuple[int, int, Link]]] = {True: [], False: []}  # by relay or not
+        self.serial = 0
+        self.due = float("inf")  # when the owner has to look after a link
+        self.report: deque[Carried] = deque(maxlen=REPORT)
+
+    # --- queues ----------------------------------------------------------------------------------
+
+    def enqueue(self, transfer: Transfer, link: Link) -> None:
+        """Plan what is left of a transfer for a link."""
+        self.serial += 1
+        transfer.link, transfer.spot, transfer.queued = link, self.serial, transfer.expected()
+        link.backlog += transfer.queued
+        if link.path == RELAY:
+            self.links.relay_load += transfer.queued
+        heappush(link.queue, (transfer.priority, self.serial, transfer))
+        self.queued[link] = self.ready[link] = None
+
+    def unqueue(self, transfer: Transfer) -> None:
+        """Take a transfer off its link's queue; what is under way stays so."""
+        link = transfer.link
+        if link is not None:
+            link.backlog -= transfer.queued
+            if link.path == RELAY:
+                self.links.relay_load -= transfer.queued
+            transfer.link, transfer.queued, transfer.spot = None, 0, 0
+
+    def clear(self, link: Link) -> list[Transfer]:
+        """Empty a link's queue: the transfers in it, in order."""
+        queue, link.queue = sorted(link.queue, key=lambda item: item[:2]), []
+        self.queued.pop(link, None)
+        found = []
+        for _, spot, transfer in queue:
+            if transfer.spot == spot:
+                self.unqueue(transfer)
+                found.append(transfer)
+        return found
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def pump(self, now: float) -> None:
+        """Ask for as much as the windows allow."""
+        while self.ready:
+            link = next(iter(self.ready))
+            del self.ready[link]
+            while link.queue and self._ask(link, now):
+                pass
+        for hungry in self.starving.values():
+            while hungry:
+                link = heappop(hungry)[2]
+                link.starving = False
+                asked = False
+                while link.queue and self._ask(link, now):
+                    asked = True
+                if not asked and link.starving:
+                    break
+
+    def _ask(self, link: Link, now: float) -> bool:
+        """Send one request; False when there is nothing to ask for or no room."""
+        chunk = link.chunk
+        room = link.window - link.inflight
+        shared = self._room(link)
+        budget = min(chunk, room, shared)
+        request = Request(self.serial + 1, link, now)
+        rows, queue = request.rows, link.queue
+        asked: list[tuple[str, int, int]] = []
+        while queue and len(asked) < CHUNK_ROWS:
+            priority, spot, transfer = queue[0]
+            if transfer.spot != spot:
+                heappop(queue)
+                continue
+            need = transfer.need()
+            piece = need if need < chunk else chunk
+            if piece > budget:
+                if not asked and piece > shared and not link.starving:
+                    link.starving = True
+                    heappush(self.starving[link.path == RELAY], (priority, spot, link))
+                break
+            key = transfer.key
+            if key in rows:
+                break
+            if piece:
+                offset, length = transfer.ask(piece)
+                budget -= length
+                transfer.active += 1
+                rows[key] = (transfer, offset, length, transfer.epoch)
+                asked.append((key, offset, length))
+                request.nbytes += length
+                if transfer.queued:
+                    taken = length if length < transfer.queued else transfer.queued
+                    transfer.queued -= taken
+                    link.backlog -= taken
+                    if link.path == RELAY:
+                        self.links.relay_load -= taken
+            if piece == need and not transfer.need():
+                heappop(queue)
+                self.unqueue(transfer)
+        if not queue:
+            self.queued.pop(link, None)
+        if not asked:
+            return False
+        self._send(request, tuple(asked))
+        return True
+
+    def _room(self, link: Link) -> int:
+        """Bytes that all links together, or all relay links, may still ask for."""
+        if link.state == CLOSED or (not link.requests and len(self.active) >= ACTIVE_LINKS):
+            return 0
+        room = TRANSFER_WINDOW - self.inflight
+        if link.path == RELAY:
+            speed = self.links.relay.bandwidth
+            window = max(2 * FIRST_WINDOW, int(speed * AHEAD_SECONDS)) if speed else 2 * FIRST_WINDOW
+            room = min(room, window - self.relayed)
+        return room
+
+    def _send(self, request: Request, rows: tuple[tuple[str, int, int], ...]) -> None:
+        link, now = request.link, request.sent
+        self.serial = request.req
+        self.open[request.req] = request
+        if not link.requests:
+            link.started(now)
+            self.active[link] = None
+            if not link.carried_keys and not link.carried_bytes:
+                link.since = now
+        link.requests[request.req] = now
+        link.inflight += request.nbytes
+        self.inflight += request.nbytes
+        if link.path == RELAY:
+            if not self.relayed:
+                self.links.relay.started(now)
+            self.relayed += request.nbytes
+            self.links.relay_load += request.nbytes
+        if len(self.active) == 1 and len(link.requests) == 1:
+            self.due = now + link.stall  # whatever it was is over
+        else:
+            self.due = min(self.due, now + link.stall)
+        token = "" if link.path == RELAY else self.token
+        self.send(link.route, Get(request.req, token, link.holder, self.session, rows))
+
+    # --- ending ----------------------------------------------------------------------------------
+
+    def answered(self, request: Request, keys: int, nbytes: int, now: float) -> None:
+        """A request has its Data: free its room and learn from it."""
+        link = request.link
+        alone = len(link.requests) == 1
+        self.release(request)
+        link.progress = now
+        link.strikes = 0
+        link.carried_bytes += nbytes
+        if nbytes >= keys * Link.LARGE and nbytes:
+            link.carried(nbytes, now, not link.requests)
+            if link.path == RELAY:
+                self.links.relay.carried(nbytes, now, not self.relayed)
+        else:
+            link.skip(now)
+            if link.path == RELAY:
+                self.links.relay.skip(now)
+            if alone:
+                link.waited(max(1e-6, now - request.sent - keys * Link.KEY_SECONDS))
+
+    def release(self, request: Request) -> None:
+        """A request is over: its room is free."""
+        link = request.link
+        del self.open[request.req]
+        del link.requests[request.req]
+        link.inflight -= request.nbytes
+        self.inflight -= request.nbytes
+        if link.path == RELAY:
+            self.relayed -= request.nbytes
+            self.links.relay_load -= request.nbytes
+        if not link.requests:
+            del self.active[link]
+        if link.queue:
+            self.ready[link] = None
+
+    def give_up(self, request: Request) -> None:
+        """No answer is waited for any more; the relay is told, so that it frees its grant."""
+        self.release(request)
+        if request.link.path == RELAY:
+            self.send(BULK, Taken(request.req))
+
+    def settle(self, link: Link, now: float) -> None:
+        """A link that has nothing under way or queued ends its batch: it goes into the report."""
+        if link.requests or link.backlog or not link.carried_bytes:
+            return
+        seconds = max(0.0, now - link.since)
+        self.report.append(
+            Carried(link.path, link.name, link.carried_keys, link.carried_bytes, seconds, link.reason)
+        )
+        link.carried_keys = link.carried_bytes = 0
+
+    def patience(self, link: Link) -> float:
+        """Seconds without progress after which a link's requests count as lost. The relay serves many at once."""
+        patience = link.patience
+        if link.path == RELAY and (speed := self.links.relay.bandwidth):
+            patience = max(patience, min(MAX_PATIENCE, REQUEST_TIMEOUT + 2 * self.relayed / speed))
+        return patience
+
+    def next_due(self) -> float:
+        """When a link with requests has to be looked at."""
+        due = float("inf")
+        for link in self.active:
+            limit = self.patience(link) if link.path == RELAY or link.probe else link.stall
+            due = min(due, link.oldest() + limit)
+        return due
+
+    def check(self) -> None:
+        """Raise InvariantError if the books do not balance."""
+        require(0 <= self.inflight <= TRANSFER_WINDOW, f"fetch: {self.inflight} B in flight over all links")
+        require(self.inflight == sum(r.nbytes for r in self.open.values()), "fetch: bytes in flight are not the sum")
+        relayed = sum(r.nbytes for r in self.open.values() if r.link.path == RELAY)
+        require(self.relayed == relayed, "fetch: bytes in flight by relay are not the sum")
+        for link in self.links.all():
+            mine = [r for r in self.open.values() if r.link is link]
+            require([r.req for r in mine] == list(link.requests), f"fetch: requests of {link!r} differ")
+            require(link.inflight == sum(r.nbytes for r in mine), f"fetch: bytes in flight of {link!r} differ")
+            queued = [t for _, spot, t in link.queue if t.spot == spot]
+            require(all(t.link is link for t in queued), f"fetch: {link!r} queues another link's transfer")
+            require(link.backlog == sum(t.queued for t in queued), f"fetch: backlog of {link!r} is not the sum")
+            require((link in self.active) == bool(mine), f"fetch: {link!r} is active without requests, or the reverse")
+            require(not queued or link in self.queued, f"fetch: the queue of {link!r} is forgotten")
+        load = sum(link.inflight + link.backlog for link in self.links.relays.values())
+        require(self.links.relay_load == load, "fetch: the relay's load is not the sum")

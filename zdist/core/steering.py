@@ -1,0 +1,277 @@
+"""Which way each transfer goes, and when it is to go another way. PURE.
+
+The planner puts each transfer into the queue of a link; requests leave from there as the windows allow. Whatever
+changes the picture (a probe's verdict, a link that closes or falls silent, better estimates) plans anew what has not
+been asked for yet, so a transfer moves between paths and holders in the middle. A transfer with something left to ask
+for is in one place: in a link's queue, parked until a verdict on one of its holders, in ``later``, or nowhere because
+its owner is to say where it is (``relocate`` without holders).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from heapq import heappop, heappush
+from typing import Final
+
+from zdist.core.gather import NONE, WAIT, plan_gather
+from zdist.core.links import CLOSED, OPEN, PEER, RELAY, UNKNOWN, Link, Links, Probes
+from zdist.core.machine import Route, require
+from zdist.core.requests import Requests
+from zdist.core.transfer import Request, Ticket, Transfer
+from zdist.protocol.messages import Message
+
+__all__ = ["Steering"]
+
+MAX_STRIKES: Final = 8  # requests for a key without any result, one after another, before a holder counts as gone
+DEAF_STRIKES: Final = 3  # timeouts of a peer path that answers probes, before it counts as closed
+REPLAN_SECONDS: Final = 0.05  # what waits in queues is planned anew, so often at most
+REPLAN_PER_KEY: Final = 1e-4  # and the less often the more there is
+
+
+class Steering:
+    """Plans, verdicts and timeouts of transfers; the callers behind them are the Fetcher's."""
+
+    def __init__(
+        self, send: Callable[[Route, Message], None], session: str, token: str, paths: Sequence[str], fallback: bool
+    ) -> None:
+        self.send, self.session, self.paths, self.fallback = send, session, tuple(paths), fallback
+        self.links = Links()
+        self.probes = Probes(send, token, self.verdict)
+        self.requests = Requests(send, session, token, self.links)
+        self.tickets: dict[int, Ticket] = {}
+        self.parked: dict[str, dict[Transfer, None]] = {}  # by holder: waiting for a verdict
+        self.later: list[tuple[float, int, Transfer | Link]] = []  # heap: to be looked at again at a time
+        self.laters = 0
+        self.replan_at = 0.0  # 0: nothing waits in a queue
+        self.gone: dict[str, None] = {}
+        self.warnings: list[tuple[int, str, str]] = []
+
+    def fail(self, transfer: Transfer, code: str, text: str, now: float) -> None:
+        """A transfer cannot be had; the Fetcher tells its callers."""
+        raise NotImplementedError
+
+    def pump(self, now: float) -> None:
+        """Send what may be sent; whatever stays in queues is looked at again."""
+        self.requests.pump(now)
+        if self.requests.queued and not self.replan_at and len(self.paths) > 1:
+            waiting = sum(len(link.queue) for link in self.requests.queued)
+            self.replan_at = now + max(REPLAN_SECONDS, REPLAN_PER_KEY * waiting)
+
+    # --- planning --------------------------------------------------------------------------------
+
+    def plan(self, transfers: Iterable[Transfer], now: float) -> None:
+        """Find a way for transfers; those that are queued, done or have all asked for already are left alone."""
+        by_direct: dict[bool | None, list[Transfer]] = {}
+        seen: dict[tuple[str, ...], None] = {}
+        for transfer in dict.fromkeys(transfers):
+            if transfer.done or transfer.link is not None or not transfer.need():
+                continue
+            if self.gone:
+                for holder in transfer.holders:
+                    if holder in self.gone:
+                        self.cross(transfer, holder, "gone")
+            if not transfer.holders:
+                told = "; ".join(f"{holder}: {why}" for holder, why in (transfer.absent or {}).items())
+                self.fail(transfer, "missing", told or "no holders", now)
+                continue
+            seen[transfer.holders] = None
+            by_direct.setdefault(transfer.direct, []).append(transfer)
+        if PEER in self.paths and (None in by_direct or True in by_direct):
+            for holder in dict.fromkeys(holder for holders in seen for holder in holders):
+                if (link := self.links.peer(holder)) is not None and link.state != OPEN:
+                    self.probes.consider(link, now)
+        for direct, some in by_direct.items():
+            wants = [(transfer, transfer.expected(), transfer.holders) for transfer in some]
+            for batch in plan_gather(wants, self.links, direct, paths=self.paths, fallback=self.fallback):
+                self._take_up(batch.path, batch.holder, batch.keys, batch.reason, now)
+
+    def _take_up(self, path: str, holder: str, transfers: list[Transfer], reason: str, now: float) -> None:
+        """Do with one batch what the plan says."""
+        if path == NONE:
+            for transfer in transfers:
+                if RELAY not in self.paths or (transfer.direct and not self.fallback):
+                    self.fail(transfer, "closed", reason, now)
+                    continue
+                for name in transfer.holders:
+                    self.cross(transfer, name, "unreachable")
+                self.fail(transfer, "missing", reason, now)
+        elif path == WAIT:
+            for transfer in transfers:
+                for name in transfer.holders:
+                    self.parked.setdefault(name, {})[transfer] = None
+        else:
+            link = self.links.peers[holder] if path == PEER else self.links.by_relay(holder)
+            link.reason = reason
+            for transfer in transfers:
+                self.requests.enqueue(transfer, link)
+                if transfer.direct and path == RELAY:
+                    self._warn(transfer, link, reason)
+
+    def _warn(self, transfer: Transfer, link: Link, reason: str) -> None:
+        if self.links.peer(link.holder) is None:
+            return  # a client has no socket of its own
+        for ticket in transfer.tickets:
+            caller = self.tickets[ticket]
+            if caller.direct and link.holder not in caller.warned:
+                caller.warned[link.holder] = None
+                self.warnings.append((ticket, link.name, reason))
+
+    def go_on(self, transfers: Iterable[Transfer], link: Link, now: float) -> None:
+        """What is left of transfers goes on where it was, or another way if that is over."""
+        moved = []
+        for transfer in transfers:
+            if transfer.done or transfer.link is not None or not transfer.need():
+                continue
+            if link.state == OPEN and link.holder in transfer.holders:
+                self.requests.enqueue(transfer, link)
+            else:
+                moved.append(transfer)
+        if moved:
+            self.plan(moved, now)
+
+    # --- taking transfers off their way --------------------------------------------------------------
+
+    def shelve(self, transfer: Transfer) -> None:
+        """Take a transfer out of the queue and the parking places."""
+        self.requests.unqueue(transfer)
+        if self.parked:
+            for holder in transfer.holders:
+                shelf = self.parked.get(holder)
+                if shelf is not None:
+                    shelf.pop(transfer, None)
+                    if not shelf:
+                        del self.parked[holder]
+
+    def unpark(self, holder: str) -> list[Transfer]:
+        """The transfers that waited for a verdict on this holder, to be planned again."""
+        found = list(self.parked.get(holder, ()))
+        for transfer in found:
+            self.shelve(transfer)
+        return found
+
+    def evacuate(self, link: Link) -> list[Transfer]:
+        """Take everything off a link that carries nothing any more."""
+        moved = self.requests.clear(link)
+        for req in list(link.requests):
+            request = self.requests.open[req]
+            self.requests.give_up(request)
+            moved += self.void(request)
+        return moved
+
+    def void(self, request: Request) -> list[Transfer]:
+        """A request will not be answered (any more): its ranges become gaps. Returns their transfers."""
+        left = []
+        for transfer, offset, length, epoch in request.rows.values():
+            if not transfer.done and epoch == transfer.epoch:
+                transfer.active -= 1
+                transfer.again(offset, offset + length)
+                left.append(transfer)
+        request.rows.clear()
+        return left
+
+    def cross(self, transfer: Transfer, holder: str, why: str) -> None:
+        """Cross a holder off."""
+        if transfer.absent is None:
+            transfer.absent = {}
+        transfer.absent[holder] = why
+        transfer.holders = tuple(name for name in transfer.holders if name != holder)
+
+    def lose(self, transfer: Transfer, holder: str, why: str, now: float) -> None:
+        """A holder does not have it: the others are asked."""
+        if not transfer.done:
+            self.shelve(transfer)
+            self.cross(transfer, holder, why)
+            self.plan([transfer], now)
+
+    def strike(self, transfers: Iterable[Transfer], link: Link, now: float) -> None:
+        """Requests for these came to nothing."""
+        for transfer in transfers:
+            transfer.strikes += 1
+            if transfer.strikes >= MAX_STRIKES:
+                transfer.strikes = 0
+                self.lose(transfer, link.holder, "does not answer", now)
+
+    def verdict(self, link: Link, now: float) -> None:
+        """A peer path has opened or closed: what can go another way is planned again."""
+        moved = self.unpark(link.holder)
+        if link.state == OPEN:
+            relay = self.links.relays.get(link.holder)
+            if relay is not None:
+                moved += self.requests.clear(relay)
+        else:
+            moved += self.evacuate(link)
+        self.plan(moved, now)
+
+    # --- time ------------------------------------------------------------------------------------
+
+    def at(self, when: float, what: Transfer | Link) -> None:
+        """Look at a transfer or link again at a time."""
+        self.laters += 1
+        heappush(self.later, (when, self.laters, what))
+
+    def tick(self, now: float) -> None:
+        """Time passes: timeouts, probes, second thoughts."""
+        self.probes.tick(now)
+        while self.later and self.later[0][0] <= now:
+            what = heappop(self.later)[2]
+            if isinstance(what, Transfer):
+                self.plan([what], now)
+            elif what.state == CLOSED and what.closed_until <= now:
+                if not what.recovering:
+                    what.misses = 0
+                what.opened()
+                self.plan(self.unpark(what.holder), now)
+        for link in list(self.requests.active):
+            if link.requests:
+                self._overdue(link, now)
+        if self.replan_at and now >= self.replan_at:
+            self.replan_at = 0.0
+            moved = [transfer for link in list(self.requests.queued) for transfer in self.requests.clear(link)]
+            moved.sort(key=lambda transfer: transfer.priority)
+            self.plan(moved, now)
+        self.pump(now)
+        self.requests.due = self.requests.next_due()
+
+    def _overdue(self, link: Link, now: float) -> None:
+        """Give up requests that had no answer for too long; probe a peer path that has fallen silent."""
+        since = link.oldest()
+        if now < since + self.requests.patience(link):  # the same sums as for the deadline, or ticks would spin
+            if link.path == PEER and now >= since + link.stall:
+                self.probes.suspect(link, now)
+            return
+        link.strikes += 1
+        moved = []
+        for req in list(link.requests):
+            request = self.requests.open[req]
+            self.requests.give_up(request)
+            left = self.void(request)
+            self.strike(left, link, now)
+            moved += left
+        if link.path == PEER:
+            if link.strikes >= DEAF_STRIKES:
+                link.closed(f"{link.route.channel} answers probes but sends no data", now)
+            else:
+                link.state = UNKNOWN
+            self.verdict(link, now)
+        self.plan(moved, now)
+
+    def deadline(self) -> float | None:
+        """When ``tick`` is next needed; None when nothing is under way."""
+        due = self.requests.due if self.requests.active else float("inf")
+        if self.later and self.later[0][0] < due:
+            due = self.later[0][0]
+        probe = self.probes.deadline()
+        if probe is not None and probe < due:
+            due = probe
+        if self.replan_at and self.replan_at < due:
+            due = self.replan_at
+        return due if due != float("inf") else None
+
+    def check(self) -> None:
+        """Raise InvariantError if the state contradicts itself."""
+        self.requests.check()
+        for holder, shelf in self.parked.items():
+            require(bool(shelf), f"fetch: empty parking place of {holder}")
+            for transfer in shelf:
+                require(not transfer.done and transfer.link is None, f"fetch: {transfer!r} is parked and not")
+                require(holder in transfer.holders, f"fetch: {transfer!r} is parked at {holder}, no holder of it")

@@ -1,0 +1,337 @@
+"""Values and blobs that this process holds, and serving them. PURE.
+
+The contract of Get and Data: each Get is answered by exactly one Data. Its rows answer the Get's rows in their order,
+as far as one chunk (``limits.CHUNK`` bytes) goes; a row may be shorter than asked, and rows that no longer fit are left
+out: the asker sees both from the numbers and asks again for the rest. Keys that are not held here, have no bytes or
+have none yet are in ``absent``. A Get for values that are still live objects waits until they are frozen, but not
+longer than ``BUSY_AFTER``.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol
+
+from zdist.core.machine import Route, require
+from zdist.limits import CHUNK, OWN_FRAME, REQUEST_TIMEOUT
+from zdist.protocol.messages import Buffer, Data, Get, Message, Payload
+
+__all__ = ["FREEZING", "FROZEN", "LIVE", "UNFREEZABLE", "Blob", "Entry", "Pieces", "Store"]
+
+BUSY_AFTER: Final = REQUEST_TIMEOUT / 5  # a request that waits for freezing is answered "busy" after this time
+REFUSALS: Final = 1024  # hops remembered as refused, so that each is logged once
+
+LIVE: Final = 0  # a value, no bytes yet
+FREEZING: Final = 1  # the owner was asked for the bytes
+FROZEN: Final = 2  # has a blob
+UNFREEZABLE: Final = 3  # cannot be pickled; ``text`` says why
+
+Bytes = bytes | bytearray | memoryview
+
+
+class Blob(Protocol):
+    """A value's immutable bytes (zdist.serialize.Blob has this shape)."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def slice(self, offset: int, length: int) -> list[Any]:
+        """The bytes from ``offset`` on as consecutive buffers, cut along the blob's own seams, not copied."""
+        ...
+
+
+class Pieces:
+    """A blob made of consecutive buffers: what arrived from elsewhere, or one small payload."""
+
+    __slots__ = ("nbytes", "pieces")
+
+    def __init__(self, pieces: Iterable[Bytes]) -> None:
+        self.pieces = list(pieces)
+        self.nbytes = sum(map(len_bytes, self.pieces))
+
+    def slice(self, offset: int, length: int) -> list[Any]:
+        """Buffers covering ``length`` bytes from ``offset`` on, as far as there are any."""
+        if offset == 0 and length >= self.nbytes:
+            return self.pieces
+        found: list[Any] = []
+        for piece in self.pieces:
+            size = len_bytes(piece)
+            if offset < size and length > 0:
+                whole = offset == 0 and length >= size
+                part = piece if whole else memoryview(piece).cast("B")[offset : offset + length]
+                found.append(part)
+                length -= len_bytes(part)
+            offset = max(0, offset - size)
+        return found
+
+
+def len_bytes(data: Bytes) -> int:
+    """Bytes in a buffer (``len`` of a memoryview counts items)."""
+    return data.nbytes if isinstance(data, memoryview) else len(data)
+
+
+class Entry:
+    """What is held under one key."""
+
+    __slots__ = ("attempt", "blob", "has_value", "key", "nbytes", "state", "text", "type", "value", "waiters")
+
+    def __init__(self, key: str, attempt: int, nbytes: int, type_name: str) -> None:
+        self.key, self.attempt, self.nbytes, self.type = key, attempt, nbytes, type_name
+        self.state = LIVE
+        self.value: Any = None
+        self.has_value = False
+        self.blob: Any = None
+        self.text = ""
+        self.waiters: dict[int, _Waiting] | None = None
+
+    def __repr__(self) -> str:
+        state = ("live", "freezing", "frozen", "unfreezable")[self.state]
+        return f"<Entry {self.key} attempt {self.attempt}, {self.nbytes} B {self.type}, {state}>"
+
+
+class _Waiting:
+    """A request that waits for keys to be frozen."""
+
+    __slots__ = ("get", "left", "route", "since")
+
+    def __init__(self, route: Route, get: Get, since: float) -> None:
+        self.route, self.get, self.since = route, get, since
+        self.left = 0
+
+
+class Store:
+    """What a process holds, by key.
+
+    Owner: route every Get from a "data" hop or from BULK to ``serve``; answer each ``freeze(key, attempt)`` callback by
+    ``frozen`` or ``unfreezable`` (may be at once, inside the callback); call ``tick`` when ``deadline`` is due.
+    ``log`` is the owner's ``Machine.log``.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[Route, Message], None],
+        token: str,
+        freeze: Callable[[str, int], None],
+        log: Callable[..., None] | None = None,
+    ) -> None:
+        self.send = send
+        self.token = token
+        self.freeze = freeze
+        self.log = log
+        self.entries: dict[str, Entry] = {}
+        self.total = 0  # bytes of all entries
+        self.waiting: dict[int, _Waiting] = {}  # oldest first
+        self.serial = 0
+        self.refused: dict[bytes, None] = {}
+
+    # --- holding ---------------------------------------------------------------------------------
+
+    def put_value(self, key: str, attempt: int, value: Any, nbytes: int, type_name: str) -> Entry:
+        """Keep a live object; its bytes are asked for (freeze) when somebody wants them. Replaces another attempt."""
+        entry = self._entry(key, attempt, nbytes, type_name)
+        entry.value, entry.has_value = value, True
+        return entry
+
+    def put_blob(self, key: str, attempt: int, blob: Blob | bytes, type_name: str) -> Entry:
+        """Keep frozen bytes (fetched replica, scattered data, a result frozen at completion). Keeps a live value that
+        the same attempt already has."""
+        kept: Blob = Pieces((blob,)) if isinstance(blob, bytes) else blob
+        entry = self._entry(key, attempt, kept.nbytes, type_name)
+        self._settle(entry, FROZEN, kept, "")
+        return entry
+
+    def _entry(self, key: str, attempt: int, nbytes: int, type_name: str) -> Entry:
+        entry = self.entries.get(key)
+        if entry is None:
+            entry = self.entries[key] = Entry(key, attempt, nbytes, type_name)
+            self.total += nbytes
+        elif entry.attempt != attempt:
+            old, entry = entry, Entry(key, attempt, nbytes, type_name)
+            self.entries[key] = entry
+            self.total += nbytes - old.nbytes
+            self._release(old)
+        else:
+            if entry.state != FROZEN:
+                self.total += nbytes - entry.nbytes
+                entry.nbytes = nbytes
+            entry.type = type_name or entry.type
+        return entry
+
+    def get(self, key: str) -> Entry | None:
+        """The entry, with .has_value/.value, .blob (or None), .attempt, .nbytes, .type."""
+        return self.entries.get(key)
+
+    def set_value(self, key: str, attempt: int, value: Any) -> None:
+        """The live object of a blob (unpickled once); ignored when the entry is gone or of another attempt."""
+        entry = self.entries.get(key)
+        if entry is not None and entry.attempt == attempt:
+            entry.value, entry.has_value = value, True
+
+    def drop(self, key: str, now: float) -> Entry | None:
+        """Forget a key; requests that wait for its bytes are told that it is unknown."""
+        entry = self.entries.pop(key, None)
+        if entry is not None:
+            self.total -= entry.nbytes
+            if entry.waiters is not None:
+                self._release(entry)
+        return entry
+
+    # --- serving ---------------------------------------------------------------------------------
+
+    def serve(self, route: Route, message: Get, now: float) -> None:
+        """Answer a Get by one Data, at once or when what it asks for is frozen. A wrong token from a data hop is
+        ignored and logged, once a hop."""
+        if route.channel == "data" and not hmac.compare_digest(message.token.encode(), self.token.encode()):
+            self._refuse(route)
+            return
+        entries = self.entries
+        live: dict[str, Entry] = {}
+        for row in message.rows:
+            entry = entries.get(row[0])
+            if entry is not None and entry.state < FROZEN:
+                live[row[0]] = entry
+        if not live:
+            self._answer(route, message)
+            return
+        self.serial += 1
+        self.waiting[self.serial] = waiting = _Waiting(route, message, now)
+        waiting.left = len(live)
+        ask = [entry for entry in live.values() if entry.state == LIVE]
+        for entry in live.values():
+            if entry.waiters is None:
+                entry.waiters = {}
+            entry.waiters[self.serial] = waiting
+            entry.state = FREEZING
+        for entry in ask:
+            if self.entries.get(entry.key) is entry and entry.state == FREEZING:
+                self.freeze(entry.key, entry.attempt)
+
+    def frozen(self, key: str, attempt: int, blob: Blob | bytes, now: float) -> None:
+        """The bytes that ``freeze`` asked for; serves those who waited. Ignored when the entry is gone or newer."""
+        entry = self.entries.get(key)
+        if entry is not None and entry.attempt == attempt and entry.state != FROZEN:
+            self._settle(entry, FROZEN, Pieces((blob,)) if isinstance(blob, bytes) else blob, "")
+
+    def unfreezable(self, key: str, attempt: int, text: str, now: float) -> None:
+        """The value cannot be pickled; those who waited, and all who ask later, are told why."""
+        entry = self.entries.get(key)
+        if entry is not None and entry.attempt == attempt and entry.state != FROZEN:
+            self._settle(entry, UNFREEZABLE, None, text)
+
+    def _settle(self, entry: Entry, state: int, blob: Blob | None, text: str) -> None:
+        if entry.state == FROZEN:
+            return
+        entry.state, entry.blob, entry.text = state, blob, text
+        if blob is not None and blob.nbytes != entry.nbytes:
+            self.total += blob.nbytes - entry.nbytes
+            entry.nbytes = blob.nbytes
+        if entry.waiters is not None:
+            self._release(entry)
+
+    def _release(self, entry: Entry) -> None:
+        """An entry is settled or gone: requests that waited for nothing else are answered."""
+        waiters, entry.waiters = entry.waiters, None
+        for serial, waiting in (waiters or {}).items():
+            if serial in self.waiting:
+                waiting.left -= 1
+                if not waiting.left:
+                    del self.waiting[serial]
+                    self._answer(waiting.route, waiting.get)
+
+    def tick(self, now: float) -> None:
+        """Requests that have waited long are answered with what is there, the rest as "busy"."""
+        while self.waiting:
+            serial, waiting = next(iter(self.waiting.items()))
+            if waiting.since + BUSY_AFTER > now:
+                return
+            del self.waiting[serial]
+            for key, _, _ in waiting.get.rows:
+                entry = self.entries.get(key)
+                if entry is not None and entry.waiters is not None:
+                    entry.waiters.pop(serial, None)
+            self._answer(waiting.route, waiting.get)
+
+    def deadline(self) -> float | None:
+        """When ``tick`` is next needed; None when no request waits."""
+        for waiting in self.waiting.values():
+            return waiting.since + BUSY_AFTER
+        return None
+
+    def _answer(self, route: Route, get: Get) -> None:
+        """One Data with what there is of the rows asked for, up to a chunk."""
+        rows: list[tuple[str, int, int, int, tuple[Payload, ...]]] = []
+        absent: list[tuple[str, str, str]] = []
+        room = CHUNK
+        entries = self.entries
+        for key, offset, length in get.rows:
+            entry = entries.get(key)
+            if entry is None:
+                absent.append((key, "unknown", ""))
+            elif entry.state == FROZEN:
+                if room <= 0 or offset < 0 or length < 0:
+                    continue
+                total = entry.nbytes
+                there = max(0, total - offset)
+                size = min(length or there, there, room)
+                if size == total <= OWN_FRAME:
+                    pieces: list[Any] = entry.blob.slice(0, total)
+                    if len(pieces) == 1 and type(pieces[0]) is bytes:
+                        rows.append((key, entry.attempt, total, 0, (pieces[0],)))
+                        room -= total
+                        continue
+                else:
+                    pieces = entry.blob.slice(offset, size) if size else []
+                rows.append((key, entry.attempt, total, offset, pack(pieces)))
+                room -= size
+            elif entry.state == UNFREEZABLE:
+                absent.append((key, "unpicklable", entry.text))
+            else:
+                absent.append((key, "busy", ""))
+        route = route if route.channel == "data" else Route(route.channel)
+        self.send(route, Data(get.req, get.receiver, tuple(rows), tuple(absent)))
+
+    def _refuse(self, route: Route) -> None:
+        if route.hop in self.refused:
+            return
+        if len(self.refused) >= REFUSALS:
+            del self.refused[next(iter(self.refused))]
+        self.refused[route.hop] = None
+        if self.log is not None:
+            self.log("warning", "data.refused", hop=route.hop.hex(), reason="wrong or missing cluster token")
+
+    def check(self) -> None:
+        """Raise InvariantError if the state contradicts itself."""
+        require(self.total == sum(entry.nbytes for entry in self.entries.values()), "store: total is not the sum")
+        counts: dict[int, int] = {}
+        for entry in self.entries.values():
+            require((entry.state == FROZEN) == (entry.blob is not None), f"store: {entry!r} and its blob disagree")
+            require(entry.waiters is None or entry.state == FREEZING, f"store: {entry!r} has waiters")
+            for serial in entry.waiters or {}:
+                counts[serial] = counts.get(serial, 0) + 1
+        for serial, waiting in self.waiting.items():
+            require(waiting.left == counts.get(serial, 0) > 0, "store: a request waits for nothing")
+
+
+def pack(pieces: Iterable[Any]) -> tuple[Payload, ...]:
+    """Buffers as payloads: large ones as frames of their own, runs of small ones joined."""
+    packed: list[Payload] = []
+    small: list[Any] = []
+    for piece in pieces:
+        if len_bytes(piece) >= OWN_FRAME:
+            if small:
+                packed.append(join(small))
+                small = []
+            packed.append(Buffer(piece))
+        else:
+            small.append(piece)
+    if small:
+        packed.append(join(small))
+    return tuple(packed)
+
+
+def join(pieces: list[Any]) -> bytes:
+    """One bytes object out of small buffers."""
+    if len(pieces) == 1:
+        return pieces[0] if type(pieces[0]) is bytes else bytes(pieces[0])
+    return b"".join(pieces)

@@ -1,0 +1,84 @@
+"""The worker's records: a task's attempt, its function, and a dependency that is not held. PURE."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from zdist.core.store import Entry
+from zdist.protocol.messages import Attempt, Digest, Key, Payload
+
+__all__ = ["GONE", "NO_INPUTS", "ORPHAN", "QUEUED", "RUNNING", "SMOOTHING", "WAITING", "Function", "Input", "Task"]
+
+# states of a task; in the worker's table are the first three
+WAITING: Final = 0  # for dependencies or its function
+QUEUED: Final = 1
+RUNNING: Final = 2
+ORPHAN: Final = 3  # running for a broker that is no more: its result is kept and announced as held
+GONE: Final = 4  # finished, taken back or aborted; a thread may still run it
+
+SMOOTHING: Final = 0.25  # weight of the newest measurement of a function's duration
+
+
+class Function:
+    """A function by its digest. ``loaded`` is the executor's business."""
+
+    __slots__ = ("asked", "blob", "digest", "loaded", "micros", "name", "nbytes", "users", "waiters")
+
+    def __init__(self, digest: Digest) -> None:
+        self.digest = digest
+        self.name = ""
+        self.blob: Payload | None = None  # until it is loaded
+        self.nbytes = 0
+        self.loaded: Any = None
+        self.micros = -1.0  # measured, moving average; negative while unknown
+        self.users = 0  # tasks in the table
+        self.asked = False  # the broker was asked for it
+        self.waiters: dict[Key, Task] = {}
+
+    @property
+    def known(self) -> bool:
+        """Have its bytes come?"""
+        return self.blob is not None or self.loaded is not None
+
+
+class Input:
+    """A dependency that is not held here: its bytes came along, it is awaited, or it will never come."""
+
+    __slots__ = ("error", "key", "payload", "replica", "users", "value", "value_known", "waiters")
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.payload: Payload | None = None
+        self.value: Any = None  # of the payload, once unpickled
+        self.value_known = False
+        self.error = ""
+        self.replica = False  # the broker asked for a copy
+        self.users = 0  # tasks that name it
+        self.waiters: dict[Key, Task] = {}  # those of them that it blocks
+
+
+class Task:
+    """One attempt; the handle that a thread holds while it runs it."""
+
+    __slots__ = ("args", "attempt", "blockers", "deliver", "function", "inputs", "key", "priority", "seceded", "state")
+
+    def __init__(
+        self, key: Key, attempt: Attempt, priority: int, deliver: bool, args: Payload, function: Function
+    ) -> None:
+        self.key = key
+        self.attempt = attempt
+        self.priority = priority
+        self.deliver = deliver
+        self.args = args
+        self.function = function
+        self.state = QUEUED
+        self.seceded = False
+        self.blockers = 0  # inputs, and the function, that it waits for
+        self.inputs: dict[Key, Entry | Input] = NO_INPUTS  # where to find each dependency
+
+    def __repr__(self) -> str:
+        state = ("waiting", "queued", "running", "orphan", "gone")[self.state]
+        return f"<Task {self.key} attempt {self.attempt}, {state}>"
+
+
+NO_INPUTS: Final[dict[Key, Entry | Input]] = {}  # shared by the tasks without dependencies; never written to

@@ -1,0 +1,130 @@
+"""One blob on its way here, whatever ranges come by whatever path, and the requests that fetch it. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, TypeAlias
+
+from zdist.core.links import Link
+from zdist.limits import KIB
+from zdist.protocol.messages import Buffer, Payload
+
+__all__ = ["Request", "Ticket", "Transfer"]
+
+UNSIZED: Final = 64 * KIB  # asked for at first when nobody knows the size
+
+
+class Transfer:
+    """A key that is being fetched. Its blob's ranges are asked for from the front; a range that is lost comes back as a
+    gap, which anybody who holds the same attempt can fill."""
+
+    __slots__ = (
+        "absent", "active", "attempt", "direct", "done", "epoch", "gaps", "got", "holders", "key", "link", "nbytes",
+        "next", "parts", "priority", "queued", "spot", "strikes", "tickets", "total",
+    )  # fmt: skip
+
+    def __init__(
+        self, key: str, attempt: int, nbytes: int, holders: Sequence[str], direct: bool | None, priority: int
+    ) -> None:
+        self.key, self.attempt, self.direct, self.priority = key, attempt, direct, priority
+        self.nbytes = nbytes  # a hint
+        self.total = -1  # what the first answer says
+        self.holders = holders if type(holders) is tuple else tuple(holders)
+        self.absent: dict[str, str] | None = None  # holders that do not have it, and what they said
+        self.tickets: list[int] = []
+        self.next = 0  # nothing from here on was asked for yet
+        self.gaps: list[tuple[int, int]] | None = None  # start and end of what has to be asked for again
+        self.parts: dict[int, tuple[Payload, ...]] | None = None
+        self.got = 0
+        self.active = 0  # ranges under way
+        self.epoch = 0  # grows when it starts over; answers to earlier questions are void
+        self.strikes = 0  # requests without any result in a row
+        self.link: Link | None = None  # where it is queued,
+        self.queued = 0  # with so many bytes in the link's backlog,
+        self.spot = 0  # at this place of the queue
+        self.done = False
+
+    def expected(self) -> int:
+        """Bytes still to be asked for, as far as is known."""
+        size = self.total if self.total >= 0 else max(self.nbytes, 1)
+        rest = max(0, size - self.next)
+        if self.gaps:
+            rest += sum(end - start for start, end in self.gaps)
+        return rest
+
+    def need(self) -> int:
+        """Bytes to ask for next in one go; 0 when everything that is known of has been asked for."""
+        if self.gaps:
+            start, end = self.gaps[-1]
+            return end - start
+        if self.total >= 0:
+            return max(0, self.total - self.next)
+        # sizes announced before freezing are estimates: a little more than that spares a second round trip
+        ahead = self.nbytes + min(self.nbytes >> 3, UNSIZED) + KIB if self.nbytes > 0 else UNSIZED
+        return ahead - self.next if self.next == 0 or self.next < self.nbytes else 0
+
+    def ask(self, most: int) -> tuple[int, int]:
+        """Take the next range, offset and length; only while ``need`` is not 0."""
+        size = min(self.need(), most)
+        if self.gaps:
+            start, end = self.gaps.pop()
+            if start + size < end:
+                self.gaps.append((start + size, end))
+            return start, size
+        start = self.next
+        self.next += size
+        return start, size
+
+    def again(self, start: int, end: int) -> None:
+        """A range has to be asked for again."""
+        if self.total >= 0:
+            end = min(end, self.total)
+        if self.gaps is None:
+            self.gaps = []
+        if start < end:
+            self.gaps.append((start, end))
+
+    def restart(self, attempt: int) -> None:
+        """The key was computed anew: what came of the earlier blob is worthless."""
+        self.attempt, self.total, self.next, self.got = attempt, -1, 0, 0
+        self.gaps, self.parts = None, None
+        self.active = 0
+        self.epoch += 1
+
+    def pieces(self) -> list[Any]:
+        """The whole blob as consecutive buffers."""
+        parts = self.parts or {}
+        return [unwrap(piece) for start in sorted(parts) for piece in parts[start]]
+
+    def __repr__(self) -> str:
+        return f"<Transfer {self.key} {self.got} of {self.total} B from {len(self.holders)}>"
+
+
+def unwrap(piece: Payload) -> bytes | bytearray | memoryview:
+    """The buffer of a payload."""
+    return piece.data if isinstance(piece, Buffer) else piece
+
+
+Row: TypeAlias = tuple[Transfer, int, int, int]  # transfer, offset, length, the transfer's epoch
+
+
+class Request:
+    """A Get under way."""
+
+    __slots__ = ("link", "nbytes", "req", "rows", "sent")
+
+    def __init__(self, req: int, link: Link, now: float) -> None:
+        self.req, self.link, self.sent = req, link, now
+        self.rows: dict[str, Row] = {}
+        self.nbytes = 0
+
+
+class Ticket:
+    """What one caller wants, and how."""
+
+    __slots__ = ("direct", "keys", "warned")
+
+    def __init__(self, direct: bool | None) -> None:
+        self.direct = direct
+        self.keys: dict[str, Transfer] = {}
+        self.warned: dict[str, None] = {}  # workers that went by relay in spite of direct=True

@@ -1,0 +1,416 @@
+"""The outgoing half of the client ledger: what is wanted, under which generation, in what order. PURE."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from zdist import limits
+from zdist.core.collect import Collections
+from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Reply, Row, Work
+from zdist.core.fetch import Fetcher
+from zdist.core.machine import CONTROL, Machine, Route
+from zdist.core.store import Blob, Store
+from zdist.errors import KeyConflict
+from zdist.protocol import messages as m
+from zdist.protocol.messages import Key
+
+__all__ = ["Wants"]
+
+
+class Wants(Machine[Route]):
+    """Entries by key, the queue of what is not submitted yet, and the releases of what no future holds any more.
+
+    Each Submit, Want and Hold has a generation of its own; a Release names the generation that it takes back, so it
+    never takes back a newer want of the same key, however they pass each other.
+    """
+
+    def __init__(self, session: str, token: str, name: str, paths: Sequence[str], fallback: bool) -> None:
+        super().__init__()
+        self.session = session
+        self.name = name
+        self.entries: dict[Key, Entry] = {}
+        self.dropped: deque[Entry] = deque()  # by futures that are gone; may be appended to from anywhere
+        self.queue: deque[Entry] = deque()  # not submitted yet, parents first
+        self.resolved: list[Entry | Reply] = []  # settled in this turn
+        self.gen = 0
+        self.epoch = 0
+        self.over: tuple[str, str] | None = None  # why this session has ended: code, text
+        self.window = (limits.WINDOW_TASKS, limits.WINDOW_BYTES)
+        self.flying = 0  # submitted and unsettled
+        self.flying_bytes = 0
+        self.defined: set[bytes] = set()  # functions that this epoch's broker has been given
+        self.works: weakref.WeakValueDictionary[bytes, Work] = weakref.WeakValueDictionary()
+        self.req = 0
+        self.fences: dict[Key, int] = {}  # keys not to be submitted again until this question is answered
+        self.fenced: dict[int, tuple[Key, ...]] = {}
+        self.placing: dict[Key, tuple[tuple[str, ...], int]] = {}  # workers, copies
+        self.again: dict[Key, tuple[float, int]] = {}  # unknown keys: when to ask again, times asked
+        self.store = Store(self.send, token, _nothing_to_freeze, self.log)
+        self.fetcher = Fetcher(self.send, session, token, paths=paths, fallback=fallback)
+        self.collections = Collections(self.fetcher, self.store, self._missing)
+
+    # --- what the client's user does ---------------------------------------------------------------
+
+    def submit(self, work: Work, rows: Iterable[Row]) -> list[Entry]:
+        """One entry per row, each with a reference for the caller's future; parents must have been submitted before.
+
+        Raises KeyConflict if a key is alive with another function, other arguments or dependencies.
+        """
+        entries = self.entries
+        queue = self.queue
+        made: list[Entry] = []
+        for row in rows:
+            key = row[0]
+            entry = entries.get(key)
+            if entry is None:
+                entry = entries[key] = Entry(key, work, row)
+                if not row[2] or self._pin(entry):
+                    queue.append(entry)
+            else:
+                self._join(entry, work, row, made)
+            entry.refs += 1
+            made.append(entry)
+        return made
+
+    def join(self, entry: Entry) -> None:
+        """One more reference to an entry that is known to be the one meant."""
+        self._revive(entry)
+        entry.refs += 1
+
+    def _join(self, entry: Entry, work: Work, row: Row, made: list[Entry]) -> None:
+        known = entry.work
+        if not (work.named and known is not None and known.named) and (
+            known is None or known.fn != work.fn or entry.row != row
+        ):
+            self.dropped.extend(made)
+            raise KeyConflict(
+                f"key {entry.key!r} is alive for {'data' if known is None else known.name!r} and was given again for "
+                f"{work.name!r} or other arguments; choose another key or release its futures first"
+            )
+        self._revive(entry)
+
+    def _revive(self, entry: Entry) -> bool:
+        """Lineage that no future held is wanted again: the broker has to be told."""
+        if entry.gen or entry.refs or entry.status == ERROR:
+            return False
+        entry.status, entry.outcome = PENDING, None
+        if entry.work is not None:
+            self.queue.append(entry)
+        return True
+
+    def _pin(self, entry: Entry) -> bool:
+        """Tie an entry to its parents. False: it has ended already, because one of them did."""
+        assert entry.row is not None
+        parents = []
+        for key in entry.row[2]:
+            parent = self.entries.get(key)
+            if parent is None:
+                self._end(entry, CANCELLED, f"depends on {key}, which nobody holds")
+                return False
+            if parent.status == ERROR and not parent.gen:  # failed under a broker that is gone
+                self._end(entry, ERROR, parent.outcome)
+                return False
+            parents.append(parent)
+        entry.parents = tuple(parents)
+        for parent in parents:
+            parent.pins += 1
+        return True
+
+    def want(self, keys: Sequence[Key]) -> list[Entry]:
+        """Join keys that exist somewhere in the cluster (imported futures); one reference each."""
+        made, new = [], []
+        for key in keys:
+            entry = self.entries.get(key)
+            if entry is None:
+                entry = self.entries[key] = Entry(key, None, None)
+                new.append(entry)
+            elif self._revive(entry) and entry.work is None:
+                new.append(entry)
+            entry.refs += 1
+            made.append(entry)
+        self._want(new)
+        return made
+
+    def _want(self, entries: list[Entry]) -> None:
+        if entries and self.epoch:
+            self.gen += 1
+            for entry in entries:
+                entry.gen = self.gen
+            self.send(CONTROL, m.Want(self.gen, tuple([entry.key for entry in entries])))
+
+    def data(self, key: Key, token: str) -> Entry | None:
+        """A further reference to data that is alive under this key, None if there is none.
+
+        ``token`` names its content. Raises KeyConflict if the key stands for something else.
+        """
+        entry = self.entries.get(key)
+        if entry is None:
+            return None
+        if entry.row is not None and (entry.work is not None or entry.row[1] != token.encode()):
+            raise KeyConflict(f"key {key!r} is alive for other data or a task; choose another or release its futures")
+        entry.refs += 1
+        return entry
+
+    def hold(
+        self,
+        blobs: Iterable[tuple[Key, Blob, str]],
+        *,
+        finished: bool,
+        refs: Sequence[Key] = (),
+        token: str = "",
+    ) -> list[Entry]:
+        """Keep data for the cluster: key, bytes, type name; one reference each. A key that is alive is joined.
+
+        ``finished``: it counts as a result at once (large arguments); else when `place` has copied it to workers.
+        ``refs``: keys of futures inside the data, which stay alive as long as it does. ``token``: names its content.
+        """
+        made, new = [], []
+        for key, blob, kind in blobs:
+            entry = self.entries.get(key)
+            if entry is None:
+                entry = self.entries[key] = Entry(key, None, (key, token.encode(), tuple(refs)))
+                if self._pin(entry):
+                    self.store.put_blob(key, 0, blob, kind)
+                    new.append((key, blob.nbytes, kind))
+                    if finished:
+                        entry.status = FINISHED
+                        entry.outcome = (key, 0, blob.nbytes, None, (self.session,), kind)
+            entry.refs += 1
+            made.append(entry)
+        if new and self.epoch:
+            self._hold(new)
+        return made
+
+    def _hold(self, rows: list[tuple[Key, int, str]]) -> None:
+        self.gen += 1
+        for key, _, _ in rows:
+            self.entries[key].gen = self.gen
+        self.send(CONTROL, m.Hold(self.gen, tuple(rows)))
+
+    def place(self, entries: Iterable[Entry], workers: tuple[str, ...], copies: int) -> None:
+        """Copy held keys to workers; their entries finish when that is done. Finished ones are copied on."""
+        keys = tuple([entry.key for entry in entries if entry.status in (PENDING, FINISHED)])
+        for key in keys:
+            self.placing[key] = (workers, copies)
+        if keys and self.epoch:
+            self.send(CONTROL, m.Place(keys, workers, copies))
+
+    def cancel(self, entries: Iterable[Entry], force: bool) -> None:
+        """Cancel keys for this client, or with ``force`` for all clients; their futures are cancelled at once."""
+        reason = f"cancelled by client {self.name}"
+        keys = []
+        for entry in entries:
+            if entry.status != CANCELLED:
+                if entry.gen:
+                    keys.append(entry.key)
+                self._end(entry, CANCELLED, reason)
+        if keys:
+            self.send(CONTROL, m.Cancel(tuple(keys), force, reason))
+            self._fence(tuple(keys))
+
+    def retry(self, entries: Iterable[Entry]) -> None:
+        """Failed keys are computed anew; what failed because of them follows."""
+        keys = []
+        for entry in entries:
+            if entry.status == ERROR:
+                entry.status, entry.outcome = PENDING, None
+                if entry.gen:
+                    keys.append(entry.key)
+                elif entry.work is not None and self.entries.setdefault(entry.key, entry) is entry:
+                    self.queue.append(entry)
+        if keys:
+            self.send(CONTROL, m.Retry(tuple(keys)))
+
+    def forget(self, entries: Iterable[Entry]) -> None:
+        """Let these tasks run to their end whether or not anybody keeps their futures (fire_and_forget)."""
+        for entry in entries:
+            work = entry.work
+            if entry.status != PENDING or work is None:
+                continue
+            options = m.Options(*work.options)._replace(forget=True)
+            entry.work = Work(work.fn, work.name, work.blob, tuple(options), work.named)
+            entry.refs += 1
+            waiter = _Dropper(self.dropped)
+            if entry.waiters is None:
+                entry.waiters = [waiter]
+            else:
+                entry.waiters.append(waiter)
+            if entry.gen:  # the broker has it without the option: say it again
+                self._land(entry)
+                entry.gen = 0
+                self.queue.append(entry)
+
+    # --- letting go --------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        """Futures are gone: release what no other future holds."""
+        dropped = self.dropped
+        rows: list[tuple[Key, int]] = []
+        for _ in range(len(dropped)):
+            entry = dropped.popleft()
+            entry.refs -= 1
+            if not entry.refs:
+                self._unwanted(entry, rows)
+        if rows:
+            self.send(CONTROL, m.Release(tuple(rows)))
+
+    def _unwanted(self, entry: Entry, rows: list[tuple[Key, int]]) -> None:
+        """No future holds it. Specs stay while others depend on them, and so does data that this client holds."""
+        if entry.pins:
+            if entry.gen and entry.work is not None:
+                self._release(entry, rows)
+                if entry.status == FINISHED:
+                    entry.status, entry.outcome = PENDING, None
+            return
+        stack = [entry]
+        while stack:
+            entry = stack.pop()
+            if self.entries.get(entry.key) is entry:
+                del self.entries[entry.key]
+                if entry.work is None:
+                    self.placing.pop(entry.key, None)
+                    self.again.pop(entry.key, None)
+                    if not entry.gen:  # the broker never heard of it
+                        self.store.drop(entry.key, 0.0)
+            if entry.gen:
+                self._release(entry, rows)
+            entry.status = CANCELLED  # for the queue and whoever still looks at it
+            for parent in entry.parents:
+                parent.pins -= 1
+                if not parent.pins and not parent.refs:
+                    stack.append(parent)
+            entry.parents = ()
+
+    def _release(self, entry: Entry, rows: list[tuple[Key, int]]) -> None:
+        rows.append((entry.key, entry.gen))
+        entry.gen = 0
+        if entry.load:
+            self._land(entry)
+            if entry.work is not None and not entry.work.named:
+                self._fence((entry.key,))
+
+    def _land(self, entry: Entry) -> None:
+        """It no longer counts in the submission window."""
+        if entry.load:
+            self.flying -= 1
+            self.flying_bytes -= entry.load
+            entry.load = 0
+
+    def _end(self, entry: Entry, status: str, outcome: Any, *, known: bool = False) -> None:
+        """The entry has failed or is cancelled. ``known``: the broker still knows it, so it stays joinable."""
+        fetched = entry.status == FINISHED
+        self._land(entry)
+        entry.status, entry.outcome = status, outcome
+        if entry.waiters is not None:
+            self.resolved.append(entry)
+        if fetched:
+            self.collections.unsettled(entry, 0.0)
+        if known:
+            return
+        entry.gen = 0
+        if self.entries.get(entry.key) is entry:
+            del self.entries[entry.key]
+            if entry.work is None:
+                self.placing.pop(entry.key, None)
+                self.again.pop(entry.key, None)
+                self.store.drop(entry.key, 0.0)
+        parents, entry.parents = entry.parents, ()
+        rows: list[tuple[Key, int]] = []
+        for parent in parents:
+            parent.pins -= 1
+            if not parent.pins and not parent.refs:
+                self._unwanted(parent, rows)
+        if rows:
+            self.send(CONTROL, m.Release(tuple(rows)))
+
+    # --- submitting --------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Submit what the window allows, at most one message's worth of records a turn."""
+        queue = self.queue
+        entries: list[Entry] = []
+        work: Work | None = None
+        limit = limits.PACKET_RECORDS
+        start = self.flying_bytes
+        released: list[tuple[Key, int]] = []
+        while limit and self.flying_bytes - start < limits.CHUNK and self._may_submit():
+            entry = queue.popleft()
+            if entry.gen or entry.status in (CANCELLED, ERROR) or self._orphaned(entry):
+                continue
+            if entry.work is not work:
+                self._submit(work, entries, released)
+                entries, work = [], entry.work
+            entries.append(entry)
+            limit -= 1
+            if entry.status == PENDING:
+                assert entry.row is not None
+                entry.load = size = 1 + m.payload_size(entry.row[1])
+                self.flying += 1
+                self.flying_bytes += size
+        self._submit(work, entries, released)
+        if released:
+            self.send(CONTROL, m.Release(tuple(released)))
+
+    def _orphaned(self, entry: Entry) -> bool:
+        for parent in entry.parents:
+            if parent.status == CANCELLED:
+                self._end(entry, CANCELLED, f"depends on {parent.key}: {parent.outcome}")
+                return True
+        return False
+
+    def _may_submit(self) -> bool:
+        if not self.queue or not self.epoch:
+            return False
+        if self.flying and (self.flying >= self.window[0] or self.flying_bytes >= self.window[1]):
+            return False
+        return not self.fences or self.queue[0].key not in self.fences
+
+    def _submit(self, work: Work | None, entries: list[Entry], released: list[tuple[Key, int]]) -> None:
+        """One Submit for entries of one function, under a generation of its own."""
+        if work is None:
+            return
+        if work.fn not in self.defined:
+            self.defined.add(work.fn)
+            self.works[work.fn] = work
+            self.send(CONTROL, m.Define(work.fn, work.name, work.blob))
+        self.gen = gen = self.gen + 1
+        rows: list[Any] = []
+        for entry in entries:
+            entry.gen = gen
+            rows.append(entry.row)
+            if not entry.refs:  # only others depend on it
+                self._release(entry, released)
+        self.send(CONTROL, m.Submit(work.fn, work.named, gen, work.options, tuple(rows)))
+
+    def _fence(self, keys: tuple[Key, ...]) -> None:
+        """What the broker says of these keys until it answers is about wants that are over."""
+        self.req += 1
+        self.fenced[self.req] = keys
+        for key in keys:
+            self.fences[key] = self.req
+        self.send(CONTROL, m.Ask(self.req, "fence", None))
+
+    def _missing(self, entry: Entry, holders: tuple[str, ...]) -> None:
+        """None of these holders has the value any more: it is pending until the broker knows better."""
+        entry.status, entry.outcome = PENDING, None
+        if entry.gen:
+            self.send(CONTROL, m.Missing(((entry.key, holders),)))
+
+
+class _Dropper:
+    """Waiter that gives up a reference when its entry is settled."""
+
+    __slots__ = ("dropped",)
+
+    def __init__(self, dropped: deque[Entry]) -> None:
+        self.dropped = dropped
+
+    def resolved(self, entry: Entry, /) -> None:
+        self.dropped.append(entry)
+
+
+def _nothing_to_freeze(key: Key, attempt: int) -> None:
+    """A client's store holds bytes only."""

@@ -1,0 +1,440 @@
+"""The worker: tasks that wait for data or for a thread, running ones, and the results that it holds. PURE.
+
+Threads take work with `next_task` and report with `finished` or `failed`; a `Task` is the handle in between. Reports
+of a turn leave together at its end. What an attempt of a former broker leaves behind is announced as a held copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
+from hmac import compare_digest
+from typing import Any, NamedTuple
+
+from zdist import limits
+from zdist.core.fetch import Fetcher
+from zdist.core.inputs import Inputs
+from zdist.core.machine import CONTROL, Machine, Route, require
+from zdist.core.store import Store
+from zdist.core.task import GONE, ORPHAN, QUEUED, RUNNING, SMOOTHING, WAITING, Function, Input, Task
+from zdist.errors import ProtocolError
+from zdist.protocol import messages as m
+from zdist.protocol.messages import Attempt, Key, Message, Payload, Session, payload_size
+
+__all__ = ["Exit", "Freeze", "RunCall", "WorkerMachine"]
+
+
+class Freeze(NamedTuple):
+    """Command: turn a held value into bytes; answered by `frozen` or `unfreezable`."""
+
+    key: Key
+    attempt: Attempt
+
+
+class RunCall(NamedTuple):
+    """Command: run a function outside the task system; answered by `called`."""
+
+    req: int
+    payload: Payload
+
+
+class Exit(NamedTuple):
+    """Command: the worker has no more use; its process ends. ``code`` is the exit code."""
+
+    reason: str
+    code: int
+
+
+class WorkerMachine(Machine[Route]):
+    """State of one worker.
+
+    Parameters: session id, cluster ``token``, ``name``, ``node`` (session of its node), ``host`` and ``pid``,
+    ``threads``, ``memory_limit`` in bytes (0: none), ``tags``, ``resources``. ``address`` is to be set before the first
+    hello.
+    """
+
+    role = "worker"
+
+    def __init__(
+        self,
+        session: Session,
+        token: str,
+        *,
+        name: str,
+        node: Session = "",
+        host: str = "",
+        pid: int = 0,
+        threads: int = 1,
+        memory_limit: int = 0,
+        tags: Sequence[str] = (),
+        resources: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.session = session
+        self.token = token
+        self.name = name
+        self.node = node
+        self.host = host
+        self.pid = pid
+        self.threads = threads
+        self.memory_limit = memory_limit
+        self.tags = tuple(tags)
+        self.resources = dict(resources or {})
+        self.address = ""
+        self.lease = limits.LEASE_NODE
+        self.lease_until = float("-inf")  # nothing starts later than this
+        self.tasks: dict[Key, Task] = {}  # waiting, queued and running
+        self.queue: list[tuple[int, int, Task]] = []  # heap; may hold tasks that are queued no more
+        self.serial = 0
+        self.away = 0  # running tasks that have left the thread pool
+        self.functions: dict[m.Digest, Function] = {}  # least recently used first
+        self.function_bytes = 0
+        self.store = Store(self.send, token, self._freeze, self.log)
+        self.fetcher = Fetcher(self.send, session, token)
+        self.inputs = Inputs(session, self.store, self.fetcher, self._release)
+        self.done: list[tuple[Key, Attempt, int, int, Payload | None, str]] = []
+        self.erred: list[tuple[Key, Attempt, int, Payload, str]] = []
+        self.handlers = {
+            m.Run: self._run, m.Define: self._define, m.Drop: self._drop, m.TakeBack: self._take_back,
+            m.Abort: self._abort, m.Replicate: self.inputs.replicate, m.Locate: self.inputs.locate,
+            m.Members: self._members, m.Call: self._call, m.Stop: self._stop, m.Pong: self._pong,
+        }  # fmt: skip
+
+    # --- endpoint ----------------------------------------------------------------------------------
+
+    def hello_info(self) -> dict[str, Any]:
+        """Fields of Hello.info for a worker."""
+        return {
+            "node": self.node, "address": self.address, "name": self.name, "host": self.host, "pid": self.pid,
+            "threads": self.threads, "memory_limit": self.memory_limit, "tags": list(self.tags),
+            "resources": dict(self.resources),
+        }  # fmt: skip
+
+    def welcomed(self, welcome: m.Welcome, now: float) -> None:
+        """Renew the lease; tell a broker that knows nothing of this worker what it offers and holds."""
+        self.lease = float(welcome.info.get("lease", limits.LEASE_NODE))
+        self.lease_until = now + self.lease
+        if not welcome.fresh:
+            return
+        self._start_anew(now)
+        self.send(CONTROL, m.Subscribe(self.threads, self.tags, self.resources, False))
+        self.inputs.held = [(key, entry.attempt, entry.nbytes, entry.type) for key, entry in self.store.entries.items()]
+
+    def _start_anew(self, now: float) -> None:
+        """Forget what another broker ordered and nobody has started; what runs, runs on."""
+        for task in self.tasks.values():
+            if task.state == RUNNING:
+                task.state = ORPHAN
+            else:
+                task.state = GONE
+            task.function.users = 0
+        self.tasks.clear()
+        self.queue.clear()
+        self.inputs.clear(now)
+        for digest in [digest for digest, function in self.functions.items() if not function.known]:
+            del self.functions[digest]
+        for function in self.functions.values():
+            function.waiters.clear()
+            function.asked = False
+        self.done.clear()
+        self.erred.clear()
+
+    def refused(self, code: str, text: str, now: float) -> None:
+        """The broker will not have this worker."""
+        self.log("error", "worker.refused", code=code, text=text)
+        self.commands.append(Exit(f"refused by the broker: {text}", 1))
+
+    def handle(self, route: Route, message: Message, now: float) -> None:
+        """Take in a message: orders on the control channel, data on all others."""
+        kind = type(message)
+        if route.channel == "control":
+            handler = self.handlers.get(kind)
+            if handler is None:
+                raise ProtocolError(f"a worker has no use for {kind.__name__} on its control channel")
+            handler(message, now)
+        elif kind is m.Get:
+            self.store.serve(route, message, now)  # type: ignore[arg-type]
+        elif kind is m.Data or kind is m.ProbeReply:
+            self.fetcher.handle(route, message, now)  # type: ignore[arg-type]
+        elif kind is m.Probe and route.channel == "data":
+            self._probe(route, message)  # type: ignore[arg-type]
+        elif kind is not m.Taken:
+            raise ProtocolError(f"a worker has no use for {kind.__name__} on its {route.channel} channel")
+
+    def turn(self, now: float) -> None:
+        """End of a turn: what was saved up goes out, one message of a kind."""
+        inputs = self.inputs
+        if self.fetcher.arrived or self.fetcher.failed:
+            inputs.drain(now)
+        if self.done:
+            self.send(CONTROL, m.Done(tuple(self.done)))
+            self.done = []
+        if self.erred:
+            self.send(CONTROL, m.Erred(tuple(self.erred)))
+            self.erred = []
+        if inputs.held:
+            for start in range(0, len(inputs.held), limits.PACKET_RECORDS):
+                self.send(CONTROL, m.Held(tuple(inputs.held[start : start + limits.PACKET_RECORDS])))
+            inputs.held.clear()
+        if inputs.missing:
+            self.send(CONTROL, m.Missing(tuple(inputs.missing.items())))
+            inputs.missing.clear()
+
+    def deadline(self) -> float | None:
+        """When `tick` is next needed."""
+        fetch = self.fetcher.deadline()
+        serve = self.store.deadline()
+        if fetch is None or serve is None:
+            return serve if fetch is None else fetch
+        return min(fetch, serve)
+
+    def tick(self, now: float) -> None:
+        """Time passes for transfers."""
+        self.store.tick(now)
+        self.fetcher.tick(now)
+
+    # --- tasks come and go ---------------------------------------------------------------------------
+
+    def _run(self, message: m.Run, now: float) -> None:
+        function = self.functions.pop(message.fn, None) or Function(message.fn)
+        self.functions[message.fn] = function  # most recently used
+        tasks = self.tasks
+        queue = self.queue
+        known = function.known
+        for key, attempt, priority, deliver, args, deps in message.rows:
+            old = tasks.get(key)
+            if old is not None:
+                if old.attempt >= attempt:
+                    continue
+                self._remove(old, now)
+            task = tasks[key] = Task(key, attempt, priority, deliver, args, function)
+            function.users += 1
+            if deps:
+                self.inputs.need(task, deps, now)
+            if not known:
+                task.blockers += 1
+                function.waiters[key] = task
+            if task.blockers:
+                task.state = WAITING
+            else:
+                self.serial += 1
+                heappush(queue, (priority, self.serial, task))
+        if not function.asked and function.waiters:
+            function.asked = True
+            self.send(CONTROL, m.WhichFunction(function.digest))
+
+    def _release(self, waiters: dict[Key, Task]) -> None:
+        """One thing that these tasks waited for is there."""
+        for task in waiters.values():
+            task.blockers -= 1
+            if not task.blockers:
+                task.state = QUEUED
+                self.serial += 1
+                heappush(self.queue, (task.priority, self.serial, task))
+        waiters.clear()
+
+    def _remove(self, task: Task, now: float) -> None:
+        """The attempt is over, or is not to be; if it runs, nothing is made of its result."""
+        del self.tasks[task.key]
+        task.function.users -= 1
+        if task.state == WAITING:
+            task.function.waiters.pop(task.key, None)
+        task.state = GONE
+        if task.inputs:
+            self.inputs.unneed(task, now)
+        if len(self.queue) > 2 * len(self.tasks) + 64:  # most of it are leftovers
+            self.queue[:] = [item for item in self.queue if item[2].state == QUEUED]
+            heapify(self.queue)
+
+    def _take_back(self, message: m.TakeBack, now: float) -> None:
+        rows = []
+        for key, attempt in message.rows:
+            task = self.tasks.get(key)
+            if task is not None and task.attempt == attempt and task.state != RUNNING:
+                self._remove(task, now)
+                rows.append((key, attempt))
+        self.send(CONTROL, m.Returned(tuple(rows)))
+
+    def _abort(self, message: m.Abort, now: float) -> None:
+        for key, attempt in message.rows:
+            task = self.tasks.get(key)
+            if task is not None and task.attempt == attempt:
+                self._remove(task, now)
+
+    def _define(self, message: m.Define, now: float) -> None:
+        function = self.functions.pop(message.fn, None) or Function(message.fn)
+        self.functions[message.fn] = function
+        function.asked = False
+        if not function.known:
+            function.name = message.name
+            function.blob = message.blob
+            function.nbytes = payload_size(message.blob)
+            self.function_bytes += function.nbytes
+        self._release(function.waiters)
+        while len(self.functions) > limits.FUNCTION_CACHE or self.function_bytes > limits.FUNCTION_CACHE_BYTES:
+            idle = next((known for known in self.functions.values() if not known.users and known is not function), None)
+            if idle is None:
+                break
+            del self.functions[idle.digest]
+            self.function_bytes -= idle.nbytes
+
+    def _drop(self, message: m.Drop, now: float) -> None:
+        drop = self.store.drop
+        for key in message.keys:
+            drop(key, now)
+        if self.inputs.table:
+            self.inputs.unreplicate(message.keys, now)
+
+    # --- the executor's side -----------------------------------------------------------------------------
+
+    def ready(self, now: float) -> bool:
+        """May there be something to start? Cheap, needs no lock."""
+        return bool(self.queue) and now < self.lease_until
+
+    def next_task(self, now: float) -> Task | None:
+        """Take the most urgent task to run it now; none when the broker has been silent for longer than the lease."""
+        queue = self.queue
+        while queue and now < self.lease_until:
+            task = heappop(queue)[2]
+            if task.state == QUEUED:
+                task.state = RUNNING
+                return task
+        return None
+
+    def loaded(self, function: Function, call: Any) -> None:
+        """A function was unpickled; its bytes are not needed again."""
+        function.loaded = call
+        function.blob = None
+
+    def finished(
+        self,
+        task: Task,
+        micros: int,
+        value: Any,
+        type_name: str,
+        frozen: tuple[Payload | None, Any, str, int, bool],
+        now: float,
+    ) -> None:
+        """A task has returned ``value``.
+
+        ``frozen`` is what was made of it: its bytes if small enough to travel with the report; else its blob, or None;
+        or why it has no bytes; its size; and whether the live object stays beside a blob. Without any of the three the
+        value is frozen when it is asked for.
+        """
+        state = self._over(task, micros, now)
+        key = task.key
+        store = self.store
+        if state != RUNNING and (state == GONE or store.get(key) is not None):
+            return
+        payload, blob, error, nbytes, keep = frozen
+        attempt = task.attempt
+        if keep:
+            entry = store.put_value(key, attempt, value, nbytes, type_name)
+        if blob is not None:
+            entry = store.put_blob(key, attempt, blob, type_name)
+        elif error:
+            store.unfreezable(key, attempt, error, now)
+        if key in self.inputs.table:
+            self.inputs.stored(entry)
+        if state == RUNNING:
+            self.done.append((key, attempt, micros, nbytes, payload, type_name))
+        else:
+            self.inputs.held.append((key, attempt, nbytes, type_name))
+
+    def failed(self, task: Task, micros: int, payload: Payload, text: str, now: float) -> None:
+        """A task has raised; ``payload`` is the pickled exception, ``text`` what a person reads."""
+        if self._over(task, micros, now) == RUNNING:
+            self.erred.append((task.key, task.attempt, micros, payload, text[: limits.MAX_TEXT]))
+
+    def _over(self, task: Task, micros: int, now: float) -> int:
+        """A task that was started has ended; the state that it was in."""
+        function = task.function
+        known = function.micros
+        function.micros = micros if known < 0 else known + (micros - known) * SMOOTHING
+        state = task.state
+        task.state = GONE
+        if state == RUNNING:
+            del self.tasks[task.key]
+            function.users -= 1
+            if task.inputs:
+                self.inputs.unneed(task, now)
+        if task.seceded:
+            task.seceded = False
+            self.away -= 1
+        return state
+
+    def seceded(self, task: Task, back: bool) -> bool:
+        """A running task leaves the thread pool, or comes back; False if too many are away already."""
+        if not back and self.away >= limits.SECEDED_PER_WORKER:
+            return False
+        task.seceded = not back
+        self.away += -1 if back else 1
+        if task.state == RUNNING:
+            self.send(CONTROL, m.Seceded(task.key, task.attempt, back))
+        return True
+
+    def _freeze(self, key: Key, attempt: Attempt) -> None:
+        self.commands.append(Freeze(key, attempt))
+
+    def frozen(self, key: Key, attempt: Attempt, blob: Any, now: float) -> None:
+        """Answer to Freeze: the bytes."""
+        self.store.frozen(key, attempt, blob, now)
+
+    def unfreezable(self, key: Key, attempt: Attempt, text: str, now: float) -> None:
+        """Answer to Freeze: the value cannot be pickled."""
+        self.store.unfreezable(key, attempt, text, now)
+
+    def called(self, req: int, ok: bool, payload: Payload) -> None:
+        """Answer to RunCall."""
+        self.send(CONTROL, m.Called(req, ok, payload))
+
+    def output(self, stream: str, text: str, key: Key) -> None:
+        """Something that a task printed, warned of or logged."""
+        self.send(CONTROL, m.Output(stream, text[: limits.MAX_TEXT], key, self.name))
+
+    # --- other messages ----------------------------------------------------------------------------------
+
+    def _members(self, message: m.Members, now: float) -> None:
+        self.fetcher.members(message.rows)
+
+    def _call(self, message: m.Call, now: float) -> None:
+        self.commands.append(RunCall(message.req, message.payload))
+
+    def _stop(self, message: m.Stop, now: float) -> None:
+        self.commands.append(Exit(message.reason, 0))
+
+    def _pong(self, message: m.Pong, now: float) -> None:
+        self.lease_until = now + self.lease
+
+    def _probe(self, route: Route, message: m.Probe) -> None:
+        if compare_digest(message.token.encode(), self.token.encode()):
+            self.send(route, m.ProbeReply(message.req, self.session))
+        else:
+            self.log("warning", "data.refused", message="Probe")
+
+    def check(self) -> None:
+        """The tables agree with each other."""
+        queued = [item[2] for item in self.queue if item[2].state == QUEUED]
+        require(len(set(map(id, queued))) == len(queued), "a task is queued twice")
+        users: dict[bytes, int] = {}
+        waiting = 0
+        for key, task in self.tasks.items():
+            require(key == task.key, f"{task!r} is filed under {key}")
+            require(task.state in (WAITING, QUEUED, RUNNING), f"{task!r} is in the table")
+            require((task.state == WAITING) == (task.blockers > 0), f"{task!r} has {task.blockers} blockers")
+            unknown = key in task.function.waiters
+            require(not unknown or task.state == WAITING, f"{task!r} waits for its function")
+            inputs = sum(isinstance(source, Input) and key in source.waiters for source in task.inputs.values())
+            require(task.blockers == inputs + unknown, f"{task!r} has {task.blockers} blockers, not {inputs + unknown}")
+            waiting += task.state == QUEUED
+            users[task.function.digest] = users.get(task.function.digest, 0) + 1
+        require(waiting == len(queued), f"{waiting} tasks are queued, the queue holds {len(queued)}")
+        for digest, function in self.functions.items():
+            require(function.users == users.get(digest, 0), f"function {function.name} has {function.users} users")
+            require(not (function.known and function.waiters), f"function {function.name} is known and waited for")
+        total = sum(function.nbytes for function in self.functions.values())
+        require(total == self.function_bytes, f"functions have {total} bytes, not {self.function_bytes}")
+        require(self.away >= 0, "more tasks came back than have left")
+        self.inputs.check(self.tasks)
+        self.store.check()
+        self.fetcher.check()

@@ -1,0 +1,1 @@
+"""Adapters to other libraries, each loaded only where it is used."""

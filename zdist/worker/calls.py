@@ -1,0 +1,44 @@
+"""Functions that a client runs on a worker outside the task system.
+
+The payload is the stream of ``(digest, function's bytes, arguments' bytes)`` as `dumps_function` and `dumps_args` make
+them. The answer is the stream of the result, or the bytes of the exception.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NoReturn
+
+from zdist import limits
+from zdist.errors import SerializationError
+from zdist.protocol.messages import Buffer, Payload
+from zdist.serialize import dumps, dumps_error, loads, loads_args, loads_function
+
+__all__ = ["run_call"]
+
+
+def run_call(payload: bytes | bytearray | memoryview, worker: Any) -> tuple[bool, Payload]:
+    """Run it; whether it returned, and the answer. A parameter named ``dask_worker`` gets the worker, as in dask."""
+    try:
+        digest, data, packed = loads(payload, what="call")
+        function = loads_function(data, digest)
+        args, kwargs = loads_args(packed, _no_references)
+        if _takes_worker(function):
+            kwargs.setdefault("dask_worker", worker)
+        blob = dumps(function(*args, **kwargs), what="result of the call")
+    except BaseException as exc:  # also SystemExit: a call must not end the worker
+        exc.__traceback__ = exc.__traceback__ and exc.__traceback__.tb_next
+        return False, dumps_error(exc)
+    stream = blob.tobytes()
+    return True, stream if len(stream) < limits.OWN_FRAME else Buffer(stream)
+
+
+def _takes_worker(function: Any) -> bool:
+    try:
+        return "dask_worker" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin that does not tell
+        return False
+
+
+def _no_references(key: str) -> NoReturn:
+    raise SerializationError(f"a future ({key}) cannot be an argument of a call: gather it first")
