@@ -92,7 +92,7 @@ class Data:
             for w in self.tables.workers.values()
             if w.subscribed and (not allowed or w.name in allowed or w.address in allowed)
         ]
-        if not there:
+        if not there or not task.holders:
             return
         wanted = min(placing.copies or len(there), len(there))
         have = sum(task.key in w.held for w in there)
@@ -174,6 +174,8 @@ class Data:
             if fetching:
                 if key in tables.placing and placing is not None:
                     self.advance(placing)
+                if placing is None or peer not in placing.targets:
+                    tables.post(peer, Drop, key)
             elif isinstance(peer, Worker):
                 if self._concerns(peer, task):
                     row = self.placement.located(task, peer) if task.state == MEMORY else (key, task.nbytes, (), None)

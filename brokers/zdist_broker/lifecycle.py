@@ -225,7 +225,7 @@ class Lifecycle:
                 self.tables.remove_holder(task, holder, tell=True)
         if not task.holders:
             task.state = RELEASED
-        self.tables.placing.pop(task.key, None)
+        self.tables.unplace(task.key)
 
     def forget(self, task: Task) -> None:
         """Take a task that nobody needs and nothing depends on out of the table."""
@@ -248,9 +248,9 @@ class Lifecycle:
                 del dep.dependents[task]
         task.deps = ()  # a queue may still have the record for a while
         fn = task.fn
-        if fn is None:
-            tables.placing.pop(key, None)
-        else:
+        if tables.placing:
+            tables.unplace(key)
+        if fn is not None:
             fn.uses -= 1
             if not fn.uses and not fn.owners:
                 tables.functions.pop(fn.digest, None)
@@ -279,7 +279,7 @@ class Lifecycle:
                     told[d.worker] = None
             for worker in told:
                 tables.post(worker, Locate, (task.key, task.nbytes, (), None))
-            tables.placing.pop(task.key, None)
+            tables.unplace(task.key)
             trouble = task.trouble = task.trouble or Trouble()
             trouble.recomputes += 1
             if task.fn is not None:

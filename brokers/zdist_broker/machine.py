@@ -1,8 +1,8 @@
 """The broker as a state machine: sessions, roles, the order of a turn. PURE.
 
-``handle`` takes a message apart and changes the tables; what peers are to be told is posted row by row. ``turn`` gives
-out tasks and hands everything over. Per peer the order is: what was posted while messages were handled (so that a Drop or
-Abort never overtakes a new Run of its key, nor the other way round), then Define and Run, then TakeBack.
+``handle`` takes a message apart and changes the tables; what peers are to be told is posted row by row. ``turn``
+assigns tasks and hands everything over. Per peer the order is: what was posted while messages were handled (so that a
+Drop does not overtake a new Run of its key, nor the other way round), then Define and Run, then TakeBack.
 """
 
 from __future__ import annotations

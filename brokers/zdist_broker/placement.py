@@ -333,7 +333,7 @@ class Placement:
         self._ask_back(victim, now)
 
     def _ask_back(self, victim: Worker, now: float) -> None:
-        surplus = victim.count - victim.threads
+        surplus = max(victim.count - victim.threads, 0)  # it may have caught up since it was noted as loaded
         idle = sum(max(w.threads - w.count, 0) for w in islice(self.default.free, STEAL_SAMPLE))
         share = max(1, surplus * idle // (idle + 1))
         rows: list[tuple[str, int]] = []

@@ -298,6 +298,13 @@ class Tables:
         where = () if value is not None else self.holders(task, client)
         self.post(client, Finished, (task.key, task.attempt, task.nbytes, value, where, task.type))
 
+    def unplace(self, key: str) -> None:
+        """The data is not to be copied any more: workers that are still fetching it stop."""
+        placing = self.placing.pop(key, None)
+        if placing is not None:
+            for worker in placing.targets:
+                self.post(worker, Drop, key)
+
     # --- copies -------------------------------------------------------------------------------------
 
     def keep(self, task: Task, value: Payload) -> None:

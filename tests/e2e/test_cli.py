@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -272,8 +273,16 @@ def test_cluster_up_status_down(tmp_path: Path) -> None:
         down = run("cluster", "down")
     assert down.returncode == 0
     assert str(file) in down.stdout
-    assert not any(Path("/proc", str(process["pid"])).exists() for process in about["processes"])
+    assert not any(is_running(process["pid"]) for process in about["processes"])
     assert run("cluster", "down", str(file)).returncode == 1
+
+
+def is_running(pid: int) -> bool:
+    """Whether it has not ended; one whose exit code nobody has fetched yet has."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 # --- the rest -----------------------------------------------------------------------------------------

@@ -43,7 +43,8 @@ def test_identifiers_of_a_file(tmp_path: Path) -> None:
 
 
 def test_modules_of_from_imports_are_not_lost() -> None:
-    assert list(identifiers(ast.parse("from a.b import *\nfrom . import c"))) == ["a", "b", "c"]
+    assert sorted(identifiers(ast.parse("from a.b import *\nfrom . import c"))) == ["a", "b", "c"]
+    assert sorted(identifiers(ast.parse("match p:\n  case {'k': q, **r}: n = 's' 't'"))) == ["n", "p", "q", "r"]
 
 
 @pytest.mark.parametrize("content", [b"def (", b"\xff\xfe\x00 nonsense", b"x = 1\0", b"# coding: no-such-codec\n"])

@@ -25,6 +25,9 @@ class Machine:
     def __init__(self) -> None:
         self.out: dict[Route, list[Message]] = {}
 
+    def deadline(self) -> float | None:
+        return None
+
 
 class Stub:
     """Endpoint that queues what it is told and remembers what came; answers Ping with Pong if asked to."""
@@ -217,3 +220,23 @@ def test_a_closed_loop_says_so() -> None:
         client.close()
         with pytest.raises(ClusterClosed, match="client is closed"):
             client.drive(lambda: False, 1.0)
+
+
+def test_guests_that_wait_do_not_keep_each_other_awake() -> None:
+    """Idle threads of a worker all wait in drive(): only an event may turn the loop."""
+    with pair(background=False) as (client, stub, _, _):
+        turns: list[float] = []
+        stub.turn = turns.append  # type: ignore[method-assign]
+        stop = threading.Event()
+        threads = [threading.Thread(target=client.drive, args=(stop.is_set, DEADLINE)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        wait(lambda: client._guests == 2)
+        begun = len(turns)
+        assert not threading.Event().wait(0.2)
+        assert len(turns) - begun <= 4
+        stop.set()
+        client.interrupt()
+        for thread in threads:
+            thread.join(DEADLINE)
+        assert not any(thread.is_alive() for thread in threads)

@@ -140,6 +140,17 @@ def test_every_future_is_found(args: list[Any], kwargs: dict[str, Any], holding:
     assert list(deps) == list(dict.fromkeys(named))
 
 
+def test_a_list_of_futures() -> None:
+    content, deps = there_and_back([Promise("b"), Promise("a"), Promise("b")], 1, k=[Promise("c")], e=[])
+    assert content == ((["value of b", "value of a", "value of b"], 1), {"k": ["value of c"], "e": []})
+    assert deps == ("b", "a", "c")
+    held = Held()
+    payload, deps = serialize.dumps_args(([Promise(f"{i:0200}") for i in range(500)],), {}, held)
+    assert len(payload) < 100 and len(deps) == 501 and deps[0] == "held-0"
+    (back,), _ = serialize.loads_args(payload, lambda key: held.resolve(key) if key in held.blobs else int(key))
+    assert back == list(range(500))
+
+
 def test_the_same_future_resolves_to_one_object() -> None:
     store = {"a": [1]}
     payload, _ = serialize.dumps_args(([Promise("a")], Promise("a")), {})
@@ -250,7 +261,7 @@ def test_an_unpicklable_argument_is_named() -> None:
 
 
 def test_a_reference_outside_arguments_says_so() -> None:
-    payload, _ = serialize.dumps_args(([Promise("abc")],), {})
+    payload, _ = serialize.dumps_args(([Promise("abc"), 1],), {})
     with pytest.raises(SerializationError, match="reference to key 'abc' can only be loaded among a task's arguments"):
         serialize.loads(payload)
 
@@ -261,7 +272,7 @@ def test_a_payload_of_something_else_is_refused() -> None:
 
 
 def test_an_error_of_resolve_is_told() -> None:
-    for args in ((Promise("a"),), ([Promise("a")],)):
+    for args in ((Promise("a"),), ([Promise("a")],), ([Promise("a"), 1],)):
         payload, _ = serialize.dumps_args(args, {})
         with pytest.raises((KeyError, SerializationError), match="'a'"):
             serialize.loads_args(payload, {}.__getitem__)

@@ -22,10 +22,10 @@ __all__ = ["command"]
 
 TOP: Final = 20
 PATHS: Final = {
-    "inline": "came with the completion of its task",
-    "local": "was here already",
+    "inline": "with the completion",
+    "local": "here already",
     "shm": "shared memory",
-    "peer": "from the worker's own socket",
+    "peer": "worker's own socket",
     "relay": "through the broker",
 }
 NEEDED: Final = (("inline", "local"), ("peer",), ("relay",))  # one of each has to carry something
@@ -103,7 +103,9 @@ def run(files: list[str], workers: int, check: bool) -> dict[str, Any]:
             found["check"] = {
                 "agrees": alone == done.index,
                 "seconds": time.perf_counter() - started,
-                **figures(alone),
+                "files": alone.files,
+                "identifiers": alone.occurrences,
+                "distinct": len(alone.counts),
             }
     return found
 

@@ -45,23 +45,19 @@ def python_files(folder: str | os.PathLike[str] | None) -> list[str]:
 
 
 def identifiers(tree: ast.AST) -> Iterator[str]:
-    """Every identifier that a syntax tree holds, once per place."""
-    for node in ast.walk(tree):
-        match node:
-            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name):
-                yield name
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                yield name
-            case ast.keyword(arg=str(name)) | ast.ExceptHandler(name=str(name)):
-                yield name
-            case ast.alias(name=name, asname=other):
-                yield from name.split(".") if name != "*" else ()
-                if other is not None:
-                    yield other
-            case ast.ImportFrom(module=str(name)):
-                yield from name.split(".")
-            case ast.Global(names=names) | ast.Nonlocal(names=names):
-                yield from names
+    """Every identifier that a syntax tree holds, once per place: all its texts but those of constants."""
+    pending = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Constant):
+            continue
+        for name in node._fields:
+            value = getattr(node, name, None)
+            for item in value if isinstance(value, list) else (value,):
+                if isinstance(item, str):
+                    yield from item.split(".") if item != "*" else ()  # modules have dots
+                elif isinstance(item, ast.AST):
+                    pending.append(item)
 
 
 def count_file(path: str) -> Index:

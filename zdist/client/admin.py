@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -202,10 +203,8 @@ class Admin(Base):
         return self._sync(self._shutdown())
 
     async def _shutdown(self) -> None:
-        try:
+        with contextlib.suppress(ClusterClosed, TimeoutError):  # it may end before its answer is here
             await self._asking("shutdown", None, 10.0)
-        except (ClusterClosed, TimeoutError):
-            pass  # it ended before its answer came
         await self._closing(1.0)
 
     async def _closing(self, timeout: float) -> None:

@@ -213,7 +213,9 @@ class Gathering(Base):
 
     def prefetch(self, futures: Iterable[Future], direct: bool | None = None) -> None:
         """Begin to bring these values here, so that a later gather finds them; see ``gather`` of iterators."""
-        driver = self._usable()
+        driver = self._driver
+        if driver is None:
+            return  # closing; the gather that follows says so
         with self._lock:
             for key in [key for key, (entry, _) in self._ahead.items() if not entry.refs]:
                 self._forget_ahead(key)

@@ -53,7 +53,7 @@ class Entry:
     with kind "failed", "killed" or "rejected"; the reason's text when cancelled.
     """
 
-    __slots__ = ("gen", "key", "load", "outcome", "parents", "pins", "refs", "row", "status", "waiters", "work")
+    __slots__ = ("gen", "key", "load", "outcome", "parents", "pins", "refs", "row", "status", "told", "waiters", "work")
 
     def __init__(self, key: Key, work: Work | None, row: Row | None) -> None:
         self.key = key
@@ -63,6 +63,7 @@ class Entry:
         self.refs = 0  # futures
         self.pins = 0  # entries whose parent this is
         self.gen = 0  # of the want that the broker has from this client; 0: none
+        self.told = 0  # epoch of the broker that was given this spec
         self.load = 0  # its share of the submission window while the broker works on it
         self.parents: tuple[Entry, ...] = ()
         self.waiters: list[Waiter] | None = None
@@ -76,6 +77,8 @@ class Reply:
     """An answer that is awaited: to an Ask, a Call, or to the first hello."""
 
     __slots__ = ("args", "done", "ok", "value", "waiters", "what")
+
+    status = FINISHED  # it is told about once, like a finished entry
 
     def __init__(self, what: str, args: Any) -> None:
         self.what = what

@@ -12,10 +12,11 @@ from typing import Any, Final
 
 from zdist.core.gather import PATHS
 from zdist.core.links import CLOSED, OPEN, RELAY, Link
-from zdist.core.machine import BULK, Route, require
+from zdist.core.machine import BULK, Route
 from zdist.core.requests import Carried
 from zdist.core.steering import Steering
 from zdist.core.transfer import Request, Ticket, Transfer, unwrap
+from zdist.errors import InvariantError
 from zdist.protocol.messages import Data, Message, Payload, ProbeReply, Taken, payload_size
 
 __all__ = ["Fetcher"]
@@ -127,7 +128,7 @@ class Fetcher(Steering):
                 transfer.priority = priority
                 if (link := transfer.link) is not None:
                     self.requests.unqueue(transfer)
-                    self.requests.enqueue(transfer, link)
+                    self.requests.enqueue((transfer,), link)
             transfer.tickets.append(ticket)
             keys[key] = transfer
         return new
@@ -202,22 +203,32 @@ class Fetcher(Steering):
         elif (peer := self.links.addresses.get(route.channel)) is not None and peer.state == CLOSED:
             self.probes.suspect(peer, now)  # it lives after all
         request = self.requests.open.get(message.req)
-        if request is None or request.link.route.channel != route.channel:
+        if request is None:
+            late = self.requests.stale.get(message.req)
+            if late is not None and late.route.channel == route.channel:
+                self._late(late, message, now)
             return
+        if request.link.route.channel != route.channel:
+            return
+        self.learned = True
         link, rows = request.link, request.rows
         again: list[Transfer] = []
         nbytes, before = 0, link.carried_keys
         for key, attempt, total, offset, pieces in message.rows:
             row = rows.pop(key, None)
             if row is not None:
-                one = len(pieces) == 1 and type(pieces[0]) is bytes
-                size = len(pieces[0]) if one else sum(map(payload_size, pieces))  # type: ignore[arg-type]
+                size = 0
+                for piece in pieces:
+                    size += len(piece) if type(piece) is bytes else payload_size(piece)
                 nbytes += size
                 transfer = row[0]
                 if transfer.done or row[3] != transfer.epoch:
                     continue
                 transfer.active -= 1
-                if self._accept(transfer, row[1], row[2], link, attempt, total, offset, size, pieces, now):
+                if size == total and attempt == transfer.attempt and not offset and not transfer.got and size <= row[2]:
+                    link.carried_keys += 1  # the usual case: the whole blob at once
+                    self._finish(transfer, [unwrap(piece) for piece in pieces], total, link.path)
+                elif self._accept(transfer, row[1], row[2], link, attempt, total, offset, size, pieces, now):
                     again.append(transfer)
         self.requests.answered(request, max(1, link.carried_keys - before), nbytes, now)
         if message.absent:
@@ -229,6 +240,19 @@ class Fetcher(Steering):
             self.strike(left, link, now)
         self.go_on([*again, *left], link, now)
         self.requests.settle(link, now)
+
+    def _late(self, link: Link, message: Data, now: float) -> None:
+        """The answer to a request that was given up: the link lives, and whole blobs are still welcome."""
+        del self.requests.stale[message.req]
+        link.progress = now
+        link.strikes = 0
+        for key, attempt, total, offset, pieces in message.rows:
+            transfer = self.tables[None].get(key)
+            if transfer is None or transfer.attempt not in (-1, attempt) or transfer.got:
+                continue
+            if not offset and sum(map(payload_size, pieces)) == total:
+                transfer.attempt = attempt
+                self._finish(transfer, [unwrap(piece) for piece in pieces], total, link.path)
 
     def _accept(
         self, transfer: Transfer, asked: int, length: int, link: Link,
@@ -302,7 +326,6 @@ class Fetcher(Steering):
             else:
                 self.lose(transfer, link.holder, text or code, now)
 
-
     # --- endings ---------------------------------------------------------------------------------
 
     def _finish(self, transfer: Transfer, pieces: list[Any], nbytes: int, path: str) -> None:
@@ -311,9 +334,9 @@ class Fetcher(Steering):
         key = transfer.key
         self.arrived.append((tickets, key, transfer.attempt, pieces, nbytes, path))
         for ticket in tickets:
-            caller = self.tickets[ticket]
-            del caller.keys[key]
-            if not caller.keys:
+            keys = self.tickets[ticket].keys
+            del keys[key]
+            if not keys:
                 del self.tickets[ticket]
 
     def _end(self, transfer: Transfer) -> None:
@@ -351,13 +374,19 @@ class Fetcher(Steering):
         later = dict.fromkeys(what for _, _, what in self.later)
         for direct, table in self.tables.items():
             for key, transfer in table.items():
-                require(not transfer.done and transfer.key == key, f"fetch: {transfer!r} is over and still listed")
-                require(transfer.direct is direct and bool(transfer.tickets), f"fetch: nobody wants {transfer!r}")
-                require(transfer.active == under.get(transfer, 0), f"fetch: ranges under way of {transfer!r} differ")
+                if not (not transfer.done and transfer.key == key):
+                    raise InvariantError(f"fetch: {transfer!r} is over and still listed")
+                if not (transfer.direct is direct and bool(transfer.tickets)):
+                    raise InvariantError(f"fetch: nobody wants {transfer!r}")
+                if not (transfer.active == under.get(transfer, 0)):
+                    raise InvariantError(f"fetch: ranges under way of {transfer!r} differ")
                 placed = transfer.link is not None or transfer in later or bool(transfer.active)
                 placed = placed or any(transfer in self.parked.get(holder, ()) for holder in transfer.holders)
-                require(placed or not transfer.holders, f"fetch: {transfer!r} is forgotten")
+                if not (placed or not transfer.holders):
+                    raise InvariantError(f"fetch: {transfer!r} is forgotten")
                 for ticket in transfer.tickets:
-                    require(self.tickets[ticket].keys.get(key) is transfer, f"fetch: ticket {ticket} lost {key}")
+                    if self.tickets[ticket].keys.get(key) is not transfer:
+                        raise InvariantError(f"fetch: ticket {ticket} lost {key}")
         for number, ticket_ in self.tickets.items():
-            require(bool(ticket_.keys), f"fetch: ticket {number} wants nothing")
+            if not (bool(ticket_.keys)):
+                raise InvariantError(f"fetch: ticket {number} wants nothing")

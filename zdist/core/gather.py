@@ -41,9 +41,10 @@ class _Ways:
     def __init__(self, links: Links, holder: str, direct: bool | None, paths: Sequence[str], fallback: bool) -> None:
         peer = links.peer(holder) if PEER in paths and direct is not False else None
         relay = links.by_relay(holder) if RELAY in paths else None
-        self.reason = "direct=False" if direct is False else "no peer socket"
-        if peer is not None:
-            self.reason = f"peer path {peer.state}" + (f": {peer.text}" if peer.text else "")
+        if peer is None:
+            self.reason = "direct=False" if direct is False else "no peer socket"
+        else:
+            self.reason = f"peer path {peer.state}: {peer.text}" if peer.text else f"peer path {peer.state}"
         if direct and not holder.startswith("c-"):  # a client can be reached by relay only
             closed = peer is None or peer.state == CLOSED
             if not (closed and fallback):
@@ -103,6 +104,8 @@ def plan_gather(
                     ways[holder] = _Ways(links, holder, direct, paths, fallback)
         group[0].append(key)
         group[1].append(nbytes)
+    if len(groups) == len(ways) == 1:
+        return [_single(keys, sum(sizes), ways[holders[0]], links, direct) for holders, (keys, sizes) in groups.items()]
     routable, batches = [], []
     for holders, (keys, sizes) in groups.items():
         if any(ways[h].peer or ways[h].relay for h in holders):
@@ -119,6 +122,23 @@ def plan_gather(
     return batches
 
 
+def _single(keys: list[Any], nbytes: int, way: _Ways, links: Links, direct: bool | None) -> Batch:
+    """All keys have the same only holder: what `_best` would find, without its tables."""
+    peer, relay = way.peer, way.relay
+    ahead = len(keys) * KEY_SECONDS
+    if relay is not None:
+        there = (relay.inflight + relay.backlog + nbytes) / relay.speed + ahead
+        seconds = relay.delay + max(there, (links.relay_load + nbytes) / links.relay.speed)
+    if peer is not None:
+        direct_seconds = peer.delay + (peer.inflight + peer.backlog + nbytes) / peer.speed + ahead
+        if relay is None or direct_seconds <= seconds:
+            reason = "direct=True" if direct else "peer path open"
+            return Batch(PEER, peer.holder, keys, nbytes, direct_seconds, reason)
+    if relay is not None:
+        return Batch(RELAY, relay.holder, keys, nbytes, seconds, "relay faster" if peer is not None else way.reason)
+    return Batch(WAIT if way.wait else NONE, "", keys, nbytes, 0.0, way.reason)
+
+
 def plan_cost(batches: Iterable[Batch], links: Links) -> float:
     """Expected seconds until the last of these batches is home, by the planner's model."""
     plan: Plan = {}
@@ -127,7 +147,7 @@ def plan_cost(batches: Iterable[Batch], links: Links) -> float:
             link = links.peer(batch.holder) if batch.path == PEER else links.by_relay(batch.holder)
             if link is not None:
                 plan.setdefault(link, _Load(link)).add(batch.keys, batch.nbytes)
-    return _cost(plan, links)
+    return _cost(plan, links)[0]
 
 
 Groups = list[tuple[tuple[str, ...], list[Any], list[int]]]
@@ -136,15 +156,23 @@ Groups = list[tuple[tuple[str, ...], list[Any], list[int]]]
 def _best(groups: Groups, ways: dict[str, _Ways], links: Links, direct: bool | None) -> list[Batch]:
     """The cheapest of: all by peer, all by relay, and the best division of the holders between the two."""
     by_peer = {holder: way.peer or way.relay for holder, way in ways.items()}
-    plan = _assign(groups, by_peer, bool(direct))
+    plan = _assign(groups, by_peer, PEER, links)
     why = "direct=True" if direct else "peer path open"
-    if direct is None and any(way.peer and way.relay for way in ways.values()):
+    if direct is None and any(way.peer for way in ways.values()) and any(way.relay for way in ways.values()):
         cost = _cost(plan, links)
-        others = [_divide(plan, ways, links), {holder: way.relay or way.peer for holder, way in ways.items()}]
-        for pick in others:
-            other = _assign(groups, pick, False)
+        soonest = min(way.relay.delay + way.relay.backlog / way.relay.speed for way in ways.values() if way.relay)
+        if cost[0] <= soonest and all(link.path == PEER for link in plan):
+            return _batches(plan, ways, links, why)  # done before a relay could even begin
+        by_relay = {holder: way.relay or way.peer for holder, way in ways.items()}
+        for pick, first in ((by_peer, ""), (_divide(plan, ways, links), ""), (by_relay, RELAY)):
+            other = _assign(groups, pick, first, links)
             if (seconds := _cost(other, links)) < cost:
                 plan, cost = other, seconds
+    return _batches(plan, ways, links, why)
+
+
+def _batches(plan: Plan, ways: dict[str, _Ways], links: Links, why: str) -> list[Batch]:
+    """A plan as batches; ``why`` is the reason of those that go by peer."""
     total = links.relay_load + sum(load.nbytes for load in plan.values() if load.link.path == RELAY)
     batches = []
     for link, load in plan.items():
@@ -156,13 +184,14 @@ def _best(groups: Groups, ways: dict[str, _Ways], links: Links, direct: bool | N
     return batches
 
 
-def _assign(groups: Groups, pick: dict[str, Link | None], peers_first: bool) -> Plan:
-    """Put each group on the links picked for its holders; between several, each key goes where it is done first."""
+def _assign(groups: Groups, pick: dict[str, Link | None], first: str, links: Links) -> Plan:
+    """Put each group on the links picked for its holders, if it can on those of the path ``first``; between several
+    links, each key goes where it is done first."""
     plan: Plan = {}
     for holders, keys, sizes in groups:
         candidates = [link for holder in holders if (link := pick[holder]) is not None]
-        if peers_first and len(candidates) > 1:
-            candidates = [link for link in candidates if link.path == PEER] or candidates
+        if first and len(candidates) > 1:
+            candidates = [link for link in candidates if link.path == first] or candidates
         loads = []
         for link in candidates:
             load = plan.get(link)
@@ -172,14 +201,15 @@ def _assign(groups: Groups, pick: dict[str, Link | None], peers_first: bool) -> 
         if len(loads) == 1:
             loads[0].add(keys, sum(sizes))
             continue
-        _spread(loads, keys, sizes)
+        _spread(loads, keys, sizes, links)
     return {link: load for link, load in plan.items() if load.keys}
 
 
-def _spread(loads: list[_Load], keys: list[Any], sizes: list[int]) -> None:
+def _spread(loads: list[_Load], keys: list[Any], sizes: list[int], links: Links) -> None:
     """Divide keys between links, each to the one that would finish it first."""
     finish = [load.finish for load in loads]
-    per_byte = [1 / load.link.speed for load in loads]
+    broker = links.relay.speed
+    per_byte = [1 / (load.link.speed if load.link.path == PEER else min(load.link.speed, broker)) for load in loads]
     taken: list[tuple[list[Any], list[int]]] = [([], []) for _ in loads]
     choices = range(1, len(loads))
     for key, nbytes in zip(keys, sizes, strict=True):
@@ -197,28 +227,24 @@ def _spread(loads: list[_Load], keys: list[Any], sizes: list[int]) -> None:
 
 def _divide(plan: Plan, ways: dict[str, _Ways], links: Links) -> dict[str, Link | None]:
     """Move holders from peer to relay, slowest first, as many as make the whole soonest."""
-    loads = sorted((load for link, load in plan.items() if link.path == PEER), key=lambda load: -load.finish)
+    loads = [load for link, load in plan.items() if link.path == PEER and ways[link.holder].relay is not None]
+    loads.sort(key=lambda load: -load.finish)
     relayed = [load for link, load in plan.items() if link.path == RELAY]
     total = links.relay_load + sum(load.nbytes for load in relayed)
-    slowest = max((_relayed(load, 0, links) for load in relayed), default=0.0)  # by its own link
+    slowest = max((load.finish for load in relayed), default=0.0)
     delay = max((load.link.delay for load in relayed), default=0.0)
     best, moves = float("inf"), 0
-    for moved in range(len(loads) + 1):
-        rest = loads[moved].finish if moved < len(loads) else 0.0
+    for moved, load in enumerate([*loads, None]):
         shared = delay + total / links.relay.speed if moved or relayed else 0.0
-        if (cost := max(rest, slowest, shared)) < best:
+        cost = max(load.finish if load is not None else 0.0, slowest, shared)
+        if cost < best:
             best, moves = cost, moved
-        if moved == len(loads):
-            break
-        load = loads[moved]
-        link = ways[load.link.holder].relay
-        if link is None:
-            break
-        there = _Load(link)
-        there.add([None] * load.keys, load.nbytes)
-        total += load.nbytes
-        slowest = max(slowest, there.finish)
-        delay = max(delay, link.delay)
+        if load is not None and (link := ways[load.link.holder].relay) is not None:
+            there = _Load(link)
+            there.finish += load.keys * KEY_SECONDS + load.nbytes / link.speed
+            total += load.nbytes
+            slowest = max(slowest, there.finish)
+            delay = max(delay, link.delay)
     away = {load.link.holder for load in loads[:moves]}
     return {h: way.relay if h in away else way.peer or way.relay for h, way in ways.items()}
 
@@ -228,8 +254,8 @@ def _relayed(load: _Load, total: int, links: Links) -> float:
     return max(load.finish, load.link.delay + total / links.relay.speed)
 
 
-def _cost(plan: Plan, links: Links) -> float:
+def _cost(plan: Plan, links: Links) -> tuple[float, float]:
+    """Seconds until the last link is done; among plans that are equal in that, the sum over all links decides."""
     total = links.relay_load + sum(load.nbytes for link, load in plan.items() if link.path == RELAY)
-    return max(
-        (load.finish if link.path == PEER else _relayed(load, total, links) for link, load in plan.items()), default=0.0
-    )
+    ends = [load.finish if link.path == PEER else _relayed(load, total, links) for link, load in plan.items()]
+    return max(ends, default=0.0), sum(ends)

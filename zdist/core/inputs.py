@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Final
 
 from zdist.core.fetch import Fetcher
-from zdist.core.machine import require
 from zdist.core.store import Entry, Pieces, Store
 from zdist.core.task import Input, Task
 from zdist.protocol.messages import Attempt, Key, Locate, Payload, Replicate, Session
@@ -127,6 +126,7 @@ class Inputs:
                 self._unneeded(source, now)
             else:
                 self.missing[key] = holders
+                self._no_copy(source, now)
 
     def replicate(self, message: Replicate, now: float) -> None:
         """Fetch copies for the broker's sake."""
@@ -140,6 +140,15 @@ class Inputs:
                 source = self.table[key] = Input(key)
             source.replica = True
             self._fetch(key, attempt, nbytes, holders, 0, now)
+            if not self.fetcher.wants(key):
+                self.missing.setdefault(key, ())
+                self._no_copy(source, now)
+
+    def _no_copy(self, source: Input, now: float) -> None:
+        """A copy is not asked for any more. After Missing the broker gives a new order if need be."""
+        if source.replica:
+            source.replica = False
+            self._unneeded(source, now)
 
     def locate(self, message: Locate, now: float) -> None:
         """The broker knows more of where something is."""
@@ -160,9 +169,8 @@ class Inputs:
         """Copies are no longer asked for."""
         for key in keys:
             source = self.table.get(key)
-            if source is not None and source.replica:
-                source.replica = False
-                self._unneeded(source, now)
+            if source is not None:
+                self._no_copy(source, now)
 
     def clear(self, now: float) -> None:
         """Forget all: the orders came from a broker that is no more."""
@@ -170,19 +178,3 @@ class Inputs:
         self.held.clear()
         self.missing.clear()
         self.fetcher.abandon(TICKET, now)
-
-    def check(self, tasks: dict[Key, Task]) -> None:
-        """The table and the tasks agree."""
-        users: dict[int, int] = {}
-        for task in tasks.values():
-            for key, source in task.inputs.items():
-                if type(source) is Input:
-                    users[id(source)] = users.get(id(source), 0) + 1
-                    blocked = source.payload is None and not source.error
-                    require(blocked == (task.key in source.waiters), f"{task!r} waits for {key}, or does not, wrongly")
-        for key, source in self.table.items():
-            require(source.users == users.get(id(source), 0), f"input {key} has {source.users} users, or not")
-            require(source.users > 0 or source.replica, f"input {key} is of no use to anybody")
-            require(self.store.get(key) is None, f"input {key} is held and awaited")
-            for task in source.waiters.values():
-                require(tasks.get(task.key) is task and task.blockers > 0, f"{task!r} is blocked by {key} only there")

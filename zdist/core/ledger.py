@@ -13,9 +13,9 @@ from typing import Any, Final, NamedTuple
 from zdist import limits
 from zdist.core.collect import Collection
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Reply
-from zdist.core.machine import CONTROL, Route, require
+from zdist.core.machine import CONTROL, Route
 from zdist.core.wants import Wants
-from zdist.errors import ProtocolError
+from zdist.errors import InvariantError, ProtocolError
 from zdist.protocol import messages as m
 from zdist.protocol.messages import Key, Message
 
@@ -145,10 +145,11 @@ class Ledger(Wants):
         while self.resolved or collections.waiting or fetcher.arrived or fetcher.failed:
             resolved, self.resolved = self.resolved, []
             for entry in resolved:
-                waiters, entry.waiters = entry.waiters, None
-                if waiters is not None:
-                    for waiter in waiters:
-                        waiter.resolved(entry)
+                if entry.status != PENDING:  # else it was lost again in the same turn
+                    waiters, entry.waiters = entry.waiters, None
+                    if waiters is not None:
+                        for waiter in waiters:
+                            waiter.resolved(entry)
             collections.drain()
             if collections.waiting:
                 collections.flush(now)
@@ -156,6 +157,8 @@ class Ledger(Wants):
             self._drain()
         if self.queue:
             self._pump()
+        if self.spent and not self.queue:
+            self._release_spent()
 
     def tick(self, now: float) -> None:
         """A deadline has come."""
@@ -201,25 +204,27 @@ class Ledger(Wants):
 
     def _replay(self) -> None:
         """Announce everything anew: data held here, imported keys, then specs, parents first."""
-        for table in (self.defined, self.fences, self.fenced, self.queue, self.again):
+        for table in (self.defined, self.fences, self.fenced, self.queue, self.again, self.spent):
             table.clear()
         self.flying = self.flying_bytes = 0
         held: list[tuple[Key, int, str]] = []
         wanted: list[Entry] = []
         for entry in self.entries.values():
             entry.gen = entry.load = 0
-            if entry.status == ERROR:
-                continue
-            own = self.store.get(entry.key) if entry.work is None else None
-            if entry.status == FINISHED and entry.outcome[3] is None and own is None:
+            own = entry.work is None and self.store.get(entry.key) is not None
+            if entry.status == FINISHED and entry.outcome[3] is None and not own:
                 entry.status, entry.outcome = PENDING, None
                 self.collections.unsettled(entry, 0.0)
+        open_ = [entry for entry in self.entries.values() if entry.refs and entry.status == PENDING]
+        for entry in self._untold(open_):
             if entry.work is not None:
                 self.queue.append(entry)
-            elif own is not None:
-                held.append((entry.key, own.nbytes, own.type))
-            else:
+            elif self.store.get(entry.key) is None:
                 wanted.append(entry)
+        for entry in self.entries.values():
+            mine = self.store.get(entry.key) if entry.work is None else None
+            if mine is not None:
+                held.append((entry.key, mine.nbytes, mine.type))
         for key in [key for key in self.store.entries if key not in self.entries]:
             self.store.drop(key, 0.0)
         if held:
@@ -338,6 +343,9 @@ class Ledger(Wants):
     def _drop(self, message: m.Drop, now: float) -> None:
         for key in message.keys:
             self.store.drop(key, now)
+            entry = self.entries.get(key)
+            if entry is not None and not entry.refs and entry.gen:
+                self.spent.append(entry)  # workers hold it now, so it goes like any other result
 
     def _which_function(self, message: m.WhichFunction, now: float) -> None:
         work = self.works.get(message.fn)
@@ -354,23 +362,39 @@ class Ledger(Wants):
         pins: dict[int, int] = {}
         flying = size = 0
         for key, entry in self.entries.items():
-            require(entry.key == key, f"{key}: filed under another key")
-            require(entry.refs >= 0 and entry.pins >= 0, f"{entry}: negative count")
-            require(entry.refs > 0 or entry.pins > 0 or entry in self.dropped, f"{entry}: needed by nobody")
-            require(entry.status != CANCELLED, f"{entry}: cancelled and still joinable")
-            require((entry.outcome is None) == (entry.status == PENDING), f"{entry}: outcome {entry.outcome}")
-            require(not entry.load or (entry.status == PENDING and entry.gen > 0), f"{entry}: load {entry.load}")
-            require(entry.gen <= self.gen, f"{entry}: generation from the future")
-            require(entry.waiters is None or entry.status == PENDING or entry in self.resolved, f"{entry}: waited for")
-            if entry.work is not None and not entry.gen and entry.refs and entry.status == PENDING:
-                require(entry in self.queue, f"{entry}: wanted and neither submitted nor queued")
+            wrong = entry.key != key or self._contradiction(entry)
+            if wrong:
+                raise InvariantError(f"{entry}: {wrong}")
             flying += entry.load > 0
             size += entry.load
             for parent in entry.parents:
                 pins[id(parent)] = pins.get(id(parent), 0) + 1
         for entry in self.entries.values():
-            require(entry.pins == pins.get(id(entry), 0), f"{entry}: {pins.get(id(entry), 0)} entries depend on it")
-        require((self.flying, self.flying_bytes) == (flying, size), f"window {self.flying}, {self.flying_bytes} B")
-        for key in self.fences:
-            require(self.fences[key] in self.fenced, f"{key}: fenced for ever")
+            if entry.pins != pins.get(id(entry), 0):
+                raise InvariantError(f"{entry}: {pins.get(id(entry), 0)} entries depend on it")
+        if (self.flying, self.flying_bytes) != (flying, size):
+            raise InvariantError(f"window: {self.flying} tasks, {self.flying_bytes} B; really {flying}, {size} B")
+        for key, req in self.fences.items():
+            if req not in self.fenced:
+                raise InvariantError(f"{key} is fenced for ever")
         self.fetcher.check()
+
+    def _contradiction(self, entry: Entry) -> str:
+        pending = entry.status == PENDING
+        if entry.refs < 0 or entry.pins < 0:
+            return "negative count"
+        if not entry.refs and not entry.pins and entry not in self.dropped:
+            return "needed by nobody"
+        if entry.status == CANCELLED:
+            return "cancelled and still joinable"
+        if (entry.outcome is None) != pending:
+            return f"has the outcome {entry.outcome}"
+        if entry.load and not (pending and entry.gen):
+            return "counts in the window although nothing is submitted"
+        if entry.gen > self.gen:
+            return "generation from the future"
+        if entry.waiters and not pending and entry not in self.resolved:
+            return "somebody waits for it in vain"
+        if entry.work is not None and pending and entry.refs and not entry.gen and entry not in self.queue:
+            return "wanted, and neither submitted nor queued"
+        return ""

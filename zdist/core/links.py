@@ -35,7 +35,7 @@ CLOSED: Final = "closed"
 KEY_SECONDS: Final = 4e-6  # what one more key costs its holder and us, whatever the path
 PRIOR: Final = {PEER: (0.0005, 500e6), RELAY: (0.001, 200e6)}  # round trip and bytes/s before anything is measured
 STALE: Final = 300.0  # a bandwidth that was not confirmed for this long is forgotten
-FIRST_WINDOW: Final = 4 * MIB  # in flight on a link of unknown bandwidth, in chunks of half of it
+FIRST_WINDOW: Final = MIB  # in flight on a link of unknown bandwidth, in chunks of a quarter of it
 MIN_CHUNK: Final = 64 * KIB
 AHEAD_SECONDS: Final = 0.25  # worth of transfer time that a link may have in flight
 SAMPLE_BYTES: Final = 256 * KIB  # fewer say nothing about bandwidth
@@ -157,13 +157,13 @@ class Link(Estimate):
     @property
     def chunk(self) -> int:
         """Most bytes to ask for at once: less where a chunk would take long or got lost."""
-        return max(MIN_CHUNK, min(CHUNK, self.window // 2))
+        return max(MIN_CHUNK, min(CHUNK, self.window // (2 if self.bandwidth else 4)))
 
     @property
     def patience(self) -> float:
         """Seconds without progress after which a request counts as lost."""
         expected = 2 * self.inflight / self.bandwidth if self.bandwidth else 0.0
-        return min(MAX_PATIENCE, (REQUEST_TIMEOUT + expected) * (1 << min(self.strikes, 4)))
+        return min(MAX_PATIENCE, (REQUEST_TIMEOUT + expected) * (1 << min(self.strikes, 2)))
 
     @property
     def stall(self) -> float:

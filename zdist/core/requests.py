@@ -7,19 +7,22 @@ bandwidth. A request reserves what it asks for until it is answered, given up, o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from typing import Final, NamedTuple
 
-from zdist.core.links import AHEAD_SECONDS, CLOSED, FIRST_WINDOW, MAX_PATIENCE, RELAY, Link, Links
-from zdist.core.machine import BULK, Route, require
+from zdist.core.links import AHEAD_SECONDS, CLOSED, MAX_PATIENCE, RELAY, Link, Links
+from zdist.core.machine import BULK, Route
 from zdist.core.transfer import Request, Transfer
-from zdist.limits import CHUNK_ROWS, REQUEST_TIMEOUT, TRANSFER_WINDOW
+from zdist.errors import InvariantError
+from zdist.limits import CHUNK, CHUNK_ROWS, REQUEST_TIMEOUT, TRANSFER_WINDOW
 from zdist.protocol.messages import Get, Message, Taken
 
 __all__ = ["Carried", "Requests"]
 
 ACTIVE_LINKS: Final = 64  # links with a request under way; the others wait their turn
+RELAY_WINDOW: Final = CHUNK  # in flight through a broker whose throughput is unknown or small
+STALE: Final = 1024  # requests given up whose answers are still recognised
 REPORT: Final = 1000  # batches remembered
 
 
@@ -29,7 +32,7 @@ class Carried(NamedTuple):
     path: str
     worker: str
     keys: int
-    nbytes: int
+    bytes: int
     seconds: float
     reason: str
 
@@ -40,6 +43,7 @@ class Requests:
     def __init__(self, send: Callable[[Route, Message], None], session: str, token: str, links: Links) -> None:
         self.send, self.session, self.token, self.links = send, session, token, links
         self.open: dict[int, Request] = {}
+        self.stale: dict[int, Link] = {}  # given up
         self.inflight = 0
         self.relayed = 0  # of these, bytes by relay
         self.active: dict[Link, None] = {}  # links with requests
@@ -52,14 +56,19 @@ class Requests:
 
     # --- queues ----------------------------------------------------------------------------------
 
-    def enqueue(self, transfer: Transfer, link: Link) -> None:
-        """Plan what is left of a transfer for a link."""
-        self.serial += 1
-        transfer.link, transfer.spot, transfer.queued = link, self.serial, transfer.expected()
-        link.backlog += transfer.queued
+    def enqueue(self, transfers: Iterable[Transfer], link: Link) -> None:
+        """Plan what is left of transfers for a link."""
+        serial, queue, total = self.serial, link.queue, 0
+        for transfer in transfers:
+            serial += 1
+            transfer.link, transfer.spot = link, serial
+            transfer.queued = size = transfer.expected()
+            total += size
+            heappush(queue, (transfer.priority, serial, transfer))
+        self.serial = serial
+        link.backlog += total
         if link.path == RELAY:
-            self.links.relay_load += transfer.queued
-        heappush(link.queue, (transfer.priority, self.serial, transfer))
+            self.links.relay_load += total
         self.queued[link] = self.ready[link] = None
 
     def unqueue(self, transfer: Transfer) -> None:
@@ -106,10 +115,11 @@ class Requests:
         chunk = link.chunk
         room = link.window - link.inflight
         shared = self._room(link)
-        budget = min(chunk, room, shared)
+        budget = full = min(chunk, room, shared)
         request = Request(self.serial + 1, link, now)
         rows, queue = request.rows, link.queue
         asked: list[tuple[str, int, int]] = []
+        backlog = 0
         while queue and len(asked) < CHUNK_ROWS:
             priority, spot, transfer = queue[0]
             if transfer.spot != spot:
@@ -131,20 +141,22 @@ class Requests:
                 transfer.active += 1
                 rows[key] = (transfer, offset, length, transfer.epoch)
                 asked.append((key, offset, length))
-                request.nbytes += length
-                if transfer.queued:
-                    taken = length if length < transfer.queued else transfer.queued
-                    transfer.queued -= taken
-                    link.backlog -= taken
-                    if link.path == RELAY:
-                        self.links.relay_load -= taken
-            if piece == need and not transfer.need():
+            if piece == need and not transfer.need():  # nothing left of it to ask for
                 heappop(queue)
-                self.unqueue(transfer)
+                backlog += transfer.queued
+                transfer.link, transfer.queued, transfer.spot = None, 0, 0
+            elif piece:
+                taken = length if length < transfer.queued else transfer.queued
+                transfer.queued -= taken
+                backlog += taken
+        link.backlog -= backlog
+        if link.path == RELAY:
+            self.links.relay_load -= backlog
         if not queue:
             self.queued.pop(link, None)
         if not asked:
             return False
+        request.nbytes = full - budget
         self._send(request, tuple(asked))
         return True
 
@@ -155,7 +167,7 @@ class Requests:
         room = TRANSFER_WINDOW - self.inflight
         if link.path == RELAY:
             speed = self.links.relay.bandwidth
-            window = max(2 * FIRST_WINDOW, int(speed * AHEAD_SECONDS)) if speed else 2 * FIRST_WINDOW
+            window = max(RELAY_WINDOW, int(speed * AHEAD_SECONDS)) if speed else RELAY_WINDOW
             room = min(room, window - self.relayed)
         return room
 
@@ -222,6 +234,9 @@ class Requests:
     def give_up(self, request: Request) -> None:
         """No answer is waited for any more; the relay is told, so that it frees its grant."""
         self.release(request)
+        if len(self.stale) >= STALE:
+            del self.stale[next(iter(self.stale))]
+        self.stale[request.req] = request.link
         if request.link.path == RELAY:
             self.send(BULK, Taken(request.req))
 
@@ -230,9 +245,7 @@ class Requests:
         if link.requests or link.backlog or not link.carried_bytes:
             return
         seconds = max(0.0, now - link.since)
-        self.report.append(
-            Carried(link.path, link.name, link.carried_keys, link.carried_bytes, seconds, link.reason)
-        )
+        self.report.append(Carried(link.path, link.name, link.carried_keys, link.carried_bytes, seconds, link.reason))
         link.carried_keys = link.carried_bytes = 0
 
     def patience(self, link: Link) -> float:
@@ -252,18 +265,28 @@ class Requests:
 
     def check(self) -> None:
         """Raise InvariantError if the books do not balance."""
-        require(0 <= self.inflight <= TRANSFER_WINDOW, f"fetch: {self.inflight} B in flight over all links")
-        require(self.inflight == sum(r.nbytes for r in self.open.values()), "fetch: bytes in flight are not the sum")
+        if not (0 <= self.inflight <= TRANSFER_WINDOW):
+            raise InvariantError(f"fetch: {self.inflight} B in flight over all links")
+        if not (self.inflight == sum(r.nbytes for r in self.open.values())):
+            raise InvariantError("fetch: bytes in flight are not the sum")
         relayed = sum(r.nbytes for r in self.open.values() if r.link.path == RELAY)
-        require(self.relayed == relayed, "fetch: bytes in flight by relay are not the sum")
+        if not (self.relayed == relayed):
+            raise InvariantError("fetch: bytes in flight by relay are not the sum")
         for link in self.links.all():
             mine = [r for r in self.open.values() if r.link is link]
-            require([r.req for r in mine] == list(link.requests), f"fetch: requests of {link!r} differ")
-            require(link.inflight == sum(r.nbytes for r in mine), f"fetch: bytes in flight of {link!r} differ")
+            if not ([r.req for r in mine] == list(link.requests)):
+                raise InvariantError(f"fetch: requests of {link!r} differ")
+            if not (link.inflight == sum(r.nbytes for r in mine)):
+                raise InvariantError(f"fetch: bytes in flight of {link!r} differ")
             queued = [t for _, spot, t in link.queue if t.spot == spot]
-            require(all(t.link is link for t in queued), f"fetch: {link!r} queues another link's transfer")
-            require(link.backlog == sum(t.queued for t in queued), f"fetch: backlog of {link!r} is not the sum")
-            require((link in self.active) == bool(mine), f"fetch: {link!r} is active without requests, or the reverse")
-            require(not queued or link in self.queued, f"fetch: the queue of {link!r} is forgotten")
+            if not (all(t.link is link for t in queued)):
+                raise InvariantError(f"fetch: {link!r} queues another link's transfer")
+            if not (link.backlog == sum(t.queued for t in queued)):
+                raise InvariantError(f"fetch: backlog of {link!r} is not the sum")
+            if not ((link in self.active) == bool(mine)):
+                raise InvariantError(f"fetch: {link!r} is active without requests, or the reverse")
+            if not (not queued or link in self.queued):
+                raise InvariantError(f"fetch: the queue of {link!r} is forgotten")
         load = sum(link.inflight + link.backlog for link in self.links.relays.values())
-        require(self.links.relay_load == load, "fetch: the relay's load is not the sum")
+        if not (self.links.relay_load == load):
+            raise InvariantError("fetch: the relay's load is not the sum")

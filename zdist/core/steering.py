@@ -15,14 +15,15 @@ from typing import Final
 
 from zdist.core.gather import NONE, WAIT, plan_gather
 from zdist.core.links import CLOSED, OPEN, PEER, RELAY, UNKNOWN, Link, Links, Probes
-from zdist.core.machine import Route, require
+from zdist.core.machine import Route
 from zdist.core.requests import Requests
 from zdist.core.transfer import Request, Ticket, Transfer
+from zdist.errors import InvariantError
 from zdist.protocol.messages import Message
 
 __all__ = ["Steering"]
 
-MAX_STRIKES: Final = 8  # requests for a key without any result, one after another, before a holder counts as gone
+MAX_STRIKES: Final = 6  # timeouts of a link, or requests for a key without result, in a row: the holder is given up
 DEAF_STRIKES: Final = 3  # timeouts of a peer path that answers probes, before it counts as closed
 REPLAN_SECONDS: Final = 0.05  # what waits in queues is planned anew, so often at most
 REPLAN_PER_KEY: Final = 1e-4  # and the less often the more there is
@@ -42,7 +43,8 @@ class Steering:
         self.parked: dict[str, dict[Transfer, None]] = {}  # by holder: waiting for a verdict
         self.later: list[tuple[float, int, Transfer | Link]] = []  # heap: to be looked at again at a time
         self.laters = 0
-        self.replan_at = 0.0  # 0: nothing waits in a queue
+        self.replan_at = 0.0  # 0: no need
+        self.learned = False  # something about the links, since the last plan
         self.gone: dict[str, None] = {}
         self.warnings: list[tuple[int, str, str]] = []
 
@@ -53,7 +55,8 @@ class Steering:
     def pump(self, now: float) -> None:
         """Send what may be sent; whatever stays in queues is looked at again."""
         self.requests.pump(now)
-        if self.requests.queued and not self.replan_at and len(self.paths) > 1:
+        if self.learned and self.requests.queued and not self.replan_at and len(self.paths) > 1:
+            self.learned = False
             waiting = sum(len(link.queue) for link in self.requests.queued)
             self.replan_at = now + max(REPLAN_SECONDS, REPLAN_PER_KEY * waiting)
 
@@ -102,9 +105,9 @@ class Steering:
         else:
             link = self.links.peers[holder] if path == PEER else self.links.by_relay(holder)
             link.reason = reason
-            for transfer in transfers:
-                self.requests.enqueue(transfer, link)
-                if transfer.direct and path == RELAY:
+            self.requests.enqueue(transfers, link)
+            if path == RELAY and transfers[0].direct:
+                for transfer in transfers:
                     self._warn(transfer, link, reason)
 
     def _warn(self, transfer: Transfer, link: Link, reason: str) -> None:
@@ -123,7 +126,7 @@ class Steering:
             if transfer.done or transfer.link is not None or not transfer.need():
                 continue
             if link.state == OPEN and link.holder in transfer.holders:
-                self.requests.enqueue(transfer, link)
+                self.requests.enqueue((transfer,), link)
             else:
                 moved.append(transfer)
         if moved:
@@ -247,6 +250,10 @@ class Steering:
             left = self.void(request)
             self.strike(left, link, now)
             moved += left
+        if link.strikes >= MAX_STRIKES:
+            link.strikes = DEAF_STRIKES
+            for transfer in dict.fromkeys([*self.requests.clear(link), *moved]):
+                self.lose(transfer, link.holder, "does not answer", now)
         if link.path == PEER:
             if link.strikes >= DEAF_STRIKES:
                 link.closed(f"{link.route.channel} answers probes but sends no data", now)
@@ -271,7 +278,10 @@ class Steering:
         """Raise InvariantError if the state contradicts itself."""
         self.requests.check()
         for holder, shelf in self.parked.items():
-            require(bool(shelf), f"fetch: empty parking place of {holder}")
+            if not shelf:
+                raise InvariantError(f"fetch: empty parking place of {holder}")
             for transfer in shelf:
-                require(not transfer.done and transfer.link is None, f"fetch: {transfer!r} is parked and not")
-                require(holder in transfer.holders, f"fetch: {transfer!r} is parked at {holder}, no holder of it")
+                if not (not transfer.done and transfer.link is None):
+                    raise InvariantError(f"fetch: {transfer!r} is parked and not")
+                if holder not in transfer.holders:
+                    raise InvariantError(f"fetch: {transfer!r} is parked at {holder}, no holder of it")

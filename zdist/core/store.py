@@ -13,11 +13,12 @@ import hmac
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
-from zdist.core.machine import Route, require
+from zdist.core.machine import Route
+from zdist.errors import InvariantError
 from zdist.limits import CHUNK, OWN_FRAME, REQUEST_TIMEOUT
 from zdist.protocol.messages import Buffer, Data, Get, Message, Payload
 
-__all__ = ["FREEZING", "FROZEN", "LIVE", "UNFREEZABLE", "Blob", "Entry", "Pieces", "Store"]
+__all__ = ["FREEZING", "FROZEN", "LIVE", "UNFREEZABLE", "Blob", "Entry", "Pieces", "Store", "Whole"]
 
 BUSY_AFTER: Final = REQUEST_TIMEOUT / 5  # a request that waits for freezing is answered "busy" after this time
 REFUSALS: Final = 1024  # hops remembered as refused, so that each is logged once
@@ -26,6 +27,8 @@ LIVE: Final = 0  # a value, no bytes yet
 FREEZING: Final = 1  # the owner was asked for the bytes
 FROZEN: Final = 2  # has a blob
 UNFREEZABLE: Final = 3  # cannot be pickled; ``text`` says why
+
+NO_VALUE: Final = object()
 
 Bytes = bytes | bytearray | memoryview
 
@@ -66,6 +69,20 @@ class Pieces:
         return found
 
 
+class Whole:
+    """A blob in one bytes object."""
+
+    __slots__ = ("data", "nbytes")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.nbytes = len(data)
+
+    def slice(self, offset: int, length: int) -> list[Any]:
+        """One buffer covering ``length`` bytes from ``offset`` on, as far as there are any."""
+        return [self.data if offset == 0 and length >= self.nbytes else memoryview(self.data)[offset : offset + length]]
+
+
 def len_bytes(data: Bytes) -> int:
     """Bytes in a buffer (``len`` of a memoryview counts items)."""
     return data.nbytes if isinstance(data, memoryview) else len(data)
@@ -76,11 +93,11 @@ class Entry:
 
     __slots__ = ("attempt", "blob", "has_value", "key", "nbytes", "state", "text", "type", "value", "waiters")
 
-    def __init__(self, key: str, attempt: int, nbytes: int, type_name: str) -> None:
+    def __init__(self, key: str, attempt: int, nbytes: int, type_name: str, value: Any = NO_VALUE) -> None:
         self.key, self.attempt, self.nbytes, self.type = key, attempt, nbytes, type_name
         self.state = LIVE
-        self.value: Any = None
-        self.has_value = False
+        self.has_value = value is not NO_VALUE
+        self.value = value if self.has_value else None
         self.blob: Any = None
         self.text = ""
         self.waiters: dict[int, _Waiting] | None = None
@@ -129,33 +146,35 @@ class Store:
 
     def put_value(self, key: str, attempt: int, value: Any, nbytes: int, type_name: str) -> Entry:
         """Keep a live object; its bytes are asked for (freeze) when somebody wants them. Replaces another attempt."""
-        entry = self._entry(key, attempt, nbytes, type_name)
-        entry.value, entry.has_value = value, True
+        entry = self.entries.get(key)
+        if entry is None or entry.attempt != attempt:
+            return self._replace(entry, Entry(key, attempt, nbytes, type_name, value))
+        if entry.state != FROZEN:
+            self.total += nbytes - entry.nbytes
+            entry.nbytes = nbytes
+        entry.value, entry.has_value, entry.type = value, True, type_name or entry.type
         return entry
 
     def put_blob(self, key: str, attempt: int, blob: Blob | bytes, type_name: str) -> Entry:
         """Keep frozen bytes (fetched replica, scattered data, a result frozen at completion). Keeps a live value that
         the same attempt already has."""
-        kept: Blob = Pieces((blob,)) if isinstance(blob, bytes) else blob
-        entry = self._entry(key, attempt, kept.nbytes, type_name)
+        kept: Blob = Whole(blob) if isinstance(blob, bytes) else blob
+        entry = self.entries.get(key)
+        if entry is None or entry.attempt != attempt:
+            new = Entry(key, attempt, kept.nbytes, type_name)
+            new.state, new.blob = FROZEN, kept
+            return self._replace(entry, new)
+        entry.type = type_name or entry.type
         self._settle(entry, FROZEN, kept, "")
         return entry
 
-    def _entry(self, key: str, attempt: int, nbytes: int, type_name: str) -> Entry:
-        entry = self.entries.get(key)
-        if entry is None:
-            entry = self.entries[key] = Entry(key, attempt, nbytes, type_name)
-            self.total += nbytes
-        elif entry.attempt != attempt:
-            old, entry = entry, Entry(key, attempt, nbytes, type_name)
-            self.entries[key] = entry
-            self.total += nbytes - old.nbytes
+    def _replace(self, old: Entry | None, entry: Entry) -> Entry:
+        """Another computation of the key: whoever waits for the old one's bytes is answered with what is there now."""
+        self.entries[entry.key] = entry
+        self.total += entry.nbytes
+        if old is not None:
+            self.total -= old.nbytes
             self._release(old)
-        else:
-            if entry.state != FROZEN:
-                self.total += nbytes - entry.nbytes
-                entry.nbytes = nbytes
-            entry.type = type_name or entry.type
         return entry
 
     def get(self, key: str) -> Entry | None:
@@ -211,7 +230,7 @@ class Store:
         """The bytes that ``freeze`` asked for; serves those who waited. Ignored when the entry is gone or newer."""
         entry = self.entries.get(key)
         if entry is not None and entry.attempt == attempt and entry.state != FROZEN:
-            self._settle(entry, FROZEN, Pieces((blob,)) if isinstance(blob, bytes) else blob, "")
+            self._settle(entry, FROZEN, Whole(blob) if isinstance(blob, bytes) else blob, "")
 
     def unfreezable(self, key: str, attempt: int, text: str, now: float) -> None:
         """The value cannot be pickled; those who waited, and all who ask later, are told why."""
@@ -271,17 +290,14 @@ class Store:
             elif entry.state == FROZEN:
                 if room <= 0 or offset < 0 or length < 0:
                     continue
-                total = entry.nbytes
+                total, blob = entry.nbytes, entry.blob
+                if total < OWN_FRAME and not offset and (not length or length >= total) and type(blob) is Whole:
+                    rows.append((key, entry.attempt, total, 0, (blob.data,)))  # the usual case
+                    room -= total
+                    continue
                 there = max(0, total - offset)
                 size = min(length or there, there, room)
-                if size == total <= OWN_FRAME:
-                    pieces: list[Any] = entry.blob.slice(0, total)
-                    if len(pieces) == 1 and type(pieces[0]) is bytes:
-                        rows.append((key, entry.attempt, total, 0, (pieces[0],)))
-                        room -= total
-                        continue
-                else:
-                    pieces = entry.blob.slice(offset, size) if size else []
+                pieces = blob.slice(offset, size) if size else ()
                 rows.append((key, entry.attempt, total, offset, pack(pieces)))
                 room -= size
             elif entry.state == UNFREEZABLE:
@@ -302,15 +318,19 @@ class Store:
 
     def check(self) -> None:
         """Raise InvariantError if the state contradicts itself."""
-        require(self.total == sum(entry.nbytes for entry in self.entries.values()), "store: total is not the sum")
+        if not (self.total == sum(entry.nbytes for entry in self.entries.values())):
+            raise InvariantError("store: total is not the sum")
         counts: dict[int, int] = {}
         for entry in self.entries.values():
-            require((entry.state == FROZEN) == (entry.blob is not None), f"store: {entry!r} and its blob disagree")
-            require(entry.waiters is None or entry.state == FREEZING, f"store: {entry!r} has waiters")
+            if not ((entry.state == FROZEN) == (entry.blob is not None)):
+                raise InvariantError(f"store: {entry!r} and its blob disagree")
+            if not (entry.waiters is None or entry.state == FREEZING):
+                raise InvariantError(f"store: {entry!r} has waiters")
             for serial in entry.waiters or {}:
                 counts[serial] = counts.get(serial, 0) + 1
         for serial, waiting in self.waiting.items():
-            require(waiting.left == counts.get(serial, 0) > 0, "store: a request waits for nothing")
+            if not (waiting.left == counts.get(serial, 0) > 0):
+                raise InvariantError("store: a request waits for nothing")
 
 
 def pack(pieces: Iterable[Any]) -> tuple[Payload, ...]:

@@ -12,6 +12,7 @@ from zdist.protocol.messages import Buffer, Payload
 __all__ = ["Request", "Ticket", "Transfer"]
 
 UNSIZED: Final = 64 * KIB  # asked for at first when nobody knows the size
+SLACK: Final = 512  # asked for beyond an announced size: envelope and pickle
 
 
 class Transfer:
@@ -27,7 +28,7 @@ class Transfer:
         self, key: str, attempt: int, nbytes: int, holders: Sequence[str], direct: bool | None, priority: int
     ) -> None:
         self.key, self.attempt, self.direct, self.priority = key, attempt, direct, priority
-        self.nbytes = nbytes  # a hint
+        self.nbytes = nbytes  # a hint, 0: unknown
         self.total = -1  # what the first answer says
         self.holders = holders if type(holders) is tuple else tuple(holders)
         self.absent: dict[str, str] | None = None  # holders that do not have it, and what they said
@@ -46,8 +47,8 @@ class Transfer:
 
     def expected(self) -> int:
         """Bytes still to be asked for, as far as is known."""
-        size = self.total if self.total >= 0 else max(self.nbytes, 1)
-        rest = max(0, size - self.next)
+        size = self.total if self.total >= 0 else self.nbytes or 1
+        rest = size - self.next if size > self.next else 0
         if self.gaps:
             rest += sum(end - start for start, end in self.gaps)
         return rest
@@ -58,19 +59,23 @@ class Transfer:
             start, end = self.gaps[-1]
             return end - start
         if self.total >= 0:
-            return max(0, self.total - self.next)
+            return self.total - self.next if self.next < self.total else 0
         # sizes announced before freezing are estimates: a little more than that spares a second round trip
-        ahead = self.nbytes + min(self.nbytes >> 3, UNSIZED) + KIB if self.nbytes > 0 else UNSIZED
-        return ahead - self.next if self.next == 0 or self.next < self.nbytes else 0
+        nbytes, asked = self.nbytes, self.next
+        if asked and asked >= nbytes:
+            return 0
+        extra = nbytes >> 3
+        return nbytes + (extra if extra < UNSIZED else UNSIZED) + SLACK - asked if nbytes > 0 else UNSIZED
 
     def ask(self, most: int) -> tuple[int, int]:
-        """Take the next range, offset and length; only while ``need`` is not 0."""
-        size = min(self.need(), most)
+        """Take the next range of at most ``most`` bytes, which ``need`` has told: offset and length."""
         if self.gaps:
             start, end = self.gaps.pop()
+            size = min(end - start, most)
             if start + size < end:
                 self.gaps.append((start + size, end))
             return start, size
+        size = most
         start = self.next
         self.next += size
         return start, size

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from zdist import limits
-from zdist.core.collect import Collections
-from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Reply, Row, Work
-from zdist.core.fetch import Fetcher
-from zdist.core.machine import CONTROL, Machine, Route
-from zdist.core.store import Blob, Store
+from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Row, Work
+from zdist.core.lineage import Lineage
+from zdist.core.machine import CONTROL
+from zdist.core.store import Blob
 from zdist.errors import KeyConflict
 from zdist.protocol import messages as m
 from zdist.protocol.messages import Key
@@ -20,37 +18,12 @@ from zdist.protocol.messages import Key
 __all__ = ["Wants"]
 
 
-class Wants(Machine[Route]):
-    """Entries by key, the queue of what is not submitted yet, and the releases of what no future holds any more.
+class Wants(Lineage):
+    """What the user of the client does, and the order and generations in which the broker is told.
 
     Each Submit, Want and Hold has a generation of its own; a Release names the generation that it takes back, so it
     never takes back a newer want of the same key, however they pass each other.
     """
-
-    def __init__(self, session: str, token: str, name: str, paths: Sequence[str], fallback: bool) -> None:
-        super().__init__()
-        self.session = session
-        self.name = name
-        self.entries: dict[Key, Entry] = {}
-        self.dropped: deque[Entry] = deque()  # by futures that are gone; may be appended to from anywhere
-        self.queue: deque[Entry] = deque()  # not submitted yet, parents first
-        self.resolved: list[Entry | Reply] = []  # settled in this turn
-        self.gen = 0
-        self.epoch = 0
-        self.over: tuple[str, str] | None = None  # why this session has ended: code, text
-        self.window = (limits.WINDOW_TASKS, limits.WINDOW_BYTES)
-        self.flying = 0  # submitted and unsettled
-        self.flying_bytes = 0
-        self.defined: set[bytes] = set()  # functions that this epoch's broker has been given
-        self.works: weakref.WeakValueDictionary[bytes, Work] = weakref.WeakValueDictionary()
-        self.req = 0
-        self.fences: dict[Key, int] = {}  # keys not to be submitted again until this question is answered
-        self.fenced: dict[int, tuple[Key, ...]] = {}
-        self.placing: dict[Key, tuple[tuple[str, ...], int]] = {}  # workers, copies
-        self.again: dict[Key, tuple[float, int]] = {}  # unknown keys: when to ask again, times asked
-        self.store = Store(self.send, token, _nothing_to_freeze, self.log)
-        self.fetcher = Fetcher(self.send, session, token, paths=paths, fallback=fallback)
-        self.collections = Collections(self.fetcher, self.store, self._missing)
 
     # --- what the client's user does ---------------------------------------------------------------
 
@@ -81,6 +54,10 @@ class Wants(Machine[Route]):
         entry.refs += 1
 
     def _join(self, entry: Entry, work: Work, row: Row, made: list[Entry]) -> None:
+        if work.named and entry.row is None:  # imported before, and now we learn how it is made
+            entry.work, entry.row = work, row
+            if self._pin(entry) and not entry.gen:
+                self.queue.append(entry)
         known = entry.work
         if not (work.named and known is not None and known.named) and (
             known is None or known.fn != work.fn or entry.row != row
@@ -98,25 +75,7 @@ class Wants(Machine[Route]):
             return False
         entry.status, entry.outcome = PENDING, None
         if entry.work is not None:
-            self.queue.append(entry)
-        return True
-
-    def _pin(self, entry: Entry) -> bool:
-        """Tie an entry to its parents. False: it has ended already, because one of them did."""
-        assert entry.row is not None
-        parents = []
-        for key in entry.row[2]:
-            parent = self.entries.get(key)
-            if parent is None:
-                self._end(entry, CANCELLED, f"depends on {key}, which nobody holds")
-                return False
-            if parent.status == ERROR and not parent.gen:  # failed under a broker that is gone
-                self._end(entry, ERROR, parent.outcome)
-                return False
-            parents.append(parent)
-        entry.parents = tuple(parents)
-        for parent in parents:
-            parent.pins += 1
+            self.queue.extend(self._untold([entry], force=True))
         return True
 
     def want(self, keys: Sequence[Key]) -> list[Entry]:
@@ -138,7 +97,7 @@ class Wants(Machine[Route]):
         if entries and self.epoch:
             self.gen += 1
             for entry in entries:
-                entry.gen = self.gen
+                entry.gen, entry.told = self.gen, self.epoch
             self.send(CONTROL, m.Want(self.gen, tuple([entry.key for entry in entries])))
 
     def data(self, key: Key, token: str) -> Entry | None:
@@ -187,7 +146,8 @@ class Wants(Machine[Route]):
     def _hold(self, rows: list[tuple[Key, int, str]]) -> None:
         self.gen += 1
         for key, _, _ in rows:
-            self.entries[key].gen = self.gen
+            entry = self.entries[key]
+            entry.gen, entry.told = self.gen, self.epoch
         self.send(CONTROL, m.Hold(self.gen, tuple(rows)))
 
     def place(self, entries: Iterable[Entry], workers: tuple[str, ...], copies: int) -> None:
@@ -243,89 +203,6 @@ class Wants(Machine[Route]):
                 entry.gen = 0
                 self.queue.append(entry)
 
-    # --- letting go --------------------------------------------------------------------------------
-
-    def _drain(self) -> None:
-        """Futures are gone: release what no other future holds."""
-        dropped = self.dropped
-        rows: list[tuple[Key, int]] = []
-        for _ in range(len(dropped)):
-            entry = dropped.popleft()
-            entry.refs -= 1
-            if not entry.refs:
-                self._unwanted(entry, rows)
-        if rows:
-            self.send(CONTROL, m.Release(tuple(rows)))
-
-    def _unwanted(self, entry: Entry, rows: list[tuple[Key, int]]) -> None:
-        """No future holds it. Specs stay while others depend on them, and so does data that this client holds."""
-        if entry.pins:
-            if entry.gen and entry.work is not None:
-                self._release(entry, rows)
-                if entry.status == FINISHED:
-                    entry.status, entry.outcome = PENDING, None
-            return
-        stack = [entry]
-        while stack:
-            entry = stack.pop()
-            if self.entries.get(entry.key) is entry:
-                del self.entries[entry.key]
-                if entry.work is None:
-                    self.placing.pop(entry.key, None)
-                    self.again.pop(entry.key, None)
-                    if not entry.gen:  # the broker never heard of it
-                        self.store.drop(entry.key, 0.0)
-            if entry.gen:
-                self._release(entry, rows)
-            entry.status = CANCELLED  # for the queue and whoever still looks at it
-            for parent in entry.parents:
-                parent.pins -= 1
-                if not parent.pins and not parent.refs:
-                    stack.append(parent)
-            entry.parents = ()
-
-    def _release(self, entry: Entry, rows: list[tuple[Key, int]]) -> None:
-        rows.append((entry.key, entry.gen))
-        entry.gen = 0
-        if entry.load:
-            self._land(entry)
-            if entry.work is not None and not entry.work.named:
-                self._fence((entry.key,))
-
-    def _land(self, entry: Entry) -> None:
-        """It no longer counts in the submission window."""
-        if entry.load:
-            self.flying -= 1
-            self.flying_bytes -= entry.load
-            entry.load = 0
-
-    def _end(self, entry: Entry, status: str, outcome: Any, *, known: bool = False) -> None:
-        """The entry has failed or is cancelled. ``known``: the broker still knows it, so it stays joinable."""
-        fetched = entry.status == FINISHED
-        self._land(entry)
-        entry.status, entry.outcome = status, outcome
-        if entry.waiters is not None:
-            self.resolved.append(entry)
-        if fetched:
-            self.collections.unsettled(entry, 0.0)
-        if known:
-            return
-        entry.gen = 0
-        if self.entries.get(entry.key) is entry:
-            del self.entries[entry.key]
-            if entry.work is None:
-                self.placing.pop(entry.key, None)
-                self.again.pop(entry.key, None)
-                self.store.drop(entry.key, 0.0)
-        parents, entry.parents = entry.parents, ()
-        rows: list[tuple[Key, int]] = []
-        for parent in parents:
-            parent.pins -= 1
-            if not parent.pins and not parent.refs:
-                self._unwanted(parent, rows)
-        if rows:
-            self.send(CONTROL, m.Release(tuple(rows)))
-
     # --- submitting --------------------------------------------------------------------------------
 
     def _pump(self) -> None:
@@ -335,13 +212,12 @@ class Wants(Machine[Route]):
         work: Work | None = None
         limit = limits.PACKET_RECORDS
         start = self.flying_bytes
-        released: list[tuple[Key, int]] = []
         while limit and self.flying_bytes - start < limits.CHUNK and self._may_submit():
             entry = queue.popleft()
             if entry.gen or entry.status in (CANCELLED, ERROR) or self._orphaned(entry):
                 continue
             if entry.work is not work:
-                self._submit(work, entries, released)
+                self._submit(work, entries)
                 entries, work = [], entry.work
             entries.append(entry)
             limit -= 1
@@ -350,9 +226,7 @@ class Wants(Machine[Route]):
                 entry.load = size = 1 + m.payload_size(entry.row[1])
                 self.flying += 1
                 self.flying_bytes += size
-        self._submit(work, entries, released)
-        if released:
-            self.send(CONTROL, m.Release(tuple(released)))
+        self._submit(work, entries)
 
     def _orphaned(self, entry: Entry) -> bool:
         for parent in entry.parents:
@@ -368,7 +242,7 @@ class Wants(Machine[Route]):
             return False
         return not self.fences or self.queue[0].key not in self.fences
 
-    def _submit(self, work: Work | None, entries: list[Entry], released: list[tuple[Key, int]]) -> None:
+    def _submit(self, work: Work | None, entries: list[Entry]) -> None:
         """One Submit for entries of one function, under a generation of its own."""
         if work is None:
             return
@@ -379,19 +253,11 @@ class Wants(Machine[Route]):
         self.gen = gen = self.gen + 1
         rows: list[Any] = []
         for entry in entries:
-            entry.gen = gen
+            entry.gen, entry.told = gen, self.epoch
             rows.append(entry.row)
             if not entry.refs:  # only others depend on it
-                self._release(entry, released)
+                self.spent.append(entry)
         self.send(CONTROL, m.Submit(work.fn, work.named, gen, work.options, tuple(rows)))
-
-    def _fence(self, keys: tuple[Key, ...]) -> None:
-        """What the broker says of these keys until it answers is about wants that are over."""
-        self.req += 1
-        self.fenced[self.req] = keys
-        for key in keys:
-            self.fences[key] = self.req
-        self.send(CONTROL, m.Ask(self.req, "fence", None))
 
     def _missing(self, entry: Entry, holders: tuple[str, ...]) -> None:
         """None of these holders has the value any more: it is pending until the broker knows better."""
@@ -410,7 +276,3 @@ class _Dropper:
 
     def resolved(self, entry: Entry, /) -> None:
         self.dropped.append(entry)
-
-
-def _nothing_to_freeze(key: Key, attempt: int) -> None:
-    """A client's store holds bytes only."""

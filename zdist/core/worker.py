@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from zdist import limits
 from zdist.core.fetch import Fetcher
 from zdist.core.inputs import Inputs
-from zdist.core.machine import CONTROL, Machine, Route, require
+from zdist.core.machine import CONTROL, Machine, Route
 from zdist.core.store import Store
-from zdist.core.task import GONE, ORPHAN, QUEUED, RUNNING, SMOOTHING, WAITING, Function, Input, Task
+from zdist.core.task import GONE, ORPHAN, QUEUED, RUNNING, SMOOTHING, WAITING, Function, Task
+from zdist.core.worker_check import check_worker
 from zdist.errors import ProtocolError
 from zdist.protocol import messages as m
 from zdist.protocol.messages import Attempt, Key, Message, Payload, Session, payload_size
@@ -210,7 +211,9 @@ class WorkerMachine(Machine[Route]):
             task = tasks[key] = Task(key, attempt, priority, deliver, args, function)
             function.users += 1
             if deps:
+                task.blockers = 1  # so that nothing releases it half way
                 self.inputs.need(task, deps, now)
+                task.blockers -= 1
             if not known:
                 task.blockers += 1
                 function.waiters[key] = task
@@ -413,28 +416,5 @@ class WorkerMachine(Machine[Route]):
             self.log("warning", "data.refused", message="Probe")
 
     def check(self) -> None:
-        """The tables agree with each other."""
-        queued = [item[2] for item in self.queue if item[2].state == QUEUED]
-        require(len(set(map(id, queued))) == len(queued), "a task is queued twice")
-        users: dict[bytes, int] = {}
-        waiting = 0
-        for key, task in self.tasks.items():
-            require(key == task.key, f"{task!r} is filed under {key}")
-            require(task.state in (WAITING, QUEUED, RUNNING), f"{task!r} is in the table")
-            require((task.state == WAITING) == (task.blockers > 0), f"{task!r} has {task.blockers} blockers")
-            unknown = key in task.function.waiters
-            require(not unknown or task.state == WAITING, f"{task!r} waits for its function")
-            inputs = sum(isinstance(source, Input) and key in source.waiters for source in task.inputs.values())
-            require(task.blockers == inputs + unknown, f"{task!r} has {task.blockers} blockers, not {inputs + unknown}")
-            waiting += task.state == QUEUED
-            users[task.function.digest] = users.get(task.function.digest, 0) + 1
-        require(waiting == len(queued), f"{waiting} tasks are queued, the queue holds {len(queued)}")
-        for digest, function in self.functions.items():
-            require(function.users == users.get(digest, 0), f"function {function.name} has {function.users} users")
-            require(not (function.known and function.waiters), f"function {function.name} is known and waited for")
-        total = sum(function.nbytes for function in self.functions.values())
-        require(total == self.function_bytes, f"functions have {total} bytes, not {self.function_bytes}")
-        require(self.away >= 0, "more tasks came back than have left")
-        self.inputs.check(self.tasks)
-        self.store.check()
-        self.fetcher.check()
+        """Raise InvariantError if the tables contradict each other."""
+        check_worker(self)

@@ -2,8 +2,9 @@
 
 Three shapes, told apart by what the payload unpickles to: ``(args, kwargs)``; ``(args, kwargs, {place: key or keys})``
 where references stand at the top level or fill a list there (no pickler of our own is needed, which divides the cost of
-a chain's link or a merge by three); and a key alone, of the client-held ``Packed`` arguments. References deeper inside are calls of ``_reference`` in the pickle,
-which the loader answers with ``resolve``; the DEEP bit says that there are some.
+a chain's link or a merge by three); and a key alone, of the client-held ``Packed`` arguments. References deeper inside
+are calls of ``_reference`` in the pickle, which the loader answers with ``resolve``; the DEEP bit says that there are
+some.
 """
 
 from __future__ import annotations
@@ -123,10 +124,10 @@ def _dumps_mixed(
         if len(data) < INLINE_ARGS or find is None:
             deps: dict[str, None] = {}
             for key in places.values():
-                if type(key) is tuple:
+                if isinstance(key, tuple):
                     deps.update(dict.fromkeys(key))
                 else:
-                    deps[key] = None  # type: ignore[index]
+                    deps[key] = None
             return single(0, data), tuple(deps)
     _fill(positional, named, places, _Ref)
     return _dumps_deep((tuple(positional), named), find, what)

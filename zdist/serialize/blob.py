@@ -115,6 +115,8 @@ def parse(data: Stream) -> tuple[int, Piece, list[Piece]]:
     Raises SerializationError when the bytes are no stream of this scheme or are cut short.
     """
     if type(data) is bytes and len(data) > 8 and data[2] <= CLOUD | DEEP:
+        if data[:7] == _SHORT[0][data[4] & 127] and data[4] + 7 == len(data):  # nearly all
+            return 0, data[7:], []
         start = _START.get(data[4], 0)
         frame = data[start:]
         if start and data[:start] == head(data[2], len(frame)):

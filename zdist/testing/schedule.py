@@ -401,6 +401,6 @@ class Schedule:
                     list(machine.inputs.table)[:3],
                 )
         tables = self.cluster.broker.machine.tables
-        if tables.tasks or tables.functions or tables.cached:
-            found["broker"] = (list(tables.tasks.values())[:3], len(tables.functions), tables.cached)
+        if tables.tasks or tables.cached or tables.placing:
+            found["broker"] = (list(tables.tasks.values())[:3], list(tables.placing)[:3], tables.cached)
         return found

@@ -64,6 +64,7 @@ class Loop:
         self._polling = False
         self._turns = threading.Condition(threading.Lock())
         self._driving = False
+        self._yielding = False  # the background thread drives, which makes way for guests
         self._guests = 0  # threads in `drive` that wait for the sockets
         self._last_guest = 0.0
         self._interrupted = False
@@ -110,7 +111,7 @@ class Loop:
             if timeout is not None and timeout < pause:
                 pause = timeout
             self._polling = True
-            if self._guests and threading.current_thread() is self._thread:
+            if self._guests and self._yielding:
                 pause = 0  # seen after _polling is set: a guest that came before it wrote no wake-up
         # rounded up: a loop that wakes just before its deadline would spin until it is there
         ready = self._poller.poll(-1 if pause == float("inf") else 0 if pause <= 0 else int(pause * 1000) + 1)
@@ -276,7 +277,7 @@ class Loop:
                 if left is not None and left <= 0:
                     return False
                 self._guests += 1
-                if self._polling:
+                if self._polling and self._yielding:
                     os.eventfd_write(self._wake_fd, 1)
                 try:
                     self._turns.wait(left)
@@ -304,7 +305,7 @@ class Loop:
                     self._turns.wait(NAP if not self._driving else 50 * NAP)
                     if not self._driving and not self._guests and self._must_send():
                         break
-                self._driving = True
+                self._driving = self._yielding = True
             try:
                 while not (self._closed or self._guests):
                     self._turn(None)
@@ -316,7 +317,7 @@ class Loop:
                 return
             finally:
                 with self._turns:
-                    self._driving = False
+                    self._driving = self._yielding = False
                     self._turns.notify_all()
 
     def _must_send(self) -> bool:

@@ -32,6 +32,7 @@ class ModelBroker:
         self.functions: set[bytes] = set()
         self.up: deque[Any] = deque()
         self.down: deque[Any] = deque()
+        self.cancelled: set[str] = set()
         self.epoch = 0
         self.attempts = 0
         self.restart()
@@ -96,10 +97,13 @@ class ModelBroker:
             if task is None:
                 for dep in deps:
                     if dep not in self.tasks and dep not in self.held:
+                        assert dep in self.cancelled, f"{dep} was released before {key} was submitted"
                         self.down.append(m.Cancelled(((key, f"depends on {dep}, which nobody holds"),)))
                         break
                 else:
                     task = self.tasks[key] = Task(message.fn, row)
+                    if any(dep in self.tasks and self.tasks[dep].state == "failed" for dep in deps):
+                        task.state = "failed"
             elif (task.fn, task.row) != (message.fn, row):
                 assert not message.named
                 self.down.append(m.Rejected(((key, "is something else"),)))
@@ -136,6 +140,7 @@ class ModelBroker:
             self.cancel_tree(key, message.reason)
 
     def cancel_tree(self, key: str, reason: str) -> None:
+        self.cancelled.add(key)
         task = self.tasks.pop(key, None)
         if task is None and self.held.pop(key, None) is None:
             return

@@ -109,7 +109,9 @@ class World:
                 for row in (message.rows if isinstance(message, Data) else ())
                 for p in row[4]
             )
-            when = start + (size / self.speed[channel.partition(" ")[0]] if channel.partition(" ")[0] in self.speed else 0)
+            when = start + (
+                size / self.speed[channel.partition(" ")[0]] if channel.partition(" ")[0] in self.speed else 0
+            )
             self.last[channel] = when
             self.after(when - self.now + self.random.random() * self.delay, action)
 
@@ -196,6 +198,7 @@ class World:
             if until is not None and until():
                 return
             if not self.step():
+                self.check()
                 return
         raise AssertionError(f"still busy after {steps} steps at {self.now}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -177,8 +177,7 @@ def test_a_newer_attempt_replaces_an_older_one_and_never_the_other_way() -> None
 def test_the_queue_forgets_what_was_taken_back() -> None:
     worker = machine()
     define(worker)
-    for n in range(500):
-        run(worker, f"k{n}", priority=n)
+    worker.handle(CONTROL, m.Run(FN, tuple((f"k{n}", 1, n, True, b"args", ()) for n in range(500))), 0.0)
     control(worker, m.TakeBack(tuple((f"k{n}", 1) for n in range(1, 500))))
     assert len(worker.queue) <= 2 * 1 + 65
     assert start(worker).key == "k0" and worker.next_task(0.0) is None
@@ -302,6 +301,15 @@ def test_a_copy_is_fetched_and_announced() -> None:
     control(worker, m.Replicate((("more", 0, 6, (OTHER,)),)))
     control(worker, m.Drop(("data", "more")))
     assert not worker.fetcher.wants("more") and not worker.store.entries and not worker.inputs.table
+
+
+def test_an_order_for_a_copy_is_over_when_it_cannot_be_had() -> None:
+    worker = machine()
+    control(worker, m.Replicate((("lost", 0, 6, (OTHER,)), ("mine", 0, 6, (worker.session,)), ("nowhere", 0, 6, ()))))
+    assert said(worker) == [m.Missing((("mine", (worker.session,)), ("nowhere", ())))]
+    assert list(worker.inputs.table) == ["lost"]
+    fail(worker, "lost")
+    assert said(worker) == [m.Missing((("lost", (OTHER,)),))] and not worker.inputs.table
 
 
 def test_a_fresh_broker_is_told_what_is_held_and_queued_work_is_forgotten() -> None:
@@ -516,6 +524,7 @@ class Life(RuleBasedStateMachine):
                 arrive(self.worker, key)
             else:
                 fail(self.worker, key, outcome, "text")
+                assert key not in self.worker.inputs.table or not self.worker.inputs.table[key].replica
 
     @rule()
     def new_broker(self) -> None:
@@ -545,5 +554,7 @@ class Life(RuleBasedStateMachine):
         assert not any(worker.fetcher.wants(key) for key in KEYS) and worker.next_task(0.0) is None
 
 
-Life.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Life.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate]
+)
 TestLife = Life.TestCase

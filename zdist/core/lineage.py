@@ -1,0 +1,199 @@
+"""Which keys the client needs, directly or as lineage of others, and letting go of those it does not. PURE."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from zdist import limits
+from zdist.core.collect import Collections
+from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Reply, Work
+from zdist.core.fetch import Fetcher
+from zdist.core.machine import CONTROL, Machine, Route
+from zdist.core.store import Store
+from zdist.protocol import messages as m
+from zdist.protocol.messages import Key
+
+__all__ = ["Lineage"]
+
+
+class Lineage(Machine[Route]):
+    """Entries by key, tied to their parents: an entry stays as long as a future or another entry needs it.
+
+    A spec that only other entries need is released at the broker, which keeps what it must; here it is kept for a
+    broker that knows nothing.
+    """
+
+    def __init__(self, session: str, token: str, name: str, paths: Sequence[str], fallback: bool) -> None:
+        super().__init__()
+        self.session = session
+        self.name = name
+        self.entries: dict[Key, Entry] = {}
+        self.dropped: deque[Entry] = deque()  # by futures that are gone; may be appended to from anywhere
+        self.queue: deque[Entry] = deque()  # not submitted yet, parents first
+        self.spent: list[Entry] = []  # to be released when all that depends on them has been submitted
+        self.resolved: list[Entry | Reply] = []  # settled in this turn
+        self.gen = 0
+        self.epoch = 0
+        self.over: tuple[str, str] | None = None  # why this session has ended: code, text
+        self.window = (limits.WINDOW_TASKS, limits.WINDOW_BYTES)
+        self.flying = 0  # submitted and unsettled
+        self.flying_bytes = 0
+        self.defined: set[bytes] = set()  # functions that this epoch's broker has been given
+        self.works: weakref.WeakValueDictionary[bytes, Work] = weakref.WeakValueDictionary()
+        self.req = 0
+        self.fences: dict[Key, int] = {}  # keys not to be submitted again until this question is answered
+        self.fenced: dict[int, tuple[Key, ...]] = {}
+        self.placing: dict[Key, tuple[tuple[str, ...], int]] = {}  # workers, copies
+        self.again: dict[Key, tuple[float, int]] = {}  # unknown keys: when to ask again, times asked
+        self.store = Store(self.send, token, _nothing_to_freeze, self.log)
+        self.fetcher = Fetcher(self.send, session, token, paths=paths, fallback=fallback)
+        self.collections = Collections(self.fetcher, self.store, self._missing)
+
+    # --- parents -----------------------------------------------------------------------------------
+
+    def _pin(self, entry: Entry) -> bool:
+        """Tie an entry to its parents. False: it has ended already, because one of them did."""
+        assert entry.row is not None
+        parents = []
+        for key in entry.row[2]:
+            parent = self.entries.get(key)
+            if parent is None:
+                self._end(entry, CANCELLED, f"depends on {key}, which nobody holds")
+                return False
+            if parent.status == ERROR and not parent.gen:  # failed under a broker that is gone
+                self._end(entry, ERROR, parent.outcome)
+                return False
+            if parent.status == FINISHED and parent.told != self.epoch and parent.work is not None:
+                self.queue.extend(self._untold([parent]))  # finished under a broker that is gone
+            parents.append(parent)
+        entry.parents = tuple(parents)
+        for parent in parents:
+            parent.pins += 1
+        return True
+
+    def _untold(self, entries: Iterable[Entry], force: bool = False) -> list[Entry]:
+        """These and the lineage that they need, parents first, as far as this broker was not told of them.
+
+        ``force``: those given in any case.
+        """
+        order: list[Entry] = []
+        seen: dict[int, None] = {}
+        stack = [(entry, False) for entry in entries][::-1]
+        given = len(stack) if force else 0
+        while stack:
+            entry, ready = stack.pop()
+            if ready:
+                order.append(entry)
+            elif id(entry) not in seen and (len(stack) < given or entry.told != self.epoch):
+                seen[id(entry)] = None
+                stack.append((entry, True))
+                stack += [(parent, False) for parent in entry.parents if parent.status not in (ERROR, CANCELLED)]
+        return order
+
+    # --- letting go --------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        """Futures are gone: release what no other future holds."""
+        dropped = self.dropped
+        rows: list[tuple[Key, int]] = []
+        for _ in range(len(dropped)):
+            entry = dropped.popleft()
+            entry.refs -= 1
+            if not entry.refs:
+                self._unwanted(entry, rows)
+        if rows:
+            self.send(CONTROL, m.Release(tuple(rows)))
+
+    def _release_spent(self) -> None:
+        """What only submitted tasks depend on: the broker keeps it as long as they need it."""
+        spent, self.spent = self.spent, []
+        rows: list[tuple[Key, int]] = []
+        for entry in spent:
+            if entry.gen and not entry.refs and entry.status != CANCELLED:
+                self._release(entry, rows)
+                if entry.status == FINISHED:
+                    entry.status, entry.outcome = PENDING, None
+        if rows:
+            self.send(CONTROL, m.Release(tuple(rows)))
+
+    def _unwanted(self, entry: Entry, rows: list[tuple[Key, int]]) -> None:
+        """No future holds it. Specs stay while others depend on them, and so does data that this client holds."""
+        if entry.pins:
+            if entry.gen and (entry.work is not None or self.store.get(entry.key) is None):
+                self.spent.append(entry)
+            return
+        stack = [entry]
+        while stack:
+            entry = stack.pop()
+            if self.entries.get(entry.key) is entry:
+                del self.entries[entry.key]
+                if entry.work is None:
+                    self.placing.pop(entry.key, None)
+                    self.again.pop(entry.key, None)
+                    if not entry.gen:  # the broker never heard of it
+                        self.store.drop(entry.key, 0.0)
+            if entry.gen:
+                self._release(entry, rows)
+            entry.status = CANCELLED  # for the queue and whoever still looks at it
+            for parent in entry.parents:
+                parent.pins -= 1
+                if not parent.pins and not parent.refs:
+                    stack.append(parent)
+            entry.parents = ()
+
+    def _release(self, entry: Entry, rows: list[tuple[Key, int]]) -> None:
+        rows.append((entry.key, entry.gen))
+        entry.gen = 0
+        if entry.load:
+            self._land(entry)
+            if entry.work is not None and not entry.work.named:
+                self._fence((entry.key,))
+
+    def _land(self, entry: Entry) -> None:
+        """It no longer counts in the submission window."""
+        if entry.load:
+            self.flying -= 1
+            self.flying_bytes -= entry.load
+            entry.load = 0
+
+    def _end(self, entry: Entry, status: str, outcome: Any, *, known: bool = False) -> None:
+        """The entry has failed or is cancelled. ``known``: the broker still knows it, so it stays joinable."""
+        fetched = entry.status == FINISHED
+        self._land(entry)
+        entry.status, entry.outcome = status, outcome
+        if entry.waiters is not None:
+            self.resolved.append(entry)
+        if fetched:
+            self.collections.unsettled(entry, 0.0)
+        if known:
+            return
+        entry.gen = 0
+        if self.entries.get(entry.key) is entry:
+            del self.entries[entry.key]
+            if entry.work is None:
+                self.placing.pop(entry.key, None)
+                self.again.pop(entry.key, None)
+                self.store.drop(entry.key, 0.0)
+        parents, entry.parents = entry.parents, ()
+        rows: list[tuple[Key, int]] = []
+        for parent in parents:
+            parent.pins -= 1
+            if not parent.pins and not parent.refs:
+                self._unwanted(parent, rows)
+        if rows:
+            self.send(CONTROL, m.Release(tuple(rows)))
+
+    def _fence(self, keys: tuple[Key, ...]) -> None:
+        """What the broker says of these keys until it answers is about wants that are over."""
+        self.req += 1
+        self.fenced[self.req] = keys
+        for key in keys:
+            self.fences[key] = self.req
+        self.send(CONTROL, m.Ask(self.req, "fence", None))
+
+
+def _nothing_to_freeze(key: Key, attempt: int) -> None:
+    """A client's store holds bytes only."""
