@@ -176,8 +176,9 @@ class BrokerEndpoint:
         if type(first) is BulkHello:
             peer = self.peers.get(packet.session)
             if peer is not None and hmac.compare_digest(first.token.encode(), self.token.encode()):
-                if peer.bulk is not None:
+                if peer.bulk is not None and peer.bulk != route.hop:
                     self.bulk.pop(peer.bulk, None)
+                    self.relay.detached(packet.session, now)
                 peer.bulk = route.hop
                 self.bulk[route.hop] = peer
                 self.relay.joined(packet.session, now)
@@ -213,7 +214,7 @@ class BrokerEndpoint:
             peer = self.bulk.pop(route.hop, None)
             if peer is not None:
                 peer.bulk = None
-                self.relay.gone(peer.session.id, now)
+                self.relay.detached(peer.session.id, now)
         else:
             peer = self.control.get(route.hop)
             if peer is not None:

@@ -1,4 +1,4 @@
-"""Whole clusters under faults, from seeds; a failing one is replayed by ``python -m zdist.testing.simulate --seed N``."""
+"""Whole clusters under faults, from seeds; ``python -m zdist.testing.simulate --seed N`` replays one."""
 
 from __future__ import annotations
 
@@ -66,6 +66,6 @@ def test_a_lost_completion_is_found() -> None:
             send(session, message)
 
     broker.send = forget  # type: ignore[method-assign]
-    with pytest.raises(InvariantError, match="seed 3: .* hang"):
+    with pytest.raises(InvariantError, match=r"seed 3: .* hang"):
         schedule.run()
     assert dropped

@@ -174,7 +174,9 @@ class Fetcher(Steering):
             transfer.holders, transfer.absent, transfer.strikes = tuple(holders), None, 0
             if transfer.total < 0 and nbytes:
                 transfer.nbytes = nbytes
-            if attempt > transfer.attempt:
+            if transfer.attempt < 0:
+                transfer.attempt = attempt
+            elif attempt > transfer.attempt:
                 transfer.restart(attempt)
             if holders:
                 moved.append(transfer)
@@ -233,7 +235,7 @@ class Fetcher(Steering):
         self.requests.answered(request, max(1, link.carried_keys - before), nbytes, now)
         if message.absent:
             self._absent(request, message.absent, again, now)
-        elif link.path == RELAY:
+        else:
             link.misses = 0
         left = self.void(request)
         if not message.rows and not message.absent:
@@ -304,7 +306,9 @@ class Fetcher(Steering):
     ) -> None:
         """Keys that the holder, or the relay on its behalf, could not serve."""
         link = request.link
-        if link.path == RELAY and link.state == OPEN and any(code == "unreachable" for _, code, _ in absent):
+        if not any(code == "unreachable" for _, code, _ in absent):
+            link.misses = 0
+        elif link.path == RELAY and link.state == OPEN:
             link.unreachable(f"the broker has no connection to {link.name}", now)
             self.at(link.closed_until, link)
             again += self.requests.clear(link)
@@ -374,19 +378,19 @@ class Fetcher(Steering):
         later = dict.fromkeys(what for _, _, what in self.later)
         for direct, table in self.tables.items():
             for key, transfer in table.items():
-                if not (not transfer.done and transfer.key == key):
+                if transfer.done or transfer.key != key:
                     raise InvariantError(f"fetch: {transfer!r} is over and still listed")
-                if not (transfer.direct is direct and bool(transfer.tickets)):
+                if transfer.direct is not direct or not transfer.tickets:
                     raise InvariantError(f"fetch: nobody wants {transfer!r}")
-                if not (transfer.active == under.get(transfer, 0)):
+                if transfer.active != under.get(transfer, 0):
                     raise InvariantError(f"fetch: ranges under way of {transfer!r} differ")
                 placed = transfer.link is not None or transfer in later or bool(transfer.active)
                 placed = placed or any(transfer in self.parked.get(holder, ()) for holder in transfer.holders)
-                if not (placed or not transfer.holders):
+                if transfer.holders and not placed:
                     raise InvariantError(f"fetch: {transfer!r} is forgotten")
                 for ticket in transfer.tickets:
                     if self.tickets[ticket].keys.get(key) is not transfer:
                         raise InvariantError(f"fetch: ticket {ticket} lost {key}")
         for number, ticket_ in self.tickets.items():
-            if not (bool(ticket_.keys)):
+            if not ticket_.keys:
                 raise InvariantError(f"fetch: ticket {number} wants nothing")

@@ -92,10 +92,12 @@ class Inputs:
                 self.fetcher.drop(TICKET, (source.key,), now)
             self.release(source.waiters)
 
-    def stored(self, entry: Entry) -> None:
+    def stored(self, entry: Entry, now: float) -> None:
         """The key is held now; call it for each key that comes to be held, if the table names it."""
         source = self.table.pop(entry.key, None)
         if source is not None:
+            if self.fetcher.wants(entry.key):  # computed here meanwhile
+                self.fetcher.drop(TICKET, (entry.key,), now)
             source.replica = False
             for task in source.waiters.values():
                 task.inputs[entry.key] = entry
@@ -114,7 +116,7 @@ class Inputs:
                 continue  # dropped in the same turn
             entry = self.store.get(key) or self.store.put_blob(key, attempt, Pieces(pieces), "")
             self.held.append((key, entry.attempt, nbytes, entry.type))
-            self.stored(entry)
+            self.stored(entry, now)
         for _tickets, key, code, text, holders in failed:
             source = self.table.get(key)
             if source is None or (source.payload is not None and not source.replica):

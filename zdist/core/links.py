@@ -15,6 +15,7 @@ from zdist.core.machine import BULK, Route
 from zdist.limits import (
     CHUNK,
     KIB,
+    LEASE_CLIENT,
     LINK_WINDOW,
     MIB,
     PROBE_RETRY,
@@ -40,8 +41,8 @@ MIN_CHUNK: Final = 64 * KIB
 AHEAD_SECONDS: Final = 0.25  # worth of transfer time that a link may have in flight
 SAMPLE_BYTES: Final = 256 * KIB  # fewer say nothing about bandwidth
 SAMPLE_SECONDS: Final = 0.001  # arrivals of one turn share one clock reading
-UNREACHABLE_TRIES: Final = 4  # answers "unreachable" of the relay in a row before a holder counts as gone
-UNREACHABLE_PAUSE: Final = 0.1  # before the second try; doubles
+UNREACHABLE_PAUSE: Final = 0.1  # before the relay is asked again for a holder that it cannot reach; doubles
+UNREACHABLE_PAUSE_MAX: Final = 1.0
 PROBES_AT_ONCE: Final = 32  # each may open a connection
 MAX_PATIENCE: Final = 60.0
 
@@ -120,9 +121,9 @@ class Link(Estimate):
     KEY_SECONDS: Final = KEY_SECONDS
 
     __slots__ = (
-        "backlog", "carried_bytes", "carried_keys", "closed_until", "holder", "inflight", "misses", "name", "path",
-        "probe", "progress", "queue", "reason", "requests", "retry", "route", "since", "starving", "state", "strikes",
-        "text",
+        "backlog", "carried_bytes", "carried_keys", "closed_until", "holder", "inflight", "lost", "missed", "misses", "name",
+        "path", "probe", "progress", "queue", "reason", "requests", "retry", "route", "since", "starving", "state",
+        "strikes", "text",
     )  # fmt: skip
 
     def __init__(self, holder: str, path: str, route: Route, name: str) -> None:
@@ -134,7 +135,9 @@ class Link(Estimate):
         self.retry = PROBE_RETRY
         self.probe = 0  # the probe under way
         self.strikes = 0  # timeouts in a row
-        self.misses = 0  # answers "unreachable" in a row
+        self.misses = 0  # answers "unreachable" in a row,
+        self.missed = 0.0  # since when
+        self.lost = False  # and that for too long
         self.inflight = 0  # bytes asked for and not got
         self.requests: dict[int, float] = {}  # under way: request, when sent
         self.progress = 0.0  # when something last arrived
@@ -186,16 +189,20 @@ class Link(Estimate):
         self.retry = min(self.retry * 2, PROBE_RETRY_MAX)
 
     def unreachable(self, text: str, now: float) -> None:
-        """The relay has no connection to the holder: shortly after a start that passes, so it is tried again."""
+        """The relay has no connection to the holder. It may only just have started, or be coming back: the broker, not
+        we, decides whether it is dead, so it is tried again for as long as a silent client keeps its lease."""
         self.state, self.text = CLOSED, text
+        if not self.misses or now > self.closed_until + PROBE_RETRY:  # nobody asked in between: a new story
+            self.misses, self.missed = 0, now
+        pause = min(UNREACHABLE_PAUSE * (1 << min(self.misses, 10)), UNREACHABLE_PAUSE_MAX)
         self.misses += 1
-        gone = self.misses >= UNREACHABLE_TRIES
-        self.closed_until = now + (PROBE_RETRY if gone else UNREACHABLE_PAUSE * (1 << (self.misses - 1)))
+        self.lost = now - self.missed >= LEASE_CLIENT
+        self.closed_until = now + (PROBE_RETRY if self.lost else pause)
 
     @property
     def recovering(self) -> bool:
         """Closed for a moment only: worth waiting for."""
-        return self.path == RELAY and self.state == CLOSED and self.misses < UNREACHABLE_TRIES
+        return self.path == RELAY and self.state == CLOSED and not self.lost
 
     def __repr__(self) -> str:
         return f"<Link {self.path} {self.name} {self.state}, {len(self.requests)} requests, {self.inflight} B>"

@@ -265,28 +265,28 @@ class Requests:
 
     def check(self) -> None:
         """Raise InvariantError if the books do not balance."""
-        if not (0 <= self.inflight <= TRANSFER_WINDOW):
+        if not 0 <= self.inflight <= TRANSFER_WINDOW:
             raise InvariantError(f"fetch: {self.inflight} B in flight over all links")
-        if not (self.inflight == sum(r.nbytes for r in self.open.values())):
+        if self.inflight != sum(r.nbytes for r in self.open.values()):
             raise InvariantError("fetch: bytes in flight are not the sum")
         relayed = sum(r.nbytes for r in self.open.values() if r.link.path == RELAY)
-        if not (self.relayed == relayed):
+        if self.relayed != relayed:
             raise InvariantError("fetch: bytes in flight by relay are not the sum")
         for link in self.links.all():
             mine = [r for r in self.open.values() if r.link is link]
-            if not ([r.req for r in mine] == list(link.requests)):
+            if [r.req for r in mine] != list(link.requests):
                 raise InvariantError(f"fetch: requests of {link!r} differ")
-            if not (link.inflight == sum(r.nbytes for r in mine)):
+            if link.inflight != sum(r.nbytes for r in mine):
                 raise InvariantError(f"fetch: bytes in flight of {link!r} differ")
             queued = [t for _, spot, t in link.queue if t.spot == spot]
-            if not (all(t.link is link for t in queued)):
+            if any(t.link is not link for t in queued):
                 raise InvariantError(f"fetch: {link!r} queues another link's transfer")
-            if not (link.backlog == sum(t.queued for t in queued)):
+            if link.backlog != sum(t.queued for t in queued):
                 raise InvariantError(f"fetch: backlog of {link!r} is not the sum")
-            if not ((link in self.active) == bool(mine)):
+            if (link in self.active) != bool(mine):
                 raise InvariantError(f"fetch: {link!r} is active without requests, or the reverse")
-            if not (not queued or link in self.queued):
+            if queued and link not in self.queued:
                 raise InvariantError(f"fetch: the queue of {link!r} is forgotten")
         load = sum(link.inflight + link.backlog for link in self.links.relays.values())
-        if not (self.links.relay_load == load):
+        if self.links.relay_load != load:
             raise InvariantError("fetch: the relay's load is not the sum")

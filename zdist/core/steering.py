@@ -220,8 +220,8 @@ class Steering:
             if isinstance(what, Transfer):
                 self.plan([what], now)
             elif what.state == CLOSED and what.closed_until <= now:
-                if not what.recovering:
-                    what.misses = 0
+                if what.lost:
+                    what.misses, what.lost = 0, False
                 what.opened()
                 self.plan(self.unpark(what.holder), now)
         for link in list(self.requests.active):
@@ -281,7 +281,7 @@ class Steering:
             if not shelf:
                 raise InvariantError(f"fetch: empty parking place of {holder}")
             for transfer in shelf:
-                if not (not transfer.done and transfer.link is None):
+                if transfer.done or transfer.link is not None:
                     raise InvariantError(f"fetch: {transfer!r} is parked and not")
                 if holder not in transfer.holders:
                     raise InvariantError(f"fetch: {transfer!r} is parked at {holder}, no holder of it")

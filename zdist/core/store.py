@@ -318,18 +318,18 @@ class Store:
 
     def check(self) -> None:
         """Raise InvariantError if the state contradicts itself."""
-        if not (self.total == sum(entry.nbytes for entry in self.entries.values())):
+        if self.total != sum(entry.nbytes for entry in self.entries.values()):
             raise InvariantError("store: total is not the sum")
         counts: dict[int, int] = {}
         for entry in self.entries.values():
-            if not ((entry.state == FROZEN) == (entry.blob is not None)):
+            if (entry.state == FROZEN) != (entry.blob is not None):
                 raise InvariantError(f"store: {entry!r} and its blob disagree")
-            if not (entry.waiters is None or entry.state == FREEZING):
+            if entry.waiters is not None and entry.state != FREEZING:
                 raise InvariantError(f"store: {entry!r} has waiters")
             for serial in entry.waiters or {}:
                 counts[serial] = counts.get(serial, 0) + 1
         for serial, waiting in self.waiting.items():
-            if not (waiting.left == counts.get(serial, 0) > 0):
+            if not waiting.left == counts.get(serial, 0) > 0:
                 raise InvariantError("store: a request waits for nothing")
 
 

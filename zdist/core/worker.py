@@ -338,7 +338,7 @@ class WorkerMachine(Machine[Route]):
         elif error:
             store.unfreezable(key, attempt, error, now)
         if key in self.inputs.table:
-            self.inputs.stored(entry)
+            self.inputs.stored(entry, now)
         if state == RUNNING:
             self.done.append((key, attempt, micros, nbytes, payload, type_name))
         else:

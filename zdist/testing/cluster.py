@@ -63,13 +63,13 @@ class SimBroker(Process):
         super().__init__(network, "broker")
         relay = Relay()
         self.machine = BrokerMachine(epoch=epoch, cluster="simulated", address="sim://broker", relay=relay)
-        self.endpoint = BrokerEndpoint(
+        self.endpoint = self.sessions = BrokerEndpoint(
             self.machine, relay, epoch=epoch, token=TOKEN, cluster="simulated", bulk="sim://broker-bulk"
         )
 
     def execute(self, command: object) -> None:
         if isinstance(command, Expel):
-            self.endpoint.expel(command.session, command.reason, self.network.now)
+            self.sessions.expel(command.session, command.reason, self.network.now)
         elif isinstance(command, Shutdown):
             self.crash()
         else:
@@ -121,7 +121,7 @@ class SimWorker(Process):
         self.running.remove(task)
         now = self.network.now
         micros = int(seconds * 1e6)
-        kind = bytes(getattr(task.args, "data", task.args))
+        kind = joined([task.args])
         inputs = self._inputs(task)
         if isinstance(inputs, str):
             self.machine.failed(task, micros, b"input", inputs, now)
@@ -139,7 +139,7 @@ class SimWorker(Process):
                     return source.error
                 values.append(joined([source.payload]))
             elif source.has_value:
-                values.append(source.value)
+                values.append(joined([source.value]))
             else:
                 values.append(joined(source.blob.slice(0, source.nbytes)))
         return values
@@ -167,7 +167,7 @@ class SimWorker(Process):
         if self.alive:
             entry = self.machine.store.get(command.key)
             if entry is not None and entry.has_value:
-                self.machine.frozen(command.key, command.attempt, SimBlob(entry.value), self.network.now)
+                self.machine.frozen(command.key, command.attempt, SimBlob(joined([entry.value])), self.network.now)
             self.soon()
 
     def end(self, code: int) -> None:

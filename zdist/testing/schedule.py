@@ -319,7 +319,7 @@ class Schedule:
     def _verdict(self) -> None:
         for script in self._living():
             ledger = script.client.ledger
-            entries = [e for e in ledger.entries.values() if e.refs]
+            entries = list(dict.fromkeys(script.held))
             for old_entries, old in script.collections:
                 ledger.collections.close(old, old_entries, self.network.now)
             collection = ledger.collect(entries, self.network.random.choice((None, True, False)), self.network.now)

@@ -242,6 +242,11 @@ class Runner:
             self._loop()
         except ClusterClosed:
             pass  # the driver was closed first
+        except (
+            BaseException
+        ) as exc:  # a defect of ours, as what tasks raise ends there: better no worker than half a one
+            self.executor.worker.end(f"a thread of the pool failed: {type(exc).__name__}: {exc}", 1)
+            raise
         finally:
             self.executor.slots.give(self.slot)
             self.executor.alive.pop(threading.current_thread(), None)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
+from collections.abc import Callable
+
 import hypothesis.strategies as st
 from broker_world import FN, SLOW, FakeWorker, World
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, precondition, rule
 
@@ -388,3 +392,52 @@ TestBroker = BrokerStateful.TestCase
 TestBroker.settings = settings(
     report_multiple_bugs=False, max_examples=int(os.environ.get("N", 60)), stateful_step_count=int(os.environ.get("STEPS", 60)), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+def random_life(seed: int, steps: int) -> None:
+    """The same rules in a uniform mixture, which reaches deeper than minimal examples do."""
+    rng = random.Random(seed)
+    life = BrokerStateful()
+    life.begin()
+    keys = ["none"]
+
+    def pick() -> int:
+        return rng.randrange(10_001)
+
+    def flip() -> bool:
+        return rng.random() < 0.5
+
+    actions: list[tuple[int, Callable[[], object]]] = [
+        (6, lambda: keys.append(life.submit(pick(), rng.randint(1, 4), rng.choice(CHOICES),
+                                            [pick() for _ in range(rng.randint(0, 3))], rng.choice((FN, SLOW))))),
+        (2, lambda: life.submit_again(pick(), rng.choice(keys[-30:]), flip(), flip())),
+        (2, lambda: life.join(pick(), rng.choice(keys[-30:]))),
+        (6, lambda: life.release(pick(), pick(), rng.random() < 0.1)),
+        (1, lambda: life.cancel(pick(), rng.choice(keys[-30:]), flip())),
+        (1, lambda: life.retry(pick(), rng.choice(keys[-30:]))),
+        (2, lambda: keys.append(life.scatter(pick(), flip(), rng.randint(0, 2), pick()))),
+        (1, lambda: life.client_misses(pick(), rng.choice(keys[-30:]), pick())),
+        (1, lambda: life.client_leaves(pick()) if rng.random() < 0.3 else None),
+        (12, lambda: life.complete(pick(), rng.choice((b"small", None)))),
+        (2, lambda: life.err(pick())),
+        (2, lambda: life.start(pick())),
+        (2, lambda: life.secede(pick())),
+        (2, lambda: life.worker_misses(pick())),
+        (3, lambda: life.fetch(pick())),
+        (3, lambda: life.replicate(pick())),
+        (1, lambda: life.subscribe(pick(), flip(), rng.randint(0, 3)) if rng.random() < 0.3 else None),
+        (1, lambda: life.worker_dies(pick(), flip(), flip())),
+        (2, lambda: life.new_worker(pick())),
+        (1, lambda: life.node_lost() if rng.random() < 0.2 else None),
+        (1, lambda: life.nonsense(pick(), rng.choice(keys[-30:]))),
+        (14, lambda: life.turn(rng.choice((0.0, 0.01, 2.0)))),
+        (1, lambda: life.settle() if rng.random() < 0.2 else None),
+    ]  # fmt: skip
+    for (_, action) in rng.choices(actions, weights=[weight for weight, _ in actions], k=steps):
+        action()
+    life.teardown()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_lives(seed: int) -> None:
+    random_life(seed, 300)

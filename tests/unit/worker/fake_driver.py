@@ -105,6 +105,9 @@ class Pool:
         self.driver = FakeDriver(self.machine)
         self.executor = self.driver.executor = Executor(self.machine, self.driver, self, threads, Slots(slot, threads))
 
+    def end(self, reason: str, code: int) -> None:
+        self.ended = (reason, code)
+
     def __enter__(self) -> Pool:
         self.executor.start()
         return self

@@ -474,3 +474,18 @@ def test_stopping_ends_idle_threads_and_leaves_running_ones() -> None:
     gate("a").set()
     thread.join(DEADLINE)
     assert not pool.executor.alive
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_defect_in_a_thread_of_the_pool_ends_the_worker() -> None:
+    def broken(now: float) -> None:
+        raise ZeroDivisionError("oh")
+
+    pool = Pool()
+    pool.machine.next_task = broken  # type: ignore[method-assign,assignment]
+    pool.executor.start()
+    (thread,) = list(pool.executor.alive)
+    pool.submit("a", identity, 1)
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+    assert pool.ended == ("a thread of the pool failed: ZeroDivisionError: oh", 1)

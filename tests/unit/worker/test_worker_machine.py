@@ -276,7 +276,7 @@ def test_a_dependency_computed_here_meanwhile_is_taken_from_here() -> None:
     run(worker, "a", deps=[("dep", 6, (OTHER,), None)])
     run(worker, "dep", attempt=2)
     worker.finished(start(worker), 1, "value", "str", SMALL, 0.0)
-    assert start(worker).inputs["dep"] is worker.store.get("dep")
+    assert start(worker).inputs["dep"] is worker.store.get("dep") and not worker.fetcher.wants("dep")
     arrive(worker, "dep")  # too late, and of another attempt
     entry = worker.store.get("dep")
     assert entry is not None and entry.attempt == 2
@@ -555,6 +555,6 @@ class Life(RuleBasedStateMachine):
 
 
 Life.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate]
+    max_examples=200, stateful_step_count=40, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate]
 )
 TestLife = Life.TestCase
