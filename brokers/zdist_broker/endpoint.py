@@ -215,6 +215,8 @@ class BrokerEndpoint:
             if peer is not None:
                 peer.bulk = None
                 self.relay.detached(peer.session.id, now)
+                if peer.control is not None:  # it may have nothing to send there: with its hello comes a bulk hello
+                    self._ask_hello(Route("control", peer.control))
         else:
             peer = self.control.get(route.hop)
             if peer is not None:

@@ -157,6 +157,10 @@ class Collections:
             if entry.status == FINISHED and set(entry.outcome[4]) <= set(holders):
                 self.missing(entry, holders)
             self._begin(collection, entry)
+        elif code == "unreachable":
+            if entry.status == FINISHED:
+                self.missing(entry, holders)
+            self._begin(collection, entry)
         else:
             collection.broken[key] = (code, text)
             collection.failed += 1

@@ -14,7 +14,7 @@ from zdist.core.gather import PATHS
 from zdist.core.links import CLOSED, OPEN, RELAY, Link
 from zdist.core.machine import BULK, Route
 from zdist.core.requests import Carried
-from zdist.core.steering import Steering
+from zdist.core.steering import SILENT, Steering
 from zdist.core.transfer import Request, Ticket, Transfer, unwrap
 from zdist.errors import InvariantError
 from zdist.protocol.messages import Data, Message, Payload, ProbeReply, Taken, payload_size
@@ -35,8 +35,9 @@ class Fetcher(Steering):
     ``deadline`` is due; after each call take and clear:
 
     * ``arrived``: (tickets, key, attempt, pieces, bytes, path). Pieces are consecutive buffers of the blob.
-    * ``failed``: (tickets, key, code, text, holders tried). Codes: "missing" (no holder has it or none can be reached:
-      tell the broker), "unpicklable" (text says why), "closed" (the paths allowed are closed). A failed key is over.
+    * ``failed``: (tickets, key, code, text, holders). Codes: "missing" (every holder said that it does not have
+      it), "unreachable" (some did not answer: ask the broker where it is now), "unpicklable" (text says why), "closed"
+      (the paths allowed are closed). The holders are those that said no. A failed key is over.
     * ``warnings``: (ticket, worker, reason): ``direct=True`` went by relay; once per ticket and worker.
 
     ``report`` keeps the last batches (path, worker, keys, bytes, seconds, reason).
@@ -359,7 +360,11 @@ class Fetcher(Steering):
         for ticket in tickets:
             del self.tickets[ticket].keys[key]
         if bound:
-            self.failed.append((bound, key, code, text, tuple(transfer.absent or ())))
+            absent = transfer.absent or {}
+            denied = tuple(name for name, why in absent.items() if why is not SILENT)
+            if code == "missing" and len(denied) < len(absent):
+                code = "unreachable"
+            self.failed.append((bound, key, code, text, denied))
         row = (key, transfer.attempt, transfer.nbytes, transfer.holders)
         for ticket in free:
             self.plan(self._join(ticket, self.tickets[ticket], (row,), transfer.priority), now)

@@ -35,6 +35,8 @@ CLOSED: Final = "closed"
 
 KEY_SECONDS: Final = 4e-6  # what one more key costs its holder and us, whatever the path
 PRIOR: Final = {PEER: (0.0005, 500e6), RELAY: (0.001, 200e6)}  # round trip and bytes/s before anything is measured
+SHARED: Final = 1.5  # the relay has to be so much faster: it is everybody's, and what contends for our own CPU and
+#  memory moves every estimate by as much
 STALE: Final = 300.0  # a bandwidth that was not confirmed for this long is forgotten
 FIRST_WINDOW: Final = MIB  # in flight on a link of unknown bandwidth, in chunks of a quarter of it
 MIN_CHUNK: Final = 64 * KIB
@@ -60,10 +62,11 @@ class Member(NamedTuple):
 class Estimate:
     """Round trip, slowness to answer (seconds) and bandwidth (bytes/s) of something that carries data."""
 
-    __slots__ = ("bandwidth", "fresh", "lag", "mark", "measured", "pending", "prior", "rtt", "rtt_known")
+    __slots__ = ("bandwidth", "fresh", "lag", "mark", "measured", "pending", "prior", "rtt", "rtt_known", "weight")
 
     def __init__(self, path: str) -> None:
         self.rtt, self.prior = PRIOR[path]
+        self.weight = SHARED if path == RELAY else 1.0
         self.rtt_known = False
         self.lag = 0.0  # how much longer than the round trip answers take: a busy holder
         self.bandwidth = 0.0  # 0: not measured
@@ -74,8 +77,8 @@ class Estimate:
 
     @property
     def speed(self) -> float:
-        """Bytes per second, measured or assumed."""
-        return self.bandwidth or self.prior
+        """Bytes per second to count on, measured or assumed."""
+        return (self.bandwidth or self.prior) / self.weight
 
     @property
     def delay(self) -> float:
@@ -102,11 +105,23 @@ class Estimate:
         elapsed = now - self.mark
         if self.pending < SAMPLE_BYTES or (elapsed < SAMPLE_SECONDS and not last):
             return
-        if self.fresh:
-            elapsed -= min(self.rtt, elapsed / 2)
-        sample = self.pending / max(elapsed, 1e-5)
-        self.bandwidth = self.bandwidth + 0.4 * (sample - self.bandwidth) if self.bandwidth else sample
+        if elapsed < SAMPLE_SECONDS:  # too short for the clock: it is at least so fast
+            self.bandwidth = max(self.bandwidth, self.pending / SAMPLE_SECONDS)
+        else:
+            if self.fresh:
+                elapsed -= min(self.rtt, elapsed / 2)
+            self._sample(self.pending / elapsed)
         self.measured, self.mark, self.pending, self.fresh = now, now, 0, False
+
+    def _sample(self, sample: float) -> None:
+        """What a link can do is nearer to its best than to its average, as several share this machine; a large drop
+        is the link's own."""
+        if not self.bandwidth:
+            self.bandwidth = sample
+        elif self.bandwidth / 4 < sample < self.bandwidth:
+            self.bandwidth += 0.1 * (sample - self.bandwidth)
+        else:
+            self.bandwidth += 0.5 * (sample - self.bandwidth)
 
     def skip(self, now: float) -> None:
         """Small answers arrived, which say nothing about bandwidth."""

@@ -28,6 +28,9 @@ DEAF_STRIKES: Final = 3  # timeouts of a peer path that answers probes, before i
 REPLAN_SECONDS: Final = 0.05  # what waits in queues is planned anew, so often at most
 REPLAN_PER_KEY: Final = 1e-4  # and the less often the more there is
 
+SILENT: Final = "does not answer"  # why a holder is crossed off that may well have the data
+UNREACHABLE_PAUSE: Final = 0.5  # seconds before holders that no path leads to are tried again
+
 
 class Steering:
     """Plans, verdicts and timeouts of transfers; the callers behind them are the Fetcher's."""
@@ -95,9 +98,11 @@ class Steering:
                 if RELAY not in self.paths or (transfer.direct and not self.fallback):
                     self.fail(transfer, "closed", reason, now)
                     continue
-                for name in transfer.holders:
-                    self.cross(transfer, name, "unreachable")
-                self.fail(transfer, "missing", reason, now)
+                if not transfer.patient:  # the way may be back in a moment
+                    transfer.patient = True
+                    self.at(now + UNREACHABLE_PAUSE, transfer)
+                else:
+                    self.fail(transfer, "unreachable", reason, now)
         elif path == WAIT:
             for transfer in transfers:
                 for name in transfer.holders:
@@ -192,7 +197,7 @@ class Steering:
             transfer.strikes += 1
             if transfer.strikes >= MAX_STRIKES:
                 transfer.strikes = 0
-                self.lose(transfer, link.holder, "does not answer", now)
+                self.lose(transfer, link.holder, SILENT, now)
 
     def verdict(self, link: Link, now: float) -> None:
         """A peer path has opened or closed: what can go another way is planned again."""
@@ -253,7 +258,7 @@ class Steering:
         if link.strikes >= MAX_STRIKES:
             link.strikes = DEAF_STRIKES
             for transfer in dict.fromkeys([*self.requests.clear(link), *moved]):
-                self.lose(transfer, link.holder, "does not answer", now)
+                self.lose(transfer, link.holder, SILENT, now)
         if link.path == PEER:
             if link.strikes >= DEAF_STRIKES:
                 link.closed(f"{link.route.channel} answers probes but sends no data", now)

@@ -21,7 +21,7 @@ class Transfer:
 
     __slots__ = (
         "absent", "active", "attempt", "direct", "done", "epoch", "gaps", "got", "holders", "key", "link", "nbytes",
-        "next", "parts", "priority", "queued", "spot", "strikes", "tickets", "total",
+        "next", "parts", "patient", "priority", "queued", "spot", "strikes", "tickets", "total",
     )  # fmt: skip
 
     def __init__(
@@ -43,6 +43,7 @@ class Transfer:
         self.link: Link | None = None  # where it is queued,
         self.queued = 0  # with so many bytes in the link's backlog,
         self.spot = 0  # at this place of the queue
+        self.patient = False  # no path led to any holder, and it has waited for a moment since
         self.done = False
 
     def expected(self) -> int:
