@@ -11,6 +11,7 @@ from zdist import limits, serialize
 from zdist.client.base import Base
 from zdist.client.future import Future, future_of, origins
 from zdist.core.entry import CANCELLED, Entry, Row, Work
+from zdist.errors import SerializationError
 from zdist.protocol.messages import Buffer, Options, Payload
 
 __all__ = ["Submitting"]
@@ -115,7 +116,7 @@ class Submitting(Base):
         work = self._work(blob, options, key is None)
         if key is None:
             if pure is None or pure:
-                key = f"{blob.name}-{serialize.token(blob.code_digest, args, kwargs)}"
+                key = f"{blob.name}-{_token(blob, args, kwargs)}"
                 known = self._known(key)
                 if known is not None:
                     return known
@@ -198,8 +199,7 @@ class Submitting(Base):
             return by_list
         _check_key(prefix)
         if pure:
-            token, digest = serialize.token, blob.code_digest
-            return lambda args: f"{prefix}-{token(digest, args, kwargs)}"
+            return lambda args: f"{prefix}-{_token(blob, args, kwargs)}"
         count, start = self._counter, f"{prefix}-{self._nonce}"
         return lambda args: f"{start}{next(count)}"
 
@@ -317,6 +317,14 @@ class Submitting(Base):
         return self.gather(results, direct=direct, asynchronous=asynchronous)  # type: ignore[attr-defined]
 
 
+def _token(blob: serialize.FunctionBlob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    try:
+        return serialize.token(blob.code_digest, args, kwargs)
+    except SerializationError:
+        serialize.dumps_args(args, kwargs, None, what=f"arguments of {blob.name}")  # knows which argument it is
+        raise
+
+
 def _payload(data: bytes) -> Payload:
     return data if len(data) < limits.OWN_FRAME else Buffer(data)
 
@@ -336,10 +344,17 @@ def _options(
             priority=int(priority),
             workers=names(workers),
             allow_other=bool(other),
-            resources=tuple(sorted((str(name), float(amount)) for name, amount in (resources or {}).items())),
+            resources=_resources(resources or {}),
             tags=names(tags),
         )
     )
+
+
+def _resources(given: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    try:
+        return tuple(sorted((str(name), float(amount)) for name, amount in given.items()))
+    except (TypeError, ValueError, AttributeError):
+        raise ValueError(f"resources={given!r} must give a number for each name, as in {{'GPU': 1}}") from None
 
 
 def names(given: Any) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ from zdist.core.machine import BULK, Route
 from zdist.limits import (
     CHUNK,
     KIB,
-    LEASE_CLIENT,
     LINK_WINDOW,
     MIB,
     PROBE_RETRY,
@@ -42,9 +41,11 @@ FIRST_WINDOW: Final = MIB  # in flight on a link of unknown bandwidth, in chunks
 MIN_CHUNK: Final = 64 * KIB
 AHEAD_SECONDS: Final = 0.25  # worth of transfer time that a link may have in flight
 SAMPLE_BYTES: Final = 256 * KIB  # fewer say nothing about bandwidth
-SAMPLE_SECONDS: Final = 0.001  # arrivals of one turn share one clock reading
+SAMPLE_SECONDS: Final = 0.02  # what queued up while we were busy arrives at once; a sample spans several turns
+LEAST_SECONDS: Final = 0.001  # no transfer is taken for shorter than this
 UNREACHABLE_PAUSE: Final = 0.1  # before the relay is asked again for a holder that it cannot reach; doubles
 UNREACHABLE_PAUSE_MAX: Final = 1.0
+UNREACHABLE_GRACE: Final = 5.0  # seconds of that before the owner is told, who asks the broker
 PROBES_AT_ONCE: Final = 32  # each may open a connection
 MAX_PATIENCE: Final = 60.0
 
@@ -105,11 +106,9 @@ class Estimate:
         elapsed = now - self.mark
         if self.pending < SAMPLE_BYTES or (elapsed < SAMPLE_SECONDS and not last):
             return
-        if elapsed < SAMPLE_SECONDS:  # too short for the clock: it is at least so fast
-            self.bandwidth = max(self.bandwidth, self.pending / SAMPLE_SECONDS)
-        else:
-            if self.fresh:
-                elapsed -= min(self.rtt, elapsed / 2)
+        if self.fresh:
+            self._sample(self.pending / max(elapsed - min(self.rtt, elapsed / 2), LEAST_SECONDS))
+        elif elapsed >= SAMPLE_SECONDS:
             self._sample(self.pending / elapsed)
         self.measured, self.mark, self.pending, self.fresh = now, now, 0, False
 
@@ -136,9 +135,9 @@ class Link(Estimate):
     KEY_SECONDS: Final = KEY_SECONDS
 
     __slots__ = (
-        "backlog", "carried_bytes", "carried_keys", "closed_until", "holder", "inflight", "lost", "missed", "misses", "name",
-        "path", "probe", "progress", "queue", "reason", "requests", "retry", "route", "since", "starving", "state",
-        "strikes", "text",
+        "backlog", "carried_bytes", "carried_keys", "closed_until", "holder", "inflight", "lost", "missed", "misses",
+        "name", "path", "probe", "progress", "queue", "reason", "requests", "retry", "route", "since", "starving",
+        "state", "strikes", "text",
     )  # fmt: skip
 
     def __init__(self, holder: str, path: str, route: Route, name: str) -> None:
@@ -204,14 +203,14 @@ class Link(Estimate):
         self.retry = min(self.retry * 2, PROBE_RETRY_MAX)
 
     def unreachable(self, text: str, now: float) -> None:
-        """The relay has no connection to the holder. It may only just have started, or be coming back: the broker, not
-        we, decides whether it is dead, so it is tried again for as long as a silent client keeps its lease."""
+        """The relay has no connection to the holder, which may only just have started or be coming back: it is tried
+        again for a while."""
         self.state, self.text = CLOSED, text
         if not self.misses or now > self.closed_until + PROBE_RETRY:  # nobody asked in between: a new story
             self.misses, self.missed = 0, now
         pause = min(UNREACHABLE_PAUSE * (1 << min(self.misses, 10)), UNREACHABLE_PAUSE_MAX)
         self.misses += 1
-        self.lost = now - self.missed >= LEASE_CLIENT
+        self.lost = now - self.missed >= UNREACHABLE_GRACE
         self.closed_until = now + (PROBE_RETRY if self.lost else pause)
 
     @property

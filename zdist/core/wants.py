@@ -38,12 +38,22 @@ class Wants(Lineage):
         for row in rows:
             key = row[0]
             entry = entries.get(key)
+            if entry is not None and not self._joins(entry, work, row):
+                self._drain()  # its last future may be gone already
+                if entries.get(key) is entry:
+                    self.dropped.extend(made)
+                    other = "data" if entry.work is None else entry.work.name
+                    raise KeyConflict(
+                        f"key {key!r} is alive for {other!r} and was given again for {work.name!r} or other arguments; "
+                        "choose another key or release its futures first"
+                    )
+                entry = None
             if entry is None:
                 entry = entries[key] = Entry(key, work, row)
                 if not row[2] or self._pin(entry):
                     queue.append(entry)
             else:
-                self._join(entry, work, row, made)
+                self._revive(entry)
             entry.refs += 1
             made.append(entry)
         return made
@@ -53,21 +63,14 @@ class Wants(Lineage):
         self._revive(entry)
         entry.refs += 1
 
-    def _join(self, entry: Entry, work: Work, row: Row, made: list[Entry]) -> None:
+    def _joins(self, entry: Entry, work: Work, row: Row) -> bool:
+        """Whether a submission is the one that the entry stands for."""
         if work.named and entry.row is None:  # imported before, and now we learn how it is made
             entry.work, entry.row = work, row
             if self._pin(entry) and not entry.gen:
                 self.queue.append(entry)
         known = entry.work
-        if not (work.named and known is not None and known.named) and (
-            known is None or known.fn != work.fn or entry.row != row
-        ):
-            self.dropped.extend(made)
-            raise KeyConflict(
-                f"key {entry.key!r} is alive for {'data' if known is None else known.name!r} and was given again for "
-                f"{work.name!r} or other arguments; choose another key or release its futures first"
-            )
-        self._revive(entry)
+        return known is not None and ((work.named and known.named) or (known.fn == work.fn and entry.row == row))
 
     def _revive(self, entry: Entry) -> bool:
         """Lineage that no future held is wanted again: the broker has to be told."""
@@ -214,7 +217,7 @@ class Wants(Lineage):
         start = self.flying_bytes
         while limit and self.flying_bytes - start < limits.CHUNK and self._may_submit():
             entry = queue.popleft()
-            if entry.gen or entry.status in (CANCELLED, ERROR) or self._orphaned(entry):
+            if entry.gen or entry.load or entry.status in (CANCELLED, ERROR) or self._orphaned(entry):
                 continue
             if entry.work is not work:
                 self._submit(work, entries)

@@ -43,6 +43,7 @@ class Network:
 
     def partition(self, names: set[str]) -> None:
         """From now on nothing passes between these processes and all others."""
+        self.heal()
         self.apart = names
         for link in self.links:
             link.blocked = self.cut(link.dialler, link.listener)

@@ -1,0 +1,253 @@
+"""The relay: routing, the budget of bytes, fairness, and peers that stall, vanish or lie."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from zdist.errors import ProtocolError
+from zdist.limits import ATTACH_WAIT, CHUNK, GRANT_TIMEOUT, QUEUED_REQUESTS, RELAY_BUDGET
+from zdist.protocol.messages import Buffer, Data, Get, Probe, Taken
+from zdist_broker.relay import Relay
+
+
+class Bench:
+    def __init__(self, *sessions: str) -> None:
+        self.relay = Relay()
+        self.now = 0.0
+        for session in sessions:
+            self.relay.joined(session, 0.0)
+
+    def send(self, session: str, message: object) -> dict[str, list[object]]:
+        self.relay.handle(session, message, self.now)  # type: ignore[arg-type]
+        return self.out()
+
+    def get(self, session: str, req: int, size: int = CHUNK, holder: str = "w-0", key: str = "k") -> dict[str, list[object]]:
+        return self.send(session, Get(req, "token", holder, session, ((key, 0, size),)))
+
+    def data(self, session: str, receiver: str, req: int, size: int = CHUNK) -> dict[str, list[object]]:
+        return self.send(session, Data(req, receiver, (("k", 1, size, 0, (Buffer(memoryview(bytes(size))),)),), ()))
+
+    def tick(self, seconds: float) -> dict[str, list[object]]:
+        self.now += seconds
+        self.relay.tick(self.now)
+        return self.out()
+
+    def out(self) -> dict[str, list[object]]:
+        self.relay.check()
+        return {s: list(m) for s, m in self.relay.take().items()}
+
+
+def absent(out: dict[str, list[object]], session: str) -> list[str]:
+    return [code for m in out.get(session, []) if isinstance(m, Data) for _, code, _ in m.absent]
+
+
+def test_a_request_goes_to_its_holder_and_the_data_comes_back() -> None:
+    b = Bench("c-0", "w-0")
+    get = Get(5, "token", "w-0", "c-0", (("k", 0, 100),))
+    assert b.send("c-0", get) == {"w-0": [get]}
+    assert b.relay.granted == 100
+    data = Data(5, "c-0", (("k", 1, 100, 0, (b"x" * 60,)),), ())
+    assert b.send("w-0", data) == {"c-0": [data]}
+    assert b.relay.granted == 60
+    assert b.send("c-0", Taken(5)) == {}
+    assert b.relay.granted == 0
+
+
+def test_an_answer_without_data_costs_nothing() -> None:
+    b = Bench("c-0", "w-0")
+    b.get("c-0", 1)
+    out = b.send("w-0", Data(1, "c-0", (), (("k", "unknown", "not here"),)))
+    assert absent(out, "c-0") == ["unknown"]
+    assert b.relay.granted == 0
+
+
+def test_nobody_asks_in_anothers_name_or_answers_what_was_not_asked() -> None:
+    b = Bench("c-0", "c-1", "w-0", "w-1")
+    out = b.send("c-1", Get(1, "token", "w-0", "c-0", (("k", 0, 10),)))
+    assert out["w-0"][0].receiver == "c-1"  # type: ignore[attr-defined]
+    assert b.data("w-1", "c-1", 1, 10) == {}
+    assert b.data("w-0", "c-0", 1, 10) == {}
+    assert list(b.data("w-0", "c-1", 1, 10)) == ["c-1"]
+    assert b.data("w-0", "c-1", 1, 10) == {}
+    assert b.relay.ignored == 3
+
+
+def test_the_budget_bounds_what_is_under_way() -> None:
+    clients = [f"c-{n}" for n in range(20)]
+    b = Bench("w-0", *clients)
+    passed = sum(len(b.get(c, 1).get("w-0", [])) for c in clients)
+    assert passed == RELAY_BUDGET // CHUNK
+    assert b.relay.granted == RELAY_BUDGET
+    b.data("w-0", "c-0", 1)
+    assert len(b.send("c-0", Taken(1))["w-0"]) == 1
+
+
+def test_receivers_are_served_by_turns() -> None:
+    b = Bench("w-0", "c-0", "c-1")
+    served = []
+    for req in range(30):
+        for get in b.get("c-0", req).get("w-0", []):
+            served.append((get.receiver, get.req))  # type: ignore[attr-defined]
+    greedy = len(served)
+    assert greedy < RELAY_BUDGET // CHUNK  # something is left for others
+    for req in range(3):
+        for get in b.get("c-1", req).get("w-0", []):
+            served.append((get.receiver, get.req))  # type: ignore[attr-defined]
+    assert ("c-1", 0) in served
+    for _ in range(8):
+        receiver, req = served.pop(0)
+        b.data("w-0", receiver, req)
+        for get in b.send(receiver, Taken(req)).get("w-0", []):
+            served.append((get.receiver, get.req))  # type: ignore[attr-defined]
+    assert {receiver for receiver, _ in served} == {"c-0", "c-1"} or ("c-1", 2) not in served
+
+
+def test_many_small_requests_are_not_held_up() -> None:
+    b = Bench("w-0", "c-0")
+    assert sum(len(b.get("c-0", n, 1000).get("w-0", [])) for n in range(500)) == 500
+
+
+def test_a_holder_that_is_about_to_connect_is_waited_for() -> None:
+    b = Bench("c-0")
+    assert b.get("c-0", 1) == {}
+    assert b.relay.deadline() == ATTACH_WAIT
+    b.relay.joined("w-0", 0.5)
+    assert list(b.out()) == ["w-0"]
+    b.get("c-0", 2, holder="w-1")
+    assert absent(b.tick(ATTACH_WAIT), "c-0") == ["unreachable"]
+
+
+def test_a_holder_that_goes_is_answered_for() -> None:
+    b = Bench("w-0", "c-0", "c-1")
+    for req in range(10):
+        b.get("c-0", req)
+    b.get("c-1", 0)
+    b.data("w-0", "c-1", 0)
+    b.relay.gone("w-0", 1.0)
+    out = b.out()
+    assert absent(out, "c-0") == ["unreachable"] * 10
+    assert "c-1" not in out  # it has what it asked for
+    assert b.relay.granted == CHUNK
+    b.send("c-1", Taken(0))
+    assert b.relay.granted == 0
+
+
+def test_a_broken_connection_frees_what_went_over_it() -> None:
+    b = Bench("w-0", "c-0")
+    b.get("c-0", 1)
+    b.data("w-0", "c-0", 1)
+    b.get("c-0", 2)
+    b.relay.detached("c-0", 1.0)
+    assert b.out() == {} and b.relay.granted == 0
+    assert b.data("w-0", "c-0", 2) == {}
+
+
+def test_a_receiver_that_gives_up_frees_its_grant_before_the_data() -> None:
+    b = Bench("w-0", "c-0")
+    for req in range(6):
+        b.get("c-0", req)
+    queued = sum(len(q) for q in b.relay.queues.values())
+    assert queued
+    b.send("c-0", Taken(5))
+    assert sum(len(q) for q in b.relay.queues.values()) == queued - 1
+    b.send("c-0", Taken(0))
+    assert b.data("w-0", "c-0", 0) == {}
+    assert b.send("c-0", Taken(77)) == {}
+
+
+def test_a_receiver_that_does_not_take_loses_the_budget_but_gets_no_more() -> None:
+    b = Bench("w-0", "c-0", "c-1")
+    b.get("c-0", 1)
+    b.data("w-0", "c-0", 1)
+    b.get("c-0", 2)
+    b.tick(GRANT_TIMEOUT - 1)
+    b.data("w-0", "c-0", 2)
+    b.tick(1)
+    assert b.relay.granted == CHUNK
+    assert b.get("c-0", 3) == {}
+    assert list(b.get("c-1", 1)) == ["w-0"]
+    assert list(b.send("c-0", Taken(1))) == ["w-0"]  # it reads again
+
+
+def test_a_holder_that_does_not_answer_is_given_up() -> None:
+    b = Bench("w-0", "c-0")
+    b.get("c-0", 1)
+    assert b.relay.deadline() == GRANT_TIMEOUT
+    assert absent(b.tick(GRANT_TIMEOUT), "c-0") == ["busy"]
+    assert b.relay.granted == 0 and b.relay.deadline() is None
+
+
+def test_a_holder_that_sends_more_than_was_asked_for() -> None:
+    b = Bench("w-0", "c-0")
+    b.get("c-0", 1, 100)
+    assert absent(b.data("w-0", "c-0", 1, 101), "c-0") == ["busy"]
+    assert [c.event for c in b.relay.commands] == ["relay.oversize"]
+    assert b.relay.granted == 0
+
+
+def test_bad_requests_are_ignored() -> None:
+    b = Bench("w-0", "c-0")
+    assert b.send("c-0", Get(1, "", "w-0", "c-0", ())) == {}
+    assert b.get("c-0", 1, -5) == {}
+    b.get("c-0", 1)
+    assert b.get("c-0", 1) == {}
+    for req in range(2 * QUEUED_REQUESTS):
+        b.get("c-0", req, holder="w-9")
+    assert len(b.relay.early["w-9"]) == QUEUED_REQUESTS
+    assert b.relay.ignored == 3 + QUEUED_REQUESTS
+    with pytest.raises(ProtocolError, match="Probe from c-0"):
+        b.relay.handle("c-0", Probe(1, ""), 0.0)
+
+
+class RelayLife(RuleBasedStateMachine):
+    """Anything in any order: the books agree after each step and are empty when everybody has gone."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.bench = Bench("a", "b", "c")
+        self.asked: list[tuple[str, str, int, int]] = []
+
+    @rule(r=st.sampled_from("abc"), h=st.sampled_from("abcd"), req=st.integers(0, 9), size=st.integers(1, 12))
+    def get(self, r: str, h: str, req: int, size: int) -> None:
+        self.note(self.bench.get(r, req, size << 20, holder=h))
+
+    @rule(n=st.integers(0, 99), take=st.booleans(), share=st.integers(0, 4))
+    def answer(self, n: int, take: bool, share: int) -> None:
+        if self.asked:
+            holder, receiver, req, size = self.asked.pop(n % len(self.asked))
+            self.note(self.bench.data(holder, receiver, req, size * share // 4))
+            if take:
+                self.note(self.bench.send(receiver, Taken(req)))
+
+    @rule(r=st.sampled_from("abc"), req=st.integers(0, 9))
+    def taken(self, r: str, req: int) -> None:
+        self.note(self.bench.send(r, Taken(req)))
+
+    @rule(s=st.sampled_from("abcd"), how=st.sampled_from(("gone", "detached", "joined")))
+    def session(self, s: str, how: str) -> None:
+        getattr(self.bench.relay, how)(s, self.bench.now)
+        self.note(self.bench.out())
+
+    @rule(seconds=st.sampled_from((0.1, 1.0, 11.0)))
+    def pause(self, seconds: float) -> None:
+        self.note(self.bench.tick(seconds))
+
+    def note(self, out: dict[str, list[object]]) -> None:
+        for holder, messages in out.items():
+            for m in messages:
+                if isinstance(m, Get):
+                    self.asked.append((holder, m.receiver, m.req, min(m.rows[0][2], CHUNK)))
+
+    def teardown(self) -> None:
+        relay = self.bench.relay
+        for s in "abcd":
+            relay.gone(s, self.bench.now)
+        self.bench.tick(ATTACH_WAIT)
+        assert not (relay.granted or relay.grants or relay.queues or relay.early or relay.debts or relay.used)
+
+
+TestRelayLife = RelayLife.TestCase
+TestRelayLife.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
