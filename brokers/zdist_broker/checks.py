@@ -46,7 +46,7 @@ def check(machine: BrokerMachine) -> None:
         if task.state == READY:
             if task.terms is None:
                 raise InvariantError(f"{task} has no terms")
-            ready[task.terms.pool] = ready.get(task.terms.pool, 0) + 1  # type: ignore[union-attr]
+            ready[task.terms.pool] = ready.get(task.terms.pool, 0) + 1
     for task in tables.tasks.values():
         _check_task(machine, task, dependents.get(task, {}))
     for worker in tables.workers.values():
@@ -96,8 +96,6 @@ def _check_task(machine: BrokerMachine, task: Task, dependents: dict[Task, None]
     elif state == READY:
         if missing != 0:
             raise InvariantError(f"{task} lacks inputs")
-        if not (any(t is task for t in _entries(task.terms.pool))):
-            raise InvariantError(f"{task} is in no queue")  # type: ignore[union-attr]
     elif state == MEMORY and task.fn is not None and not (needed):
         raise InvariantError(f"{task} is kept for nobody")
     if state <= ASSIGNED and not (task.fn is not None and needed):
@@ -130,10 +128,6 @@ def _check_task(machine: BrokerMachine, task: Task, dependents: dict[Task, None]
         raise InvariantError(f"{task}: its value is not accounted for")
     if state == FAILED and task.trouble is None:
         raise InvariantError(f"{task} has no reason")
-
-
-def _entries(pool: Pool) -> list[Task]:
-    return [*pool.tail, *(task for _, task in pool.heap)]
 
 
 def _check_worker(machine: BrokerMachine, worker: Worker) -> None:
@@ -192,6 +186,8 @@ def _check_pools(machine: BrokerMachine, ready: dict[Pool, int]) -> None:
         live = ready.get(pool, 0)
         if pool.live != live:
             raise InvariantError(f"class {pool.place}: {pool.live} tasks counted, there are {live}")
+        queued = {task for task in (*pool.tail, *(t for _, t in pool.heap)) if task.state == READY}
+        require(len(queued) == live, f"class {pool.place}: {live} tasks are ready, {len(queued)} of them queued")
         order = [task.priority for task in pool.tail]
         if order != sorted(order):
             raise InvariantError(f"class {pool.place}: its queue is out of order")

@@ -205,9 +205,8 @@ class Placement:
             return
         heap = []
         for n, pool in enumerate(dirty):
-            first = pool.head()
-            if first is not None:
-                heap.append((first.priority, n, pool))
+            if pool.live:
+                heap.append((pool.head().priority, n, pool))
         heapify(heap)
         while heap:
             _, n, pool = heap[0]
@@ -220,15 +219,14 @@ class Placement:
 
     def _drain(self, pool: Pool, limit: int) -> int | None:
         """Assign a class's tasks up to a priority; the next one's priority if that is beyond, else None."""
-        heap = pool.heap
+        heap, tail, pick, assign = pool.heap, pool.tail, pool.pick, self._assign
         while pool.live:
-            task = pool.head()
-            assert task is not None and task.fn is not None
+            task = tail[0] if not heap and tail[0].state == READY else pool.head()
             if task.priority > limit:
                 return task.priority
             worker = self._prefer(task, pool) if task.deps else None
             if worker is None:
-                worker = pool.pick(task.fn)
+                worker = pick(task.fn)  # type: ignore[arg-type]  # data is never queued
                 if worker is None:
                     if not pool.members and not pool.warned and pool is not self.default:
                         pool.warned = True
@@ -237,9 +235,9 @@ class Placement:
             if heap and heap[0][1] is task:
                 heappop(heap)
             else:
-                pool.tail.popleft()
+                tail.popleft()
             pool.live -= 1
-            self._assign(task, worker)
+            assign(task, worker)
         return None
 
     def _prefer(self, task: Task, pool: Pool) -> Worker | None:

@@ -63,8 +63,8 @@ class Pool:
             self.heap = [(p, t) for p, t in self.heap if t.state == _READY]
             heapify(self.heap)
 
-    def head(self) -> Task | None:
-        """The next task, left in the queue."""
+    def head(self) -> Task:
+        """The next task, left in the queue; there must be one (``live``)."""
         tail, heap = self.tail, self.heap
         while tail and tail[0].state != _READY:
             tail.popleft()
@@ -72,7 +72,7 @@ class Pool:
             heappop(heap)
         if heap and not (tail and tail[0].priority <= heap[0][0]):
             return heap[0][1]
-        return tail[0] if tail else None
+        return tail[0]
 
     # --- workers --------------------------------------------------------------------------------------
 

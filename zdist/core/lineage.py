@@ -137,6 +137,7 @@ class Lineage(Machine[Route]):
                         self.store.drop(entry.key, 0.0)
             if entry.gen:
                 self._release(entry, rows)
+            self._land(entry)  # it may be among those that are just being submitted
             entry.status = CANCELLED  # for the queue and whoever still looks at it
             for parent in entry.parents:
                 parent.pins -= 1

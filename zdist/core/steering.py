@@ -72,6 +72,8 @@ class Steering:
         for transfer in dict.fromkeys(transfers):
             if transfer.done or transfer.link is not None or not transfer.need():
                 continue
+            if self.parked:
+                self.shelve(transfer)
             if self.gone:
                 for holder in transfer.holders:
                     if holder in self.gone:
@@ -131,6 +133,7 @@ class Steering:
             if transfer.done or transfer.link is not None or not transfer.need():
                 continue
             if link.state == OPEN and link.holder in transfer.holders:
+                self.shelve(transfer)
                 self.requests.enqueue((transfer,), link)
             else:
                 moved.append(transfer)

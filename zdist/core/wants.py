@@ -256,6 +256,8 @@ class Wants(Lineage):
         self.gen = gen = self.gen + 1
         rows: list[Any] = []
         for entry in entries:
+            if entry.status == CANCELLED:  # while the others were collected
+                continue
             entry.gen, entry.told = gen, self.epoch
             rows.append(entry.row)
             if not entry.refs:  # only others depend on it

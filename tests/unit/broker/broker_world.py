@@ -96,7 +96,9 @@ class World:
 
     def rows(self, session: str, kind: type) -> list[Any]:
         """Rows (or keys) of all the session's messages of this type."""
-        return [row for message in self.got(session, kind) for row in getattr(message, "rows", getattr(message, "keys", ()))]
+        return [
+            row for message in self.got(session, kind) for row in getattr(message, "rows", getattr(message, "keys", ()))
+        ]
 
     # --- tasks ----------------------------------------------------------------------------------------
 

@@ -45,7 +45,13 @@ def test_workers() -> None:
     assert (info["type"], info["address"]) == ("Broker", "tcp://broker")
     assert list(info["workers"]) == ["tcp://w-0", "tcp://w-1"]
     first, second = info["workers"].values()
-    assert (first["name"], first["host"], first["nthreads"], first["status"], first["held"]) == ("W-0", "h", 2, "running", 1)
+    assert (first["name"], first["host"], first["nthreads"], first["status"], first["held"]) == (
+        "W-0",
+        "h",
+        2,
+        "running",
+        1,
+    )
     assert (second["tags"], second["resources"]) == (["gpu"], {"mem": 2.0})
     assert ask(w, "nthreads") == {"tcp://w-0": 2, "tcp://w-1": 1}
 
@@ -203,7 +209,11 @@ def test_output_goes_to_those_who_want_the_key_and_logs_to_those_who_asked() -> 
 
 @pytest.mark.parametrize(
     ("role", "info", "text"),
-    [("worker", {"address": "x"}, "node"), ("worker", {"node": "n-0", "address": 5}, "address"), ("king", {}, "'king'")],
+    [
+        ("worker", {"address": "x"}, "node"),
+        ("worker", {"node": "n-0", "address": 5}, "address"),
+        ("king", {}, "'king'"),
+    ],
 )
 def test_a_bad_hello_is_refused(role: str, info: dict[str, Any], text: str) -> None:
     w = World()

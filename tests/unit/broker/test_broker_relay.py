@@ -24,7 +24,9 @@ class Bench:
         self.relay.handle(session, message, self.now)  # type: ignore[arg-type]
         return self.out()
 
-    def get(self, session: str, req: int, size: int = CHUNK, holder: str = "w-0", key: str = "k") -> dict[str, list[object]]:
+    def get(
+        self, session: str, req: int, size: int = CHUNK, holder: str = "w-0", key: str = "k"
+    ) -> dict[str, list[object]]:
         return self.send(session, Get(req, "token", holder, session, ((key, 0, size),)))
 
     def data(self, session: str, receiver: str, req: int, size: int = CHUNK) -> dict[str, list[object]]:

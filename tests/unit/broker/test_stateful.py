@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable
 
 import hypothesis.strategies as st
-from broker_world import FN, SLOW, FakeWorker, World
 import pytest
+from broker_world import FN, SLOW, FakeWorker, World
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, precondition, rule
 
@@ -390,7 +389,7 @@ class BrokerStateful(RuleBasedStateMachine):
 
 TestBroker = BrokerStateful.TestCase
 TestBroker.settings = settings(
-    report_multiple_bugs=False, max_examples=int(os.environ.get("N", 60)), stateful_step_count=int(os.environ.get("STEPS", 60)), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=40, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
@@ -433,7 +432,7 @@ def random_life(seed: int, steps: int) -> None:
         (14, lambda: life.turn(rng.choice((0.0, 0.01, 2.0)))),
         (1, lambda: life.settle() if rng.random() < 0.2 else None),
     ]  # fmt: skip
-    for (_, action) in rng.choices(actions, weights=[weight for weight, _ in actions], k=steps):
+    for _, action in rng.choices(actions, weights=[weight for weight, _ in actions], k=steps):
         action()
     life.teardown()
 

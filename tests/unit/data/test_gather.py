@@ -30,8 +30,8 @@ def make(
     links.relay.bandwidth = relay * 1e6
     for session in unreachable:
         link = links.by_relay(session)
-        link.unreachable("no connection", 0.0)
-        link.unreachable("no connection", 100.0)
+        while not link.lost:
+            link.unreachable("no connection", link.closed_until)
     return links
 
 
@@ -118,8 +118,8 @@ def situations(draw: st.DrawFn) -> tuple[Links, list[tuple[str, int, tuple[str, 
         relay = links.by_relay(session)
         relay.bandwidth = draw(speeds)
         if draw(st.integers(0, 5)) == 0:
-            for i in range(draw(st.integers(1, 2))):
-                relay.unreachable("no connection", 100.0 * i)
+            for _ in range(draw(st.sampled_from((1, 20)))):
+                relay.unreachable("no connection", relay.closed_until)
         relay.lag = draw(st.sampled_from((0.0, 0.01, 1.0)))
         if session in links.peers:
             peer = links.peers[session]
