@@ -167,10 +167,14 @@ class Data:
                 placing.targets.pop(peer, None)
             gone = [h for h in task.holders if h.session in sessions] if task.state == MEMORY else []
             for holder in gone:
-                tables.remove_holder(task, holder, tell=True)
+                tables.remove_holder(task, holder, tell=False)
             if gone and not task.holders and task.value is None:
                 names = ", ".join(h.name for h in gone)
                 self.lifecycle.lost([task], f"it could not be had from {names} any more")
+            for holder in gone:
+                if task.state == MEMORY and isinstance(holder, Client) and key in holder.wants:
+                    tables.finished(holder, task)  # it is elsewhere now
+                tables.post(holder, Drop, key)
             if fetching:
                 if key in tables.placing and placing is not None:
                     self.advance(placing)

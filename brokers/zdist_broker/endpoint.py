@@ -79,6 +79,7 @@ class BrokerEndpoint:
             "window_bytes": limits.WINDOW_BYTES,
         }
         self.peers: dict[str, Peer] = {}
+        relay.alive = self.peers.__contains__
         self.control: dict[bytes, Peer] = {}
         self.bulk: dict[bytes, Peer] = {}
         self.due: dict[str, Peer] = {}  # peers that wait for an acknowledgement

@@ -8,7 +8,7 @@ not take what it got loses its place in the budget after ``GRANT_TIMEOUT``, but 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from zdist.core.machine import Machine, require
 from zdist.errors import ProtocolError
@@ -34,10 +34,14 @@ class Grant:
 
 
 class Relay(Machine[str]):
-    """The broker's bulk side; destinations are session ids of peers with a bulk connection."""
+    """The broker's bulk side; destinations are session ids of peers with a bulk connection.
 
-    def __init__(self) -> None:
+    ``alive`` tells whether a session exists, connected or not: one that is over holds nothing any more.
+    """
+
+    def __init__(self, alive: Callable[[str], bool] = lambda session: True) -> None:
         super().__init__()
+        self.alive = alive
         self.connected: dict[str, None] = {}
         self.grants: OrderedDict[tuple[str, int], Grant] = OrderedDict()  # least recent progress first
         self.granted = 0  # bytes of all grants
@@ -125,6 +129,8 @@ class Relay(Machine[str]):
             get = get._replace(receiver=session)
         if get.holder in self.connected:
             self._queue(get)
+        elif not self.alive(get.holder):
+            self._refuse(session, get.req, [row[0] for row in get.rows], "unknown", "its holder is gone")
         else:
             self._defer(get, now)
 

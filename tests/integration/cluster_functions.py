@@ -232,8 +232,15 @@ def raise_own(code: int) -> None:
     raise OwnError(code, "with a code")
 
 
-def raise_unpicklable() -> None:
+def raise_with_a_lock() -> None:
     raise LockError
+
+
+def raise_unpicklable() -> None:
+    class Hopeless(Exception):
+        lock = threading.Lock()
+
+    raise Hopeless("of a class that cannot be pickled")
 
 
 def return_unpicklable() -> Any:

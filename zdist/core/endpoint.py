@@ -143,6 +143,8 @@ class PeerEndpoint:
             return  # answer to a hello that was sent twice
         if welcome.fresh and self.up and welcome.epoch == self.epoch and self.session.received == 0:
             return  # likewise, before anything was said
+        if welcome.epoch != self.epoch:  # also when an earlier, fresh welcome of this broker was lost on its way
+            welcome = welcome._replace(fresh=True)
         self.up = True
         self.epoch = welcome.epoch
         self.pause = limits.HELLO_RETRY

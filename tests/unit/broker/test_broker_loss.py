@@ -413,6 +413,19 @@ def test_data_that_its_client_does_not_have_is_lost() -> None:
     assert w.states() == {}
 
 
+def test_a_client_that_lost_its_own_copy_is_told_where_others_are() -> None:
+    w = World(workers=2)
+    hold(w, "a")
+    w.submit("x", "y", deps=("a",))
+    w.turn()
+    w.send("w-0", Held((("a", 0, 1000, "array"),)))
+    w.send("w-1", Missing((("a", ("c-0",)),)))
+    assert w.rows("w-1", Locate) == [("a", 1000, ("w-0",), None)]
+    messages = [m for m in w.all("c-0") if isinstance(m, Finished | Drop)]
+    assert [type(m) for m in messages] == [Finished, Drop]
+    assert messages[0].rows[0][4] == ("w-0",)  # type: ignore[union-attr]
+
+
 def test_scattered_data_lost_with_its_worker_cancels_with_the_reason() -> None:
     w = World(workers=2)
     hold(w, "a")
