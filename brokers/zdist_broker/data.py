@@ -180,7 +180,7 @@ class Data:
                     self.advance(placing)
                 if placing is None or peer not in placing.targets:
                     tables.post(peer, Drop, key)
-            elif isinstance(peer, Worker):
+            if isinstance(peer, Worker):  # one that was asked for a copy may need it for a task as well
                 if self._concerns(peer, task):
                     row = self.placement.located(task, peer) if task.state == MEMORY else (key, task.nbytes, (), None)
                     tables.post(peer, Locate, row)

@@ -164,11 +164,11 @@ class Admin(Base):
             return None
         answers = await self._answer(reply, None, f"run of {blob.name}")
         results: dict[str, Any] = {}
-        for address, (ok, data) in answers.items():
+        for address, (ok, data, *about) in answers.items():
             if ok:
                 results[address] = serialize.loads(_bytes(data), what=f"what {blob.name} returned", owner=self)
                 continue
-            error = _run_error(blob.name, address, data)
+            error = _run_error(blob.name, address, data, "".join(about))
             if on_error == "raise":
                 raise error
             if on_error == "return":
@@ -220,11 +220,9 @@ def _bytes(data: Any) -> Any:
     return data.data if isinstance(data, Buffer) else data
 
 
-def _run_error(name: str, address: str, data: Any) -> BaseException:
+def _run_error(name: str, address: str, data: Any, about: str) -> BaseException:
     if data is None:
-        return ZdistError(f"worker {address} has died while it ran {name}")
-    if isinstance(data, str):
-        return ZdistError(f"{name} on worker {address}: {data}")
+        return ZdistError(f"worker {address} did not answer to the run of {name}: {about or 'it has died'}")
     return serialize.loads_error(_bytes(data), f"{name} failed on worker {address}")
 
 

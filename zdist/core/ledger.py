@@ -253,9 +253,10 @@ class Ledger(Wants):
     def _finished(self, message: m.Finished, now: float) -> None:
         entries = self.entries
         resolved = self.resolved
+        fences = self.fences
         for row in message.rows:
             entry = entries.get(row[0])
-            if entry is None or not entry.gen:
+            if entry is None or not entry.gen or (fences and row[0] in fences):
                 continue
             if entry.status == PENDING:
                 entry.outcome = row
@@ -283,6 +284,11 @@ class Ledger(Wants):
             elif self.fetcher.wants(entry.key):
                 self.fetcher.relocate(entry.key, row[4], row[2], now, row[1])
 
+    def _current(self, key: Key) -> Entry | None:
+        """The entry that news of a key is about; None if it is about a want that is over."""
+        entry = self.entries.get(key)
+        return None if entry is None or not entry.gen or key in self.fences else entry
+
     def _failed(self, message: m.Failed, now: float) -> None:
         for key, payload, origin, text in message.rows:
             self._fail(key, ("failed", payload, origin, text))
@@ -292,8 +298,8 @@ class Ledger(Wants):
             self._fail(key, ("killed", None, key, text))
 
     def _fail(self, key: Key, outcome: tuple[str, Any, Key, str], *, known: bool = True) -> None:
-        entry = self.entries.get(key)
-        if entry is not None and entry.gen and entry.status in (PENDING, FINISHED):
+        entry = self._current(key)
+        if entry is not None and entry.status in (PENDING, FINISHED):
             self._end(entry, ERROR, outcome, known=known)
 
     def _rejected(self, message: m.Rejected, now: float) -> None:
@@ -302,8 +308,8 @@ class Ledger(Wants):
 
     def _cancelled(self, message: m.Cancelled, now: float) -> None:
         for key, reason in message.rows:
-            entry = self.entries.get(key)
-            if entry is None or not entry.gen:
+            entry = self._current(key)
+            if entry is None:
                 continue
             if reason == UNKNOWN and entry.work is None and entry.status == PENDING and self._once_more(key, now):
                 entry.gen = 0
@@ -319,8 +325,8 @@ class Ledger(Wants):
     def _lost(self, message: m.Lost, now: float) -> None:
         """Computed again: values that are here stay, everything else is pending."""
         for key in message.keys:
-            entry = self.entries.get(key)
-            if entry is None or not entry.gen:
+            entry = self._current(key)
+            if entry is None:
                 continue
             if entry.status == ERROR or (entry.status == FINISHED and entry.outcome[3] is None):
                 entry.status, entry.outcome = PENDING, None
@@ -342,10 +348,13 @@ class Ledger(Wants):
 
     def _drop(self, message: m.Drop, now: float) -> None:
         for key in message.keys:
-            self.store.drop(key, now)
             entry = self.entries.get(key)
-            if entry is not None and not entry.refs and entry.gen:
-                self.spent.append(entry)  # workers hold it now, so it goes like any other result
+            if entry is not None and entry.gen:
+                if entry.status == PENDING or self.session in entry.outcome[4]:
+                    continue  # it was said of an earlier hold of the same key
+                if not entry.refs:
+                    self.spent.append(entry)  # workers hold it now, so it goes like any other result
+            self.store.drop(key, now)
 
     def _which_function(self, message: m.WhichFunction, now: float) -> None:
         work = self.works.get(message.fn)

@@ -113,6 +113,8 @@ class Wants(Lineage):
             return None
         if entry.row is not None and (entry.work is not None or entry.row[1] != token.encode()):
             raise KeyConflict(f"key {key!r} is alive for other data or a task; choose another or release its futures")
+        if not entry.refs and not entry.gen and self.store.get(key) is None:
+            return None  # alive only as what others were made of: nobody has its bytes any more
         entry.refs += 1
         return entry
 
@@ -132,14 +134,19 @@ class Wants(Lineage):
         made, new = [], []
         for key, blob, kind in blobs:
             entry = self.entries.get(key)
+            fresh = entry is None
             if entry is None:
                 entry = self.entries[key] = Entry(key, None, (key, token.encode(), tuple(refs)))
-                if self._pin(entry):
-                    self.store.put_blob(key, 0, blob, kind)
-                    new.append((key, blob.nbytes, kind))
-                    if finished:
-                        entry.status = FINISHED
-                        entry.outcome = (key, 0, blob.nbytes, None, (self.session,), kind)
+                fresh = self._pin(entry)
+            elif entry.work is None and not entry.refs and not entry.gen and self.store.get(key) is None:
+                fresh = True
+            if fresh:
+                self.store.put_blob(key, 0, blob, kind)
+                new.append((key, blob.nbytes, kind))
+                entry.status, entry.outcome = PENDING, None
+                if finished:
+                    entry.status = FINISHED
+                    entry.outcome = (key, 0, blob.nbytes, None, (self.session,), kind)
             entry.refs += 1
             made.append(entry)
         if new and self.epoch:

@@ -72,11 +72,18 @@ class ModelBroker:
 
     def settle(self) -> None:
         """Until nothing is under way and nothing more can be computed."""
+        now = 1.0
         self.flush()
         while True:
             while self.up or self.down:
                 self.read()
                 self.news()
+            if self.ledger.again:  # the time to ask again for unknown keys has come
+                now += 10.0
+                self.ledger.tick(now)
+                self.flush()
+                if self.up:
+                    continue
             ready = [key for key, task in self.tasks.items() if self.can_run(task)]
             if not ready:
                 return
@@ -116,7 +123,10 @@ class ModelBroker:
     def want(self, message: m.Want) -> None:
         for key in message.keys:
             task = self.tasks.get(key)
-            if task is None:
+            if key in self.held:
+                self.held[key] = message.gen
+                self.down.append(m.Finished(((key, 0, 1, None, (WORKER,), "bytes"),)))
+            elif task is None:
                 self.down.append(m.Cancelled(((key, UNKNOWN),)))
             else:
                 task.gen = message.gen
@@ -125,6 +135,13 @@ class ModelBroker:
     def hold(self, message: m.Hold) -> None:
         for key, _, _ in message.rows:
             self.held[key] = message.gen
+
+    def place(self, message: m.Place) -> None:
+        """Done at once: workers have it, and the client does not hold it any more."""
+        for key in message.keys:
+            if key in self.held and self.held[key]:
+                self.down.append(m.Finished(((key, 0, 1, None, (WORKER,), "bytes"),)))
+                self.down.append(m.Drop((key,)))
 
     def release(self, message: m.Release) -> None:
         for key, gen in message.rows:

@@ -69,6 +69,19 @@ class LedgerMachine(RuleBasedStateMachine):
         (entry,) = self.ledger.hold([(f"data-{self.counter}", Pieces([b"bytes"]), "bytes")], finished=True)
         return entry
 
+    @rule(target=futures, key=st.sampled_from("xy"))
+    def scatter(self, key: str) -> Any:
+        """The same data, again and again."""
+        try:
+            known = self.ledger.data(key, key)
+        except KeyConflict:
+            return multiple()
+        if known is not None:
+            return known
+        (entry,) = self.ledger.hold([(key, Pieces([key.encode()]), "bytes")], finished=False, token=key)
+        self.ledger.place([entry], (), 1)
+        return entry
+
     @rule(target=futures, entry=futures)
     def copy(self, entry: Entry) -> Any:
         if self.ledger.entries.get(entry.key) is not entry:
