@@ -70,7 +70,7 @@ class BrokerEndpoint:
         self.relay = relay
         self.epoch = epoch
         self.token = token
-        self.leases = {"client": lease_client, "node": lease_node}
+        self.leases = {"client": lease_client, "node": lease_node, "worker": lease_node}
         self.info: dict[str, Any] = {
             "cluster": cluster,
             "bulk": bulk,
@@ -242,13 +242,14 @@ class BrokerEndpoint:
             self._part(peer, reason, now)
 
     def _sweep(self, now: float) -> None:
+        """Give up who has been silent for longer than its lease; a worker only while its node is not here to speak."""
         for peer in list(self.peers.values()):
-            lease = self.leases.get(peer.role)
-            if lease is not None and now - peer.heard > lease:
+            if peer.node in self.peers:
+                continue
+            lease = self.leases[peer.role]
+            if now - peer.heard > lease:
                 self.commands.append(Log("warning", f"{peer.role}.lease_over", {"session": peer.session.id}))
                 self._part(peer, f"silent for more than {lease:g} s", now)
-        for session in [peer.session.id for peer in self.peers.values() if peer.node and peer.node not in self.peers]:
-            self.expel(session, "its node is gone", now)
 
     # --- outgoing ----------------------------------------------------------------------------------
 
