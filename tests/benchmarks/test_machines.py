@@ -96,7 +96,7 @@ def test_lifecycle(benchmark: Any, quiet_gc: None, workers: int) -> None:
 
 
 def test_rate_hardly_depends_on_the_queue(quiet_gc: None) -> None:
-    """Ten times the tasks at a rate that differs by little; generous, for the machine may be busy."""
+    """Ten times the tasks: anything linear per task would make the rate a tenth; caches and neighbours may halve it."""
     small = max(lifecycles(10_000, 2) for _ in range(3))
     large = max(lifecycles(100_000, 2) for _ in range(2))
-    assert large > 0.5 * small, f"{small:,.0f}/s with 10,000 tasks, {large:,.0f}/s with 100,000"
+    assert large > 0.25 * small, f"{small:,.0f}/s with 10,000 tasks, {large:,.0f}/s with 100,000"

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import cluster_functions as functions
 import pytest
+from cluster_checks import WITHIN
 
 from zdist import CancelledError, Client, LocalCluster, as_completed, wait
 
@@ -15,7 +16,8 @@ from zdist import CancelledError, Client, LocalCluster, as_completed, wait
 async def aclient(cluster: LocalCluster) -> AsyncIterator[Client]:
     async with Client(cluster, asynchronous=True, set_as_default=False) as client:
         yield client
-        assert await client.submit(functions.add, 1, 1, pure=False) == 2
+        async with asyncio.timeout(WITHIN):
+            assert await client.submit(functions.add, 1, 1, pure=False) == 2
 
 
 async def test_await_for_everything(aclient: Client) -> None:

@@ -255,28 +255,31 @@ class Gathering(Base):
     # --- one future ----------------------------------------------------------------------------------
 
     def _result(self, future: Future, timeout: float | str | None = None) -> Any:
-        return self._sync(self._one(future._entry, seconds(timeout)))
+        return self._sync(self._one(future, seconds(timeout)))
 
     def _result_async(self, future: Future) -> Any:
-        return self._later(self._one(future._entry, None))
+        return self._later(self._one(future, None))
 
-    async def _one(self, entry: Entry, timeout: float | None) -> Any:
+    async def _one(self, future: Future, timeout: float | None) -> Any:
+        entry = future._entry  # the future itself is kept too: nobody else may hold it
         values, failed = await self._collect([entry], True, None, timeout)
         if failed:
             raise failed[entry.key]
         return values[entry.key]
 
     def _exception(self, future: Future, timeout: float | str | None = None) -> Any:
-        return self._sync(self._error(future._entry, seconds(timeout)))
+        return self._sync(self._error(future, seconds(timeout)))
 
     def _traceback(self, future: Future, timeout: float | str | None = None) -> Any:
-        return self._sync(self._trace(future._entry, seconds(timeout)))
+        return self._sync(self._trace(future, seconds(timeout)))
 
-    async def _error(self, entry: Entry, timeout: float | None) -> BaseException | None:
+    async def _error(self, future: Future, timeout: float | None) -> BaseException | None:
+        entry = future._entry
         await self._settled([entry], timeout)
         return None if entry.status == FINISHED else failure_of(entry)
 
-    async def _trace(self, entry: Entry, timeout: float | None) -> TracebackType | None:
+    async def _trace(self, future: Future, timeout: float | None) -> TracebackType | None:
+        entry = future._entry
         await self._settled([entry], timeout)
         return failure_of(entry).__traceback__ if entry.status == ERROR else None
 

@@ -371,3 +371,17 @@ def test_a_long_chain_needs_no_recursion() -> None:
     check()
     w.release("k4999", gens["k4999"])
     assert w.states() == {}
+
+
+def test_functions_without_tasks_are_bounded_and_those_in_use_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zdist_broker.intake.FUNCTION_CACHE_BYTES", 100_000)
+    w = World(workers=1)
+    w.submit("x")
+    digests = [bytes([n]) * 32 for n in range(1, 31)]
+    for digest in digests:
+        w.send("c-0", Define(digest, "closure", bytes(10_000)))
+    functions = w.broker.tables.functions
+    assert FN in functions and digests[-1] in functions and digests[0] not in functions
+    assert sum(len(fn.blob) for fn in functions.values()) <= 110_000  # type: ignore[arg-type]
+    w.send("c-0", Submit(digests[0], False, 99, (), (("y", b"", ()),)))  # asked for again
+    assert w.got("c-0", WhichFunction) == [WhichFunction(digests[0])]
