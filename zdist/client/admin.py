@@ -156,9 +156,7 @@ class Admin(Base):
         packed, _ = serialize.dumps_args(args, kwargs, None, what=f"arguments of {blob.name}")
         payload = serialize.dumps((blob.digest, blob.data, packed), what="call").tobytes()
         with self._lock:
-            reply = self._ledger.call(
-                workers or None, payload if len(payload) < OWN_FRAME else Buffer(payload)
-            )
+            reply = self._ledger.call(workers or None, payload if len(payload) < OWN_FRAME else Buffer(payload))
         driver.wake()
         if not wait:
             return None
@@ -231,4 +229,3 @@ def _recent_logs(n: int | None, dask_worker: Any = None) -> Any:
     from importlib import import_module
 
     return import_module("zdist.worker.logs").recent(n, dask_worker=dask_worker)
-

@@ -123,16 +123,20 @@ class Base:
             return True
         driver = self._usable()
         if self.asynchronous and self.loop is not None and _running_loop() is self.loop:
-            raise RuntimeError(
-                "this call would block the event loop that the asynchronous client runs on; use `await` with it"
-            )
+            raise self._would_block()
         with context.away():
             return driver.drive(until, timeout)
+
+    def _would_block(self) -> RuntimeError:
+        return RuntimeError("this call would block the event loop that the asynchronous client runs on; await it instead")
 
     def _sync(self, work: Coroutine[Wait, bool, T], asynchronous: bool | None = None) -> T | Awaitable[T]:
         """Run a waiting coroutine here, or hand out an awaitable of it."""
         if self.asynchronous if asynchronous is None else asynchronous:
             return self._later(work)
+        if self.asynchronous and self.loop is not None and _running_loop() is self.loop:
+            work.close()
+            raise self._would_block()
         return self._now(work)
 
     def _now(self, work: Coroutine[Wait, bool, T]) -> T:

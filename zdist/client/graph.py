@@ -106,4 +106,3 @@ def evaluate(expr: Any) -> Any:
     if isinstance(expr, list):
         return [evaluate(arg) for arg in expr]
     return expr
-

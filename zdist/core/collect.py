@@ -192,5 +192,3 @@ class Collections:
                 if entry.waiters is not None and collection in entry.waiters:
                     entry.waiters.remove(collection)
         collection.notify = None
-
-

@@ -187,6 +187,12 @@ class Lineage(Machine[Route]):
         if rows:
             self.send(CONTROL, m.Release(tuple(rows)))
 
+    def _missing(self, entry: Entry, holders: tuple[str, ...]) -> None:
+        """It cannot be had from where it was said to be: it is pending until the broker knows better."""
+        entry.status, entry.outcome = PENDING, None
+        if entry.gen:
+            self.send(CONTROL, m.Missing(((entry.key, holders),)))
+
     def _fence(self, keys: tuple[Key, ...]) -> None:
         """What the broker says of these keys until it answers is about wants that are over."""
         self.req += 1

@@ -271,12 +271,6 @@ class Wants(Lineage):
                 self.spent.append(entry)
         self.send(CONTROL, m.Submit(work.fn, work.named, gen, work.options, tuple(rows)))
 
-    def _missing(self, entry: Entry, holders: tuple[str, ...]) -> None:
-        """None of these holders has the value any more: it is pending until the broker knows better."""
-        entry.status, entry.outcome = PENDING, None
-        if entry.gen:
-            self.send(CONTROL, m.Missing(((entry.key, holders),)))
-
 
 class _Dropper:
     """Waiter that gives up a reference when its entry is settled."""

@@ -139,7 +139,7 @@ class ModelBroker:
     def place(self, message: m.Place) -> None:
         """Done at once: workers have it, and the client does not hold it any more."""
         for key in message.keys:
-            if key in self.held and self.held[key]:
+            if self.held.get(key):
                 self.down.append(m.Finished(((key, 0, 1, None, (WORKER,), "bytes"),)))
                 self.down.append(m.Drop((key,)))
 
