@@ -96,8 +96,7 @@ class Submitting(Base):
             priority: larger goes first; default 0.
             pure: True (default) names the result by function and arguments, so that the same call, by whichever client,
                 is computed once. False gives each call a name of its own.
-            tags: tags that the worker must have.
-            fifo_timeout: accepted and not used.
+            tags: tags that the worker must have. ``fifo_timeout`` is accepted and not used.
 
         Raises:
             SerializationError: the function or an argument cannot be pickled; the text names it.

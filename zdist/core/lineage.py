@@ -98,12 +98,23 @@ class Lineage(Machine[Route]):
     def _drain(self) -> None:
         """Futures are gone: release what no other future holds."""
         dropped = self.dropped
+        entries = self.entries
         rows: list[tuple[Key, int]] = []
         for _ in range(len(dropped)):
             entry = dropped.popleft()
             entry.refs -= 1
-            if not entry.refs:
+            if entry.refs:
+                continue
+            if entry.pins or entry.parents or entry.load or entry.work is None:
                 self._unwanted(entry, rows)
+            else:  # the same, for the most common case
+                key = entry.key
+                if entry.gen:
+                    rows.append((key, entry.gen))
+                    entry.gen = 0
+                if entries.get(key) is entry:
+                    del entries[key]
+                entry.status = CANCELLED
         if rows:
             self.send(CONTROL, m.Release(tuple(rows)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from zdist import limits
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Row, Work
@@ -16,6 +16,8 @@ from zdist.protocol import messages as m
 from zdist.protocol.messages import Key
 
 __all__ = ["Wants"]
+
+_OVER: Final = (CANCELLED, ERROR)
 
 
 class Wants(Lineage):
@@ -217,25 +219,33 @@ class Wants(Lineage):
 
     def _pump(self) -> None:
         """Submit what the window allows, at most one message's worth of records a turn."""
+        if not self.epoch:
+            return
         queue = self.queue
+        fences = self.fences
         entries: list[Entry] = []
         work: Work | None = None
-        limit = limits.PACKET_RECORDS
-        start = self.flying_bytes
-        while limit and self.flying_bytes - start < limits.CHUNK and self._may_submit():
-            entry = queue.popleft()
-            if entry.gen or entry.load or entry.status in (CANCELLED, ERROR) or self._orphaned(entry):
+        tasks = size = 0  # of this turn
+        least = 0 if self.flying else 1  # one goes in any case
+        most = max(least, min(limits.PACKET_RECORDS, self.window[0] - self.flying))
+        room = max(least, min(limits.CHUNK, self.window[1] - self.flying_bytes))
+        while queue and tasks < most and size < room:
+            entry = queue[0]
+            if fences and entry.key in fences:
+                break
+            queue.popleft()
+            if entry.gen or entry.status in _OVER or (entry.parents and self._orphaned(entry)):
                 continue
             if entry.work is not work:
                 self._submit(work, entries)
                 entries, work = [], entry.work
             entries.append(entry)
-            limit -= 1
             if entry.status == PENDING:
-                assert entry.row is not None
-                entry.load = size = 1 + m.payload_size(entry.row[1])
-                self.flying += 1
-                self.flying_bytes += size
+                entry.load = load = 1 + m.payload_size(entry.row[1])  # type: ignore[index]
+                tasks += 1
+                size += load
+        self.flying += tasks
+        self.flying_bytes += size
         self._submit(work, entries)
 
     def _orphaned(self, entry: Entry) -> bool:
