@@ -276,7 +276,7 @@ def test_cancel_takes_only_ones_own_want(client: Client, second: Client, gate: f
 def test_cancel_by_force_takes_all(client: Client, second: Client, gate: functions.Gate) -> None:
     mine, theirs = client.submit(functions.wait_at, gate, "f"), second.submit(functions.wait_at, gate, "f")
     eventually(lambda: gate.arrived() >= 1, "the task runs")
-    second.nthreads()  # an answer from the broker: it knows by now that both want the task
+    client.nthreads(), second.nthreads()  # by these answers the broker knows that both want the task
     client.cancel(mine, force=True)
     with pytest.raises(CancelledError):
         theirs.result(timeout=20)

@@ -95,16 +95,16 @@ class Base:
     def _usable(self) -> Driver:
         """The driver, or an error that says why there is none."""
         driver = self._driver
-        if driver is None or self.status not in ("running", "connecting"):
+        if driver is None or self._ledger.over is not None:
             raise self._unusable()
-        if self._pid != os.getpid():
-            raise ClusterClosed(
-                f"client {self.name} was made before this process was forked and its sockets belong to process "
-                f"{self._pid}; make a new Client here"
-            )
         return driver
 
     def _unusable(self) -> Exception:
+        if self.status == "forked":
+            return ClusterClosed(
+                f"client {self.name} was made before this process was forked and its sockets belong to process "
+                f"{self._pid}; make a new Client here"
+            )
         if self._ledger.over is not None:
             return ClusterClosed(f"client {self.name} of {self.address}: {self._ledger.over[1]}")
         if self.status == "new":
@@ -128,7 +128,7 @@ class Base:
             return driver.drive(until, timeout)
 
     def _would_block(self) -> RuntimeError:
-        return RuntimeError("this call would block the event loop that the asynchronous client runs on; await it instead")
+        return RuntimeError("this call would block the event loop that the asynchronous client runs on: await it")
 
     def _sync(self, work: Coroutine[Wait, bool, T], asynchronous: bool | None = None) -> T | Awaitable[T]:
         """Run a waiting coroutine here, or hand out an awaitable of it."""
@@ -171,7 +171,7 @@ class Base:
             with self._lock:
                 if signal.ready():
                     return True
-                self._usable()
+                self._usable().wake()
                 signal.notify = partial(self._awaken, loop, done)
             left = None if step.deadline is None else step.deadline - time.monotonic()
             if left is not None and left <= 0:
@@ -202,6 +202,14 @@ class Base:
             if not done.done():
                 done.set_result(True)
 
+    def _unwait(self, signal: Signal, entries: Iterable[Entry]) -> None:
+        """The caller has given up: leave no trace of it."""
+        if signal.left > 0:
+            with self._lock:
+                for entry in entries:
+                    if entry.waiters is not None and signal in entry.waiters:
+                        entry.waiters.remove(signal)
+
     def _await_entries(self, entries: Iterable[Entry]) -> Signal:
         """A signal that is ready when all of these are settled. Call with the lock held."""
         signal = Signal(0)
@@ -219,10 +227,9 @@ class Base:
         return self._sync(self._asking(what, args, timeout), asynchronous)
 
     async def _asking(self, what: str, args: Any, timeout: float | None) -> Any:
-        driver = self._usable()
+        self._usable()
         with self._lock:
             reply = self._ledger.ask(what, args)
-        driver.wake()
         return await self._answer(reply, timeout, what)
 
     async def _answer(self, reply: Reply, timeout: float | None, what: str) -> Any:

@@ -82,6 +82,7 @@ class Client(Submitting, Gathering, Scattering, Admin):
         self.status = "new"
         self.timeout = limits.HANDSHAKE_TIMEOUT if timeout is None else seconds(timeout) or 0.0
         self._owns_cluster = False
+        self._orphan: Driver | None = None  # the parent's, in a forked child
         self._as_default = set_as_default
         self._token = token
         self._token_file = token_file
@@ -269,9 +270,6 @@ class Client(Submitting, Gathering, Scattering, Admin):
         if driver is None:
             return
         self.status = "closing"
-        if self._pid != os.getpid():
-            self.status = "closed"
-            return
         if not self.asynchronous:
             for pump in list(self._pumps):
                 pump.stop()
@@ -376,6 +374,17 @@ def _refusal(address: str, code: str, text: str) -> Exception:
     if code == "version":
         return VersionMismatch(f"the broker at {address} refused this client: {text}")
     return ZdistError(f"the broker at {address} refused this client: {text} ({code})")
+
+
+def _after_fork() -> None:
+    for client in list(_open):
+        client._orphan = client._driver  # kept: what its end would do is the parent's business
+        client._driver = None
+        client.status = "forked"
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _at_exit() -> None:

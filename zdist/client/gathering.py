@@ -6,7 +6,7 @@ import asyncio
 import queue
 import time
 import warnings
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final
 
@@ -24,6 +24,8 @@ from zdist.errors import PeerUnreachable, SerializationError
 __all__ = ["Gathering"]
 
 ERRORS: Final = ("raise", "skip", "return")
+_INLINE: Final = "came with the completion"
+_STREAMS: Final = (Iterator, AsyncIterator, queue.Queue, asyncio.Queue)
 
 
 class Gathering(Base):
@@ -59,8 +61,10 @@ class Gathering(Base):
         """
         if errors not in ERRORS:
             raise ValueError(f"errors={errors!r}: gather knows 'raise', 'skip' and 'return'")
+        if type(futures) is Future and futures.client is self:
+            return self._sync(self._one(futures, seconds(timeout), errors, direct), asynchronous)
         later = self.asynchronous if asynchronous is None else asynchronous
-        if isinstance(futures, Iterator | AsyncIterator | queue.Queue | asyncio.Queue):
+        if isinstance(futures, _STREAMS):
             return self._stream(futures, errors, direct, later)
         return self._sync(self._gather(futures, errors, direct, seconds(timeout)), later)
 
@@ -130,7 +134,6 @@ class Gathering(Base):
                 for key, pieces in here.items():
                     fetched[key] = self._load(key, pieces)
             collection = ledger.collect(wanted, self.direct if direct is None else direct, driver.now())
-        driver.wake()
         try:
             await self._fetch(collection, wanted, fetched, eager, deadline)
         finally:
@@ -201,7 +204,7 @@ class Gathering(Base):
             else:
                 failed[key] = failure_of(entry)
         if inline:
-            self._local.append(Carried("inline", "", inline, nbytes, 0.0, "came with the completion"))
+            self._local.append(Carried("inline", "", inline, nbytes, 0.0, _INLINE))
         return values, failed
 
     def _load(self, key: str, pieces: list[Any]) -> Any:
@@ -260,12 +263,30 @@ class Gathering(Base):
     def _result_async(self, future: Future) -> Any:
         return self._later(self._one(future, None))
 
-    async def _one(self, future: Future, timeout: float | None) -> Any:
+    async def _one(
+        self, future: Future, timeout: float | None, errors: str = "raise", direct: bool | None = None
+    ) -> Any:
+        """The value of one future: what gather does, without what only many need."""
         entry = future._entry  # the future itself is kept too: nobody else may hold it
-        values, failed = await self._collect([entry], True, None, timeout)
-        if failed:
-            raise failed[entry.key]
-        return values[entry.key]
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if entry.status == PENDING:
+            await self._settled((entry,), deadline)
+        outcome = entry.outcome
+        if entry.status == FINISHED and outcome is not None and outcome[3] is not None:
+            self._local.append(Carried("inline", "", 1, outcome[2], 0.0, _INLINE))
+            try:
+                return serialize.loads(outcome[3], owner=self)
+            except SerializationError as exc:
+                error: BaseException = exc
+        else:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            values, failed = await self._collect([entry], True, direct, left)
+            if not failed:
+                return values[entry.key]
+            error = failed[entry.key]
+        if errors == "raise":
+            raise error
+        return error if errors == "return" else None
 
     def _exception(self, future: Future, timeout: float | str | None = None) -> Any:
         return self._sync(self._error(future, seconds(timeout)))
@@ -275,25 +296,27 @@ class Gathering(Base):
 
     async def _error(self, future: Future, timeout: float | None) -> BaseException | None:
         entry = future._entry
-        await self._settled([entry], timeout)
+        await self._settled((entry,), None if timeout is None else time.monotonic() + timeout)
         return None if entry.status == FINISHED else failure_of(entry)
 
     async def _trace(self, future: Future, timeout: float | None) -> TracebackType | None:
         entry = future._entry
-        await self._settled([entry], timeout)
+        await self._settled((entry,), None if timeout is None else time.monotonic() + timeout)
         return failure_of(entry).__traceback__ if entry.status == ERROR else None
 
-    async def _settled(self, entries: list[Entry], timeout: float | None) -> None:
+    async def _settled(self, entries: Sequence[Entry], deadline: float | None) -> None:
         """Wait until all of these are done. Raises TimeoutError."""
-        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             with self._lock:
                 signal = self._await_entries(entries)
             if not signal.left:
                 return
-            ready = await Wait(signal, deadline)
-            if not ready:
-                raise TimeoutError(f"{signal.left} of {len(entries)} futures are not done in the time given")
+            try:
+                self._usable()
+                if not await Wait(signal, deadline):
+                    raise TimeoutError(f"{signal.left} of {len(entries)} futures are not done in the time given")
+            finally:
+                self._unwait(signal, entries)
 
 
 def _is_here(entry: Entry) -> bool:

@@ -22,14 +22,19 @@ class Held:
 
     __slots__ = ("client", "content", "entries", "known")
 
+    entries: list[Entry] | None  # with a reference each, until the rows that need them pin them
+    known: dict[int, list[Any]]  # identity: object, key, times seen
+
     def __init__(self, client: Submitting, content: bool) -> None:
         self.client = client
         self.content = content  # name them by content, so that an explicit key given twice has equal rows
-        self.known: dict[int, list[Any]] = {}  # identity: object, key, times seen
-        self.entries: list[Entry] = []  # with a reference each, until the rows that need them pin them
+        self.entries = None  # most calls have none
 
     def find(self, obj: Any) -> str:
         """The key for an object; what serialize asks for while it pickles arguments."""
+        if self.entries is None:
+            self.entries = []
+            self.known = {}
         known = self.known.get(id(obj))
         if known is not None:
             known[2] += 1
@@ -51,6 +56,7 @@ class Held:
 
     def forget_single(self) -> None:
         """Between two chunks of one call: objects seen once are probably not coming again; let go of them."""
+        assert self.entries is not None
         self.known = {name: known for name, known in self.known.items() if known[2] > 1}
         kept = {known[1] for known in self.known.values()}
         self.client._dropped.extend([entry for entry in self.entries if entry.key not in kept])
@@ -58,8 +64,9 @@ class Held:
 
     def release(self) -> None:
         """The rows are in the ledger and pin what they need."""
-        self.client._dropped.extend(self.entries)
-        self.entries.clear()
+        if self.entries is not None:
+            self.client._dropped.extend(self.entries)
+            self.entries = None
 
 
 class Submitting(Base):
@@ -133,7 +140,7 @@ class Submitting(Base):
             del kept  # pinned
         finally:
             origins.client = origins.foreign = None
-            if held.entries:
+            if held.entries is not None:
                 held.release()
         driver.wake()
         return future_of(entry, self)  # type: ignore[arg-type]

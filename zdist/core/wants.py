@@ -223,7 +223,7 @@ class Wants(Lineage):
             return
         queue = self.queue
         fences = self.fences
-        entries: list[Entry] = []
+        groups: list[tuple[Work, list[Entry]]] = []  # runs of entries that share a message
         work: Work | None = None
         tasks = size = 0  # of this turn
         least = 0 if self.flying else 1  # one goes in any case
@@ -234,19 +234,21 @@ class Wants(Lineage):
             if fences and entry.key in fences:
                 break
             queue.popleft()
-            if entry.gen or entry.status in _OVER or (entry.parents and self._orphaned(entry)):
+            if entry.gen or entry.load or entry.status in _OVER or (entry.parents and self._orphaned(entry)):
                 continue
             if entry.work is not work:
-                self._submit(work, entries)
-                entries, work = [], entry.work
-            entries.append(entry)
+                work = entry.work
+                assert work is not None
+                groups.append((work, []))
+            groups[-1][1].append(entry)
             if entry.status == PENDING:
                 entry.load = load = 1 + m.payload_size(entry.row[1])  # type: ignore[index]
                 tasks += 1
                 size += load
         self.flying += tasks
         self.flying_bytes += size
-        self._submit(work, entries)
+        for work, entries in groups:
+            self._submit(work, entries)
 
     def _orphaned(self, entry: Entry) -> bool:
         for parent in entry.parents:
@@ -262,23 +264,25 @@ class Wants(Lineage):
             return False
         return not self.fences or self.queue[0].key not in self.fences
 
-    def _submit(self, work: Work | None, entries: list[Entry]) -> None:
+    def _submit(self, work: Work, entries: list[Entry]) -> None:
         """One Submit for entries of one function, under a generation of its own."""
-        if work is None:
-            return
-        if work.fn not in self.defined:
-            self.defined.add(work.fn)
-            self.works[work.fn] = work
-            self.send(CONTROL, m.Define(work.fn, work.name, work.blob))
         self.gen = gen = self.gen + 1
+        epoch = self.epoch
         rows: list[Any] = []
         for entry in entries:
             if entry.status == CANCELLED:  # while the others were collected
+                self._land(entry)
                 continue
-            entry.gen, entry.told = gen, self.epoch
+            entry.gen, entry.told = gen, epoch
             rows.append(entry.row)
             if not entry.refs:  # only others depend on it
                 self.spent.append(entry)
+        if not rows:
+            return
+        if work.fn not in self.defined:
+            self.defined.add(work.fn)
+            self.send(CONTROL, m.Define(work.fn, work.name, work.blob))
+        self.works[work.fn] = work
         self.send(CONTROL, m.Submit(work.fn, work.named, gen, work.options, tuple(rows)))
 
 
