@@ -137,6 +137,7 @@ class Pool:
         elif worker.count < worker.threads:
             self.ahead.pop(worker, None)
             self.free[worker] = None
+            self.free.move_to_end(worker, last=False)  # a lone task finds the worker that is awake; bursts still rotate
         elif worker not in self.free and not worker.victim:
             self.ahead[worker] = None
 

@@ -333,13 +333,17 @@ class _Watch:
 
 
 def _do_chores(chores: queue.SimpleQueue[Callable[[], object] | None]) -> None:
-    while (chore := chores.get()) is not None:
+    while True:
+        chore = chores.get()
+        if chore is None:
+            return
         try:
             chore()
         except Exception:
             import logging
 
             logging.getLogger("zdist.client").exception("a done callback failed")
+        del chore  # it may hold a future, and the next may be long in coming
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -152,11 +152,12 @@ class Client(Submitting, Gathering, Scattering, Admin):
     async def _handshake(self) -> None:
         """Wait for the broker's welcome."""
         ready = self._ledger.ready
-        driver = self._usable()
-        with self._lock:
-            signal = Signal(0 if ready.done else 1)
-            ready.waiters = [signal]
+        driver = self._driver
+        assert driver is not None
         try:
+            with self._lock:
+                signal = Signal(0 if ready.done else 1)
+                ready.waiters = [signal]
             await Wait(signal, driver.now() + self.timeout)
             if not ready.done:
                 raise BrokerUnreachable(

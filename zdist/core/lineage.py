@@ -45,6 +45,7 @@ class Lineage(Machine[Route]):
         self.works: weakref.WeakValueDictionary[bytes, Work] = weakref.WeakValueDictionary()
         self.req = 0
         self.fences: dict[Key, int] = {}  # keys not to be submitted again until this question is answered
+        self.unfenced: list[Key] = []  # to be fenced behind the next Release
         self.fenced: dict[int, tuple[Key, ...]] = {}
         self.placing: dict[Key, tuple[tuple[str, ...], int]] = {}  # workers, copies
         self.again: dict[Key, tuple[float, int]] = {}  # unknown keys: when to ask again, times asked
@@ -116,7 +117,7 @@ class Lineage(Machine[Route]):
                     del entries[key]
                 entry.status = CANCELLED
         if rows:
-            self.send(CONTROL, m.Release(tuple(rows)))
+            self._send_release(rows)
 
     def _release_spent(self) -> None:
         """What only submitted tasks depend on: the broker keeps it as long as they need it."""
@@ -128,7 +129,7 @@ class Lineage(Machine[Route]):
                 if entry.status == FINISHED:
                     entry.status, entry.outcome = PENDING, None
         if rows:
-            self.send(CONTROL, m.Release(tuple(rows)))
+            self._send_release(rows)
 
     def _unwanted(self, entry: Entry, rows: list[tuple[Key, int]]) -> None:
         """No future holds it. Specs stay while others depend on them, and so does data that this client holds."""
@@ -156,13 +157,19 @@ class Lineage(Machine[Route]):
                     stack.append(parent)
             entry.parents = ()
 
+    def _send_release(self, rows: list[tuple[Key, int]]) -> None:
+        self.send(CONTROL, m.Release(tuple(rows)))
+        if self.unfenced:
+            keys, self.unfenced = tuple(self.unfenced), []
+            self._fence(keys)
+
     def _release(self, entry: Entry, rows: list[tuple[Key, int]]) -> None:
         rows.append((entry.key, entry.gen))
         entry.gen = 0
         if entry.load:
             self._land(entry)
             if entry.work is not None and not entry.work.named:
-                self._fence((entry.key,))
+                self.unfenced.append(entry.key)
 
     def _land(self, entry: Entry) -> None:
         """It no longer counts in the submission window."""
@@ -196,7 +203,7 @@ class Lineage(Machine[Route]):
             if not parent.pins and not parent.refs:
                 self._unwanted(parent, rows)
         if rows:
-            self.send(CONTROL, m.Release(tuple(rows)))
+            self._send_release(rows)
 
     def _missing(self, entry: Entry, holders: tuple[str, ...]) -> None:
         """It cannot be had from where it was said to be: it is pending until the broker knows better."""

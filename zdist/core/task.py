@@ -7,7 +7,19 @@ from typing import Any, Final
 from zdist.core.store import Entry
 from zdist.protocol.messages import Attempt, Digest, Key, Payload
 
-__all__ = ["GONE", "NO_INPUTS", "ORPHAN", "QUEUED", "RUNNING", "SMOOTHING", "WAITING", "Function", "Input", "Task"]
+__all__ = [
+    "FALLING",
+    "GONE",
+    "NO_INPUTS",
+    "ORPHAN",
+    "QUEUED",
+    "RISING",
+    "RUNNING",
+    "WAITING",
+    "Function",
+    "Input",
+    "Task",
+]
 
 # states of a task; in the worker's table are the first three
 WAITING: Final = 0  # for dependencies or its function
@@ -16,7 +28,9 @@ RUNNING: Final = 2
 ORPHAN: Final = 3  # running for a broker that is no more: its result is kept and announced as held
 GONE: Final = 4  # finished, taken back or aborted; a thread may still run it
 
-SMOOTHING: Final = 0.25  # weight of the newest measurement of a function's duration
+# weight of the newest measurement of a function's duration: an interrupted call must not make a short one look long
+FALLING: Final = 0.5
+RISING: Final = 0.05
 
 
 class Function:

@@ -176,7 +176,7 @@ class Wants(Lineage):
         keys = []
         for entry in entries:
             if entry.status != CANCELLED:
-                if entry.gen:
+                if entry.gen or force:  # others may want it although the broker has not heard of us yet
                     keys.append(entry.key)
                 self._end(entry, CANCELLED, reason)
         if keys:

@@ -16,7 +16,7 @@ from zdist.core.fetch import Fetcher
 from zdist.core.inputs import Inputs
 from zdist.core.machine import CONTROL, Machine, Route
 from zdist.core.store import Store
-from zdist.core.task import GONE, ORPHAN, QUEUED, RUNNING, SMOOTHING, WAITING, Function, Task
+from zdist.core.task import FALLING, GONE, ORPHAN, QUEUED, RISING, RUNNING, WAITING, Function, Task
 from zdist.core.worker_check import check_worker
 from zdist.errors import ProtocolError
 from zdist.protocol import messages as m
@@ -353,7 +353,8 @@ class WorkerMachine(Machine[Route]):
         """A task that was started has ended; the state that it was in."""
         function = task.function
         known = function.micros
-        function.micros = micros if known < 0 else known + (micros - known) * SMOOTHING
+        weight = FALLING if micros < known else RISING
+        function.micros = micros if known < 0 else known + (micros - known) * weight
         state = task.state
         task.state = GONE
         if state == RUNNING:

@@ -50,6 +50,11 @@ class FakeBroker:
         elif kind is m.Call:
             self.news.append(m.Answer(message.req, True, self.answers["run"](message.payload)))
 
+    def go(self) -> None:
+        """Keep nothing waiting any more."""
+        self.manual = False
+        self.run_all()
+
     def run_all(self) -> None:
         waiting, self.waiting = self.waiting, []
         for fn, (key, payload, deps) in waiting:

@@ -1,0 +1,314 @@
+"""The ledger alone: windows, generations, fences, replay, large values; every message by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from zdist import limits
+from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Work
+from zdist.core.ledger import ASK_AGAIN, UNKNOWN, Ledger, Over
+from zdist.core.machine import BULK, CONTROL
+from zdist.core.store import Pieces
+from zdist.errors import KeyConflict, ProtocolError
+from zdist.protocol import messages as m
+
+PURE = Work(b"f" * 32, "f", b"code", (), True)
+NAMED_BY_HAND = Work(b"f" * 32, "f", b"code", (), False)
+MEMBERS = m.Members((("w-1", "tcp://one", "one", "host", "n-1"), ("w-2", "tcp://two", "two", "host", "n-1")))
+
+
+def connected(**info: Any) -> Ledger:
+    ledger = Ledger("c-1", "token", {"name": "me"})
+    ledger.welcomed(m.Welcome(1, 0, True, {"cluster": "x", **info}), 0.0)
+    ledger.handle(CONTROL, MEMBERS, 0.0)
+    return ledger
+
+
+def turn(ledger: Ledger) -> list[Any]:
+    ledger.turn(0.0)
+    ledger.check()
+    return ledger.take().pop(CONTROL, [])
+
+
+def kinds(messages: list[Any]) -> list[str]:
+    return [type(message).__name__ for message in messages]
+
+
+def finish(ledger: Ledger, key: str, value: bytes | None = b"v", holders: tuple[str, ...] = ("w-1",)) -> None:
+    ledger.handle(CONTROL, m.Finished(((key, 1, 100, value, holders, "int"),)), 0.0)
+
+
+def test_nothing_is_sent_before_the_welcome_and_everything_after() -> None:
+    ledger = Ledger("c-1", "token", {"name": "me"})
+    ledger.submit(PURE, [("a", b"", ()), ("b", b"", ("a",))])
+    assert turn(ledger) == [] and ledger.deadline() is None
+    ledger.welcomed(m.Welcome(1, 0, True, {}), 0.0)
+    define, submit = turn(ledger)
+    assert define == m.Define(PURE.fn, "f", b"code")
+    assert [row[0] for row in submit.rows] == ["a", "b"]
+
+
+def test_the_window_holds_back_and_opens_again() -> None:
+    ledger = connected(window_tasks=2)
+    ledger.submit(PURE, [(str(i), b"", ()) for i in range(5)])
+    assert [len(x.rows) for x in turn(ledger) if isinstance(x, m.Submit)] == [2]
+    assert ledger.deadline() is None
+    finish(ledger, "0")
+    assert ledger.deadline() == 0.0
+    assert [x.rows[0][0] for x in turn(ledger)] == ["2"]
+
+
+def test_one_task_goes_however_large_it_is() -> None:
+    ledger = connected(window_bytes=10)
+    ledger.submit(PURE, [("big", b"x" * 1000, ()), ("next", b"", ())])
+    assert [len(x.rows) for x in turn(ledger) if isinstance(x, m.Submit)] == [1]
+
+
+def test_a_turn_sends_a_bounded_number_of_records() -> None:
+    ledger = connected()
+    ledger.submit(PURE, [(str(i), b"", ()) for i in range(limits.PACKET_RECORDS + 1)])
+    assert len(turn(ledger)[-1].rows) == limits.PACKET_RECORDS
+    assert ledger.deadline() == 0.0
+    assert len(turn(ledger)[-1].rows) == 1
+
+
+def test_what_was_never_sent_is_released_in_silence() -> None:
+    ledger = connected()
+    (entry,) = ledger.submit(PURE, [("a", b"", ())])
+    ledger.dropped.append(entry)
+    assert turn(ledger) == [] and not ledger.entries
+
+
+def test_a_release_names_its_generation() -> None:
+    ledger = connected()
+    (entry,) = ledger.submit(PURE, [("a", b"", ())])
+    old = turn(ledger)[-1].gen
+    ledger.dropped.append(entry)
+    assert turn(ledger) == [m.Release((("a", old),))]
+    ledger.submit(PURE, [("a", b"", ())])
+    assert turn(ledger)[-1].gen > old
+
+
+def test_a_parent_is_released_only_after_its_children_were_submitted() -> None:
+    ledger = connected(window_tasks=1)
+    (parent,) = ledger.submit(PURE, [("p", b"", ())])
+    turn(ledger)
+    ledger.submit(PURE, [("c", b"", ("p",))])
+    ledger.dropped.append(parent)
+    assert turn(ledger) == []
+    finish(ledger, "p")
+    assert kinds(turn(ledger)) == ["Submit", "Release"]
+    assert parent.status == PENDING and "p" in ledger.entries
+
+
+def test_a_key_of_ones_own_is_not_reused_while_news_of_its_past_may_come() -> None:
+    ledger = connected()
+    (entry,) = ledger.submit(NAMED_BY_HAND, [("k", b"1", ())])
+    turn(ledger)
+    ledger.dropped.append(entry)
+    release, fence = turn(ledger)
+    assert release.rows[0][0] == "k" and fence.what == "fence"
+    (again,) = ledger.submit(NAMED_BY_HAND, [("k", b"2", ())])
+    assert turn(ledger) == []
+    finish(ledger, "k", b"of the past")
+    assert again.status == PENDING
+    ledger.handle(CONTROL, m.Answer(fence.req, True, None), 0.0)
+    assert [x.rows[0][1] for x in turn(ledger)] == [b"2"]
+
+
+def test_conflicts_leave_no_trace() -> None:
+    ledger = connected()
+    ledger.submit(NAMED_BY_HAND, [("k", b"1", ())])
+    with pytest.raises(KeyConflict):
+        ledger.submit(NAMED_BY_HAND, [("other", b"", ()), ("k", b"2", ())])
+    turn(ledger)
+    assert list(ledger.entries) == ["k"]
+
+
+def test_cancel_takes_children_that_were_not_sent_with_it() -> None:
+    ledger = connected(window_tasks=1)
+    (parent,) = ledger.submit(PURE, [("p", b"", ())])
+    turn(ledger)
+    (child,) = ledger.submit(PURE, [("c", b"", ("p",))])
+    ledger.cancel([parent], False)
+    turn(ledger)
+    assert child.status == CANCELLED and "depends on p: cancelled by client me" in child.outcome
+    assert turn(ledger) == []
+
+
+def test_an_unknown_key_is_asked_for_again_a_few_times() -> None:
+    ledger = connected()
+    (entry,) = ledger.want(["k"])
+    now = 0.0
+    for i in range(limits.LOST_RETRIES):
+        assert kinds(turn(ledger)) == ["Want"]
+        ledger.handle(CONTROL, m.Cancelled((("k", UNKNOWN),)), now)
+        deadline = ledger.deadline()
+        assert deadline == pytest.approx(now + ASK_AGAIN * 2**i)
+        now = deadline
+        ledger.tick(now)
+    assert kinds(turn(ledger)) == ["Want"]
+    ledger.handle(CONTROL, m.Cancelled((("k", UNKNOWN),)), now)
+    assert entry.status == CANCELLED and entry.outcome == UNKNOWN
+    assert ledger.deadline() is None
+
+
+def test_a_dropped_function_is_defined_again() -> None:
+    ledger = connected()
+    ledger.submit(PURE, [("a", b"", ())])
+    turn(ledger)
+    ledger.handle(CONTROL, m.WhichFunction(PURE.fn), 0.0)
+    assert turn(ledger) == [m.Define(PURE.fn, "f", b"code")]
+
+
+def test_a_new_broker_is_told_what_is_needed_and_no_more() -> None:
+    ledger = connected()
+    (done,) = ledger.submit(PURE, [("done", b"", ())])
+    (bad,) = ledger.submit(PURE, [("bad", b"", ())])
+    (parent,) = ledger.submit(PURE, [("parent", b"", ())])
+    (child,) = ledger.submit(PURE, [("child", b"", ("parent",))])
+    (large,) = ledger.submit(PURE, [("large", b"", ())])
+    ledger.want(["imported"])
+    ledger.hold([("data", Pieces([b"x"]), "bytes")], finished=True)
+    reply = ledger.ask("workers", None)
+    turn(ledger)
+    finish(ledger, "done")
+    finish(ledger, "large", None)
+    ledger.handle(CONTROL, m.Failed((("bad", b"", "bad", "text"),)), 0.0)
+    ledger.dropped.append(parent)
+    turn(ledger)
+    assert (done.status, large.status, bad.status) == (FINISHED, FINISHED, ERROR)
+
+    ledger.welcomed(m.Welcome(2, 0, True, {}), 0.0)
+    told = turn(ledger)
+    rows = [row[0] for message in told if isinstance(message, m.Submit) for row in message.rows]
+    assert sorted(rows) == ["child", "large", "parent"] and rows.index("parent") < rows.index("child")
+    assert [x.keys for x in told if isinstance(x, m.Want)] == [("imported",)]
+    assert [x.rows[0][0] for x in told if isinstance(x, m.Hold)] == ["data"]
+    assert [x.what for x in told if isinstance(x, m.Ask)] == ["workers"]
+    assert [x.rows[0][0] for x in told if isinstance(x, m.Release)] == ["parent"]
+    assert large.status == PENDING and done.status == FINISHED and not reply.done
+
+    ledger.submit(PURE, [("later", b"", ("done",))])  # now the value is needed there after all
+    assert [row[0] for x in turn(ledger) if isinstance(x, m.Submit) for row in x.rows] == ["done", "later"]
+    assert child.status == PENDING
+
+
+# --- large values ------------------------------------------------------------------------------------------
+
+
+def asked(ledger: Ledger) -> list[tuple[str, str]]:
+    """Holder and key of all Gets on their way, by whichever path."""
+    ledger.turn(0.0)
+    return [
+        (message.holder, row[0])
+        for messages in ledger.take().values()
+        for message in messages
+        if isinstance(message, m.Get)
+        for row in message.rows
+    ]
+
+
+def collected(ledger: Ledger, entries: list[Entry]) -> Any:
+    return ledger.collect(entries, False, 0.0)
+
+
+def test_large_values_are_fetched_as_they_finish() -> None:
+    ledger = connected()
+    entries = ledger.submit(PURE, [("a", b"", ()), ("b", b"", ()), ("c", b"", ())])
+    turn(ledger)
+    collection = collected(ledger, entries)
+    finish(ledger, "a", None)
+    assert asked(ledger) == [("w-1", "a")]
+    finish(ledger, "b", None, ("w-2",))
+    finish(ledger, "c", b"small")
+    assert asked(ledger) == [("w-2", "b")]
+    assert collection.left == 2 and not collection.ready()
+    ledger.collections.close(collection, entries, 0.0)
+    assert not ledger.collections.open and not ledger.fetcher.wants("a")
+    ledger.check()
+
+
+def test_bytes_arrive() -> None:
+    ledger = connected()
+    entries = ledger.submit(PURE, [("a", b"", ())])
+    turn(ledger)
+    finish(ledger, "a", None)
+    collection = collected(ledger, entries)
+    ledger.turn(0.0)
+    (get,) = [x for x in ledger.take()[BULK] if isinstance(x, m.Get)]
+    ledger.handle(BULK, m.Data(get.req, "c-1", (("a", 1, 100, 0, (b"x" * 100,)),), ()), 0.0)
+    ledger.turn(0.0)
+    assert collection.ready() and collection.left == 0
+    assert [(key, b"".join(pieces)) for key, pieces in collection.arrived] == [("a", b"x" * 100)]
+
+
+def test_what_its_holder_has_not_is_waited_for_again() -> None:
+    ledger = connected()
+    entries = ledger.submit(PURE, [("a", b"", ())])
+    turn(ledger)
+    finish(ledger, "a", None)
+    collection = collected(ledger, entries)
+    ledger.turn(0.0)
+    (get,) = [x for x in ledger.take()[BULK] if isinstance(x, m.Get)]
+    ledger.handle(BULK, m.Data(get.req, "c-1", (), (("a", "unknown", ""),)), 0.0)
+    assert turn(ledger) == [m.Missing((("a", ("w-1",)),))]
+    assert entries[0].status == PENDING and not collection.ready()
+    finish(ledger, "a", None, ("w-2",))
+    assert asked(ledger) == [("w-2", "a")]
+
+
+def test_a_result_lost_while_it_is_fetched_is_fetched_anew() -> None:
+    ledger = connected()
+    entries = ledger.submit(PURE, [("a", b"", ())])
+    turn(ledger)
+    finish(ledger, "a", None)
+    collection = collected(ledger, entries)
+    assert asked(ledger) == [("w-1", "a")]
+    ledger.handle(CONTROL, m.Lost(("a",)), 0.0)
+    assert entries[0].status == PENDING and collection.left == 1 and not ledger.fetcher.wants("a")
+    finish(ledger, "a", b"came inline now")
+    ledger.turn(0.0)
+    assert collection.ready() and collection.left == 0
+
+
+def test_cancelled_while_it_is_fetched() -> None:
+    ledger = connected()
+    entries = ledger.submit(PURE, [("a", b"", ())])
+    turn(ledger)
+    finish(ledger, "a", None)
+    collection = collected(ledger, entries)
+    ledger.cancel(entries, False)
+    ledger.turn(0.0)
+    assert collection.ready() and collection.failed == 1 and not ledger.fetcher.wants("a")
+
+
+def test_data_of_this_client_is_here_already() -> None:
+    ledger = connected()
+    entries = ledger.hold([("d", Pieces([b"bytes"]), "bytes")], finished=True)
+    collection = collected(ledger, entries)
+    assert collection.ready() and collection.arrived == [("d", [b"bytes"])]
+
+
+# --- the end ------------------------------------------------------------------------------------------------
+
+
+def test_a_refusal_ends_everything_once() -> None:
+    ledger = connected()
+    kept, open_ = ledger.submit(PURE, [("kept", b"", ()), ("open", b"", ())])
+    reply = ledger.ask("workers", None)
+    turn(ledger)
+    finish(ledger, "kept")
+    ledger.refused("gone", "silent for too long", 0.0)
+    ledger.refused("gone", "again", 0.0)
+    assert (kept.status, open_.status) == (FINISHED, CANCELLED) and open_.outcome == "silent for too long"
+    assert reply.done and not reply.ok
+    assert [x for x in ledger.commands if isinstance(x, Over)] == [Over("gone", "silent for too long")]
+    assert ledger.ask("workers", None).done
+
+
+def test_messages_that_are_not_for_clients() -> None:
+    with pytest.raises(ProtocolError, match="Run"):
+        connected().handle(CONTROL, m.Run(b"f", ()), 0.0)
