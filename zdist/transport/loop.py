@@ -8,7 +8,8 @@ trip. ``lock`` guards the machine and is not held while waiting.
 
 from __future__ import annotations
 
-import _signal  # the same without wrappers that turn handlers into enumeration members, twice a round trip
+# the same without wrappers that turn handlers into enumeration members, four times a round trip
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import os
 import signal
@@ -142,7 +143,9 @@ class Loop:
         router = channel in self._routers
         small = channel == "control"
         for count in range(limits.TURN_MESSAGES if small else limits.TURN_CHUNKS):
-            if count and not sock.getsockopt(EVENTS) & POLLIN:  # a tenth of what the exception of a vain recv costs
+            if (
+                count and not int(sock.getsockopt(EVENTS)) & POLLIN
+            ):  # a tenth of what the exception of a vain recv costs
                 return
             try:
                 frames: list[Any] = sock.recv_multipart(NOBLOCK, copy=small)

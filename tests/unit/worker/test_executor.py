@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from fake_driver import DEADLINE, Pool
+from fake_worker_driver import DEADLINE, Pool
 
 from zdist import context, limits
 from zdist.core import slot

@@ -95,7 +95,7 @@ def test_a_duration_is_measured_per_function() -> None:
     define(worker)
     function = worker.functions[FN]
     assert function.micros < 0
-    for key, micros, expected in (("a", 100, 100.0), ("b", 200, 125.0)):
+    for key, micros, expected in (("a", 100, 100.0), ("b", 200, 105.0), ("c", 5, 55.0)):
         run(worker, key)
         worker.finished(start(worker), micros, 1, "int", SMALL, 0.0)
         assert function.micros == expected
