@@ -69,7 +69,7 @@ class Script:
         ]  # fmt: skip
         self.random.choices([a for _, a in actions], [w for w, _ in actions])[0]()
         self.client.soon()
-        self.client.network.after(self.random.expovariate(1 / 0.05), self.act)
+        self.client.network.after(self.random.expovariate(1 / 0.08), self.act)
 
     def _deps(self, pool: list[Key]) -> tuple[Key, ...]:
         count = min(len(pool), self.random.choice((0, 0, 1, 1, 2, 3)))
