@@ -21,6 +21,7 @@ async def aclient(cluster: LocalCluster) -> AsyncIterator[Client]:
 
 
 async def test_await_for_everything(aclient: Client) -> None:
+    await aclient.wait_for_workers(2)
     future = aclient.submit(functions.inc, 1)
     assert await future == 2
     assert await future.result() == 2

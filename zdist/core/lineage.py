@@ -67,8 +67,11 @@ class Lineage(Machine[Route]):
             if parent.status == ERROR and not parent.gen:  # failed under a broker that is gone
                 self._end(entry, ERROR, parent.outcome)
                 return False
-            if parent.status == FINISHED and parent.told != self.epoch and parent.work is not None:
-                self.queue.extend(self._untold([parent]))  # finished under a broker that is gone
+            if parent.status == FINISHED and parent.told != self.epoch:  # finished under a broker that is gone
+                if parent.work is not None:
+                    self.queue.extend(self._untold([parent]))
+                elif self.store.get(key) is None:
+                    self._want([parent])
             parents.append(parent)
         entry.parents = tuple(parents)
         for parent in parents:
@@ -210,6 +213,13 @@ class Lineage(Machine[Route]):
         entry.status, entry.outcome = PENDING, None
         if entry.gen:
             self.send(CONTROL, m.Missing(((entry.key, holders),)))
+
+    def _want(self, entries: list[Entry]) -> None:
+        if entries and self.epoch:
+            self.gen += 1
+            for entry in entries:
+                entry.gen, entry.told = self.gen, self.epoch
+            self.send(CONTROL, m.Want(self.gen, tuple([entry.key for entry in entries])))
 
     def _fence(self, keys: tuple[Key, ...]) -> None:
         """What the broker says of these keys until it answers is about wants that are over."""

@@ -98,13 +98,6 @@ class Wants(Lineage):
         self._want(new)
         return made
 
-    def _want(self, entries: list[Entry]) -> None:
-        if entries and self.epoch:
-            self.gen += 1
-            for entry in entries:
-                entry.gen, entry.told = self.gen, self.epoch
-            self.send(CONTROL, m.Want(self.gen, tuple([entry.key for entry in entries])))
-
     def data(self, key: Key, token: str) -> Entry | None:
         """A further reference to data that is alive under this key, None if there is none.
 
