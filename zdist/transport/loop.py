@@ -318,7 +318,7 @@ class Loop:
                 while self._driving or self._guests or time.monotonic() - self._last_guest < PARK:
                     if self._closed:
                         return
-                    self._turns.wait(NAP if not self._driving else 25 * NAP)
+                    self._turns.wait(NAP if not self._driving else 60 * NAP)
                     if not self._driving and not self._guests and self._must_send():
                         break
                 self._driving = self._yielding = self._dirty = True
