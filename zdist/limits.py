@@ -13,6 +13,7 @@ MAX_HEADER: Final = 256 * MIB  # the msgpack frame: many records with small payl
 MAX_FRAMES: Final = 4096  # frames of one multipart message
 MAX_DEPTH: Final = 64  # nesting of free-form values
 OWN_FRAME: Final = 64 * KIB  # buffers from this size on get a frame of their own
+MAX_SESSION: Final = 64  # characters of a session id
 MAX_KEY: Final = 1024  # characters of a key
 MAX_TEXT: Final = 64 * KIB  # characters of reasons and log lines
 
@@ -24,6 +25,9 @@ BROKER_CACHE: Final = 64 * MIB  # inline values that the broker keeps at hand fo
 # --- turns: what a driver takes in before it flushes -------------------------------------------------
 TURN_MESSAGES: Final = 64  # packets drained from one socket per turn
 TURN_CHUNKS: Final = 4  # bulk and data sockets: chunks per turn
+MESSAGE_ROWS: Final = 1024  # rows with small values that the broker puts into one message
+RUN_ROWS: Final = 32  # the same for tasks with dependencies
+INLINED_DEPS: Final = 256  # dependencies of a task whose small values travel with it
 PACKET_RECORDS: Final = 4096  # records that a client puts into one message
 
 # --- session layer -------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from typing import Any
 
 from zdist import limits
 from zdist.core.machine import Log, Machine, Route, require
-from zdist.core.session import Session
-from zdist.errors import ProtocolError, VersionMismatch
+from zdist.core.session import Session, batches
+from zdist.errors import InvariantError, ProtocolError, VersionMismatch
 from zdist.protocol.messages import (
     BulkHello,
     Bye,
@@ -51,6 +51,12 @@ class Peer:
         self.stalled = False  # its socket took no more: send again when it speaks
 
 
+def _node_of(hello: Hello) -> str:
+    """The node that a worker names; nobody else lives by another's heartbeat."""
+    node = hello.info.get("node")
+    return node if hello.role == "worker" and isinstance(node, str) and node.startswith("n-") else ""
+
+
 class BrokerEndpoint:
     """Sessions of a broker, around its machine and its relay."""
 
@@ -84,6 +90,7 @@ class BrokerEndpoint:
         self.bulk: dict[bytes, Peer] = {}
         self.due: dict[str, Peer] = {}  # peers that wait for an acknowledgement
         self.garbage: dict[bytes, int] = {}
+        self.refusals: dict[bytes, int] = {}
         self.garbage_total = 0
         self.next_sweep = 0.0
         self.loose: list[tuple[Route, Packet]] = []
@@ -130,13 +137,33 @@ class BrokerEndpoint:
                 self._loose(peer, Pong())
             elif kind is Bye:
                 assert isinstance(message, Bye)
-                self._part(peer, message.reason, now)
+                self._part(peer, message.reason[: limits.MAX_KEY], now)
                 return
             else:
                 try:
                     self.machine.handle(session.id, message, now)
                 except ProtocolError as exc:
                     self.garbled(Route("control", peer.control or b""), exc, now)
+                except InvariantError:
+                    raise
+                except Exception as exc:  # input that no check foresaw ends its sender's session, not the broker
+                    self._defect(peer, type(message).__name__, exc, now)
+                    return
+
+    def _defect(self, peer: Peer, kind: str, exc: Exception, now: float) -> None:
+        session, error = peer.session.id, f"{type(exc).__name__}: {exc}"[: limits.MAX_KEY]
+        self.commands.append(Log("error", "peer.unforeseen", {"session": session, "message": kind, "error": error}))
+        if peer.control is not None:
+            self._refuse(Route("control", peer.control), session, "defect", f"{kind} could not be handled: {error}")
+        self._part(peer, "it sent what could not be handled", now)
+
+    def undeliverable(self, route: Route, error: ProtocolError, now: float) -> None:
+        """A packet that cannot be encoded: its session can never go on, all others do."""
+        peer = (self.bulk if route.channel == "bulk" else self.control).get(route.hop)
+        if peer is not None and route.channel == "control":
+            self._defect(peer, "a packet for it", error, now)
+        else:
+            self.commands.append(Log("error", "relay.unsent", {"error": str(error)}))
 
     def _hello(self, route: Route, session: str, hello: Hello, now: float) -> None:
         if not hmac.compare_digest(hello.token.encode(), self.token.encode()):
@@ -148,11 +175,14 @@ class BrokerEndpoint:
         peer = self.peers.get(session)
         fresh = peer is None
         if peer is None:
-            joined = self.machine.joined(session, hello.role, hello.info, now)
+            try:
+                joined = self.machine.joined(session, hello.role, hello.info, now)
+            except (TypeError, ValueError, RecursionError) as exc:
+                joined = Refused("info", f"the hello's info is malformed: {type(exc).__name__}")
             if isinstance(joined, Refused):
                 self._refuse(route, session, joined.code, joined.text)
                 return
-            peer = self.peers[session] = Peer(session, hello.role, str(hello.info.get("node", "")))
+            peer = self.peers[session] = Peer(session, hello.role, _node_of(hello))
             extra = joined
         else:
             extra = {}
@@ -216,8 +246,6 @@ class BrokerEndpoint:
             if peer is not None:
                 peer.bulk = None
                 self.relay.detached(peer.session.id, now)
-                if peer.control is not None:  # it may have nothing to send there: with its hello comes a bulk hello
-                    self._ask_hello(Route("control", peer.control))
         else:
             peer = self.control.get(route.hop)
             if peer is not None:
@@ -228,10 +256,10 @@ class BrokerEndpoint:
         if self.peers.pop(session, None) is None:
             return
         self.due.pop(session, None)
-        if peer.control is not None:
-            self.control.pop(peer.control, None)
-        if peer.bulk is not None:
-            self.bulk.pop(peer.bulk, None)
+        if peer.control is not None and self.control.get(peer.control) is peer:
+            del self.control[peer.control]
+        if peer.bulk is not None and self.bulk.get(peer.bulk) is peer:
+            del self.bulk[peer.bulk]
         self.machine.left(session, reason, now)
         self.relay.gone(session, now)
 
@@ -244,7 +272,7 @@ class BrokerEndpoint:
     def _sweep(self, now: float) -> None:
         """Give up who has been silent for longer than its lease; a worker only while its node is not here to speak."""
         for peer in list(self.peers.values()):
-            if peer.node in self.peers:
+            if peer.node and peer.node in self.peers:
                 continue
             lease = self.leases[peer.role]
             if now - peer.heard > lease:
@@ -261,7 +289,11 @@ class BrokerEndpoint:
 
     def _refuse(self, route: Route, session: str, code: str, text: str) -> None:
         self.loose.append((route, Packet(session, 0, 0, (Refused(code, text),))))
-        self.commands.append(Log("warning", "peer.refused", {"session": session, "code": code, "reason": text}))
+        count = self.refusals[route.hop] = self.refusals.get(route.hop, 0) + 1
+        if count == 1:  # once per connection
+            self.commands.append(Log("warning", "peer.refused", {"session": session, "code": code, "reason": text}))
+        if len(self.refusals) > limits.PEER_SOCKETS:
+            del self.refusals[next(iter(self.refusals))]
 
     def _ask_hello(self, route: Route) -> None:
         self.loose.append((route, Packet("", 0, 0, (HelloPlease(),))))
@@ -285,10 +317,11 @@ class BrokerEndpoint:
             for session, messages in self.machine.take().items():
                 peer = peers.get(session)
                 if peer is not None:
-                    packet = peer.session.wrap(messages)
-                    if peer.control is not None and not peer.stalled:
-                        packets.append((Route("control", peer.control), packet))
-                        self.due.pop(session, None)
+                    self.due.pop(session, None)  # numbered packets acknowledge, now or when they are sent again
+                    for batch in batches(messages):
+                        packet = peer.session.wrap(batch)
+                        if peer.control is not None and not peer.stalled:
+                            packets.append((Route("control", peer.control), packet))
         if self.relay.out:
             for session, messages in self.relay.take().items():
                 peer = peers.get(session)
@@ -296,7 +329,7 @@ class BrokerEndpoint:
                     packets.append((Route("bulk", peer.bulk), Packet(session, 0, 0, tuple(messages))))
         while self.due:  # oldest first, so a turn looks at no more peers than it has something for
             session, peer = next(iter(self.due.items()))
-            if not peer.session.ack_due(now):
+            if peer.session.unacknowledged and not peer.session.ack_due(now):
                 break
             del self.due[session]
             if peer.control is not None:

@@ -15,14 +15,17 @@ from zdist.limits import (
     ASK_BACK_TIMEOUT,
     BYTES_PER_MICRO,
     HOLDERS_TOLD,
+    INLINED_DEPS,
+    MESSAGE_ROWS,
     POOLS_KEPT,
+    RUN_ROWS,
     STEAL_MICROS,
     STEAL_PAUSE,
     STEAL_SAMPLE,
 )
 from zdist.protocol.messages import Define, Options, Run, TakeBack
 from zdist_broker.pool import Place, Pool
-from zdist_broker.state import ASSIGNED, READY, SECEDED, WAITING, Tables, Task, Terms, Worker
+from zdist_broker.state import ASSIGNED, READY, SECEDED, WAITING, Tables, Task, Terms, Worker, parts
 
 _LAST = 1 << 80  # after every priority
 
@@ -173,11 +176,11 @@ class Placement:
         if not task.waiting and task.worker is not None:
             self.charge(task, task.worker, 1)
 
-    def located(self, dep: Task, worker: Worker) -> tuple[str, int, tuple[str, ...], Any]:
+    def located(self, dep: Task, worker: Worker, *, inline: bool = True) -> tuple[str, int, tuple[str, ...], Any]:
         """A dependency as a worker is told of it: what it holds itself it needs no value for."""
         if dep.key in worker.held:
             return (dep.key, dep.nbytes, worker.sessions, None)
-        if dep.value is not None:
+        if dep.value is not None and (inline or not dep.holders):
             return (dep.key, dep.nbytes, (), dep.value)
         return (dep.key, dep.nbytes, self.tables.holders(dep, worker), None)
 
@@ -279,7 +282,8 @@ class Placement:
         if terms.pool.resources:
             for name, amount in terms.pool.resources:
                 worker.free[name] -= amount
-        deps = tuple([self.located(dep, worker) for dep in task.deps]) if task.deps else ()
+        inline = len(task.deps) <= INLINED_DEPS  # a task with very many inputs fetches them
+        deps = tuple([self.located(dep, worker, inline=inline) for dep in task.deps]) if task.deps else ()
         row = (task.key, attempt, task.priority, bool(task.who) and not task.dependents, task.args, deps)
         runs = worker.runs
         rows = runs.get(fn)
@@ -298,7 +302,8 @@ class Placement:
                 if worker.session not in fn.workers:
                     fn.workers.add(worker.session)
                     tables.tell(worker, Define(fn.digest, fn.name, fn.blob))
-                tables.tell(worker, Run(fn.digest, tuple(rows)))
+                for part in parts(rows, MESSAGE_ROWS if not any(row[5] for row in rows) else RUN_ROWS):
+                    tables.tell(worker, Run(fn.digest, tuple(part)))
             worker.runs = {}
         self.assigned = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from zdist.limits import MAX_KEY
 from zdist.protocol.messages import (
     Adjust,
     Adjusted,
@@ -104,8 +105,8 @@ class Queries:
             if answer is None:
                 raise Request(f"{message.what!r} is not a question that a broker answers")
             value = answer(client, message.req, message.args, now)
-        except (Request, TypeError, ValueError) as error:
-            self.tables.tell(client, Answer(message.req, False, f"{message.what}: {error}"))
+        except (Request, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+            self.tables.tell(client, Answer(message.req, False, f"{message.what:.80}: {error}"[:MAX_KEY]))
         else:
             if value is not self:  # else the answer comes later
                 self.tables.tell(client, Answer(message.req, True, value))

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
-from zdist.limits import AHEAD_MICROS, BROKER_CACHE, HOLDERS_TOLD, INLINE_RESULT, MIN_MICROS
-from zdist.protocol.messages import Drop, Finished, Members, Options, Payload, payload_size
+from zdist.limits import AHEAD_MICROS, BROKER_CACHE, HOLDERS_TOLD, INLINE_RESULT, MESSAGE_ROWS, MIN_MICROS
+from zdist.protocol.messages import Drop, Failed, Finished, Killed, Members, Options, Payload, payload_size
 from zdist_broker.pool import Pool
 
 WAITING: Final = 0
@@ -222,6 +222,11 @@ class Placing:
         self.targets: dict[Worker, None] = {}  # asked to fetch it
 
 
+def parts(rows: list[Any], most: int) -> list[list[Any]]:
+    """Rows in runs that one message may have."""
+    return [rows] if len(rows) <= most else [rows[i : i + most] for i in range(0, len(rows), most)]
+
+
 class Tables:
     """All records of one broker, and the rows to send."""
 
@@ -266,7 +271,11 @@ class Tables:
             if peer.gone:
                 continue
             for kind, rows in pending:
-                send(peer.session, rows if kind is None else kind(tuple(rows)))
+                if kind is None:
+                    send(peer.session, rows)
+                else:
+                    for part in parts(rows, MESSAGE_ROWS if kind is not Failed and kind is not Killed else 1):
+                        send(peer.session, kind(tuple(part)))
 
     def holders(self, task: Task, peer: Peer) -> tuple[str, ...]:
         """Sessions that hold the task's data, a few at most, after telling the peer who they are.

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from zdist import limits
 from zdist.core.machine import BULK, CONTROL, Log, Route
-from zdist.core.session import Session
+from zdist.core.session import Session, batches
 from zdist.errors import ProtocolError, VersionMismatch
 from zdist.protocol.messages import (
     BulkHello,
@@ -71,6 +71,7 @@ class Endpoint(Protocol):
     def receive(self, route: Route, packet: Packet, now: float) -> None: ...
     def garbled(self, route: Route, error: ProtocolError, now: float) -> None: ...
     def undelivered(self, route: Route, now: float) -> None: ...
+    def undeliverable(self, route: Route, error: ProtocolError, now: float) -> None: ...
     def turn(self, now: float) -> None: ...
     def flush(self, now: float) -> list[tuple[Route, Packet]]: ...
     def deadline(self) -> float: ...
@@ -193,6 +194,13 @@ class PeerEndpoint:
         if route.channel == "control" and self.up:
             self._hello(now)
 
+    def undeliverable(self, route: Route, error: ProtocolError, now: float) -> None:
+        """A packet that cannot be encoded. Without it the session cannot go on; a data request fails by its timeout."""
+        if route.channel == "control":
+            self._refused("defect", f"a message could not be encoded: {error}", now)
+        else:
+            self.commands.append(Log("error", "peer.unsent", {"channel": route.channel, "error": str(error)}))
+
     # --- outgoing ----------------------------------------------------------------------------------
 
     def turn(self, now: float) -> None:
@@ -216,6 +224,8 @@ class PeerEndpoint:
             self._hello(now)
         else:
             self.loose.append((CONTROL, self.session.loose(Ping())))
+            # a session that only holds data has nothing to say on a bulk connection that broke unnoticed
+            self.loose.append((BULK, self.session.loose(BulkHello(self.token))))
 
     def flush(self, now: float) -> list[tuple[Route, Packet]]:
         """Everything that is ready to go, one packet per destination."""
@@ -226,7 +236,7 @@ class PeerEndpoint:
             held = None if self.up else machine.out.pop(CONTROL, None)
             for route, messages in machine.take().items():
                 if route.channel == "control":
-                    packets.append((route, session.wrap(messages)))
+                    packets += [(route, session.wrap(batch)) for batch in batches(messages)]
                 else:
                     packets.append((route, Packet(session.id, 0, 0, tuple(messages))))
             if held:
@@ -245,7 +255,7 @@ class PeerEndpoint:
         when = self.next_ping if self.up else self.next_hello
         if self.over:
             when = float("inf")
-        if self.session.unacknowledged:
+        if self.up and self.session.unacknowledged:
             when = min(when, self.session.pending_since + limits.ACK_DELAY)
         machine = self.machine.deadline()
         return when if machine is None else min(when, machine)

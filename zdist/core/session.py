@@ -8,12 +8,29 @@ the other has not got, and drop what they have seen.
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 from zdist import limits
 from zdist.core.machine import require
-from zdist.protocol.messages import Message, Packet
+from zdist.protocol.messages import Answer, Define, Erred, Failed, Killed, Message, Packet
 
-__all__ = ["Session"]
+__all__ = ["Session", "batches"]
+
+MESSAGES: Final = 8  # in one packet: each is bounded by those who make it, and so is the packet
+ALONE: Final = (Answer, Define, Erred, Failed, Killed)  # rare, and as large as users make them
+
+
+def batches(messages: list[Message]) -> list[list[Message]]:
+    """What goes into one packet each, in order; nearly always all of it."""
+    if len(messages) <= MESSAGES and not any(isinstance(message, ALONE) for message in messages):
+        return [messages]
+    out: list[list[Message]] = [[]]
+    for message in messages:
+        alone = isinstance(message, ALONE)
+        if out[-1] and (alone or len(out[-1]) == MESSAGES or isinstance(out[-1][-1], ALONE)):
+            out.append([])
+        out[-1].append(message)
+    return out
 
 
 class Session:

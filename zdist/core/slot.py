@@ -12,12 +12,13 @@ from typing import Final
 from zdist import limits
 from zdist.protocol.messages import Attempt, Key
 
-__all__ = ["FLAG", "HEADER", "KEY", "RECORD", "read", "size"]
+__all__ = ["FLAG", "HEADER", "KEY", "LENGTH", "RECORD", "read", "size"]
 
 HEADER: Final = struct.Struct("<QHB")  # attempt, length of the key, 1 while running; packed in this order
 FLAG: Final = 10  # offset of the flag within a record
 KEY: Final = 16  # offset of the key
-RECORD: Final = KEY + 4 * limits.MAX_KEY  # a character takes up to four bytes
+LENGTH: Final = 4 * limits.MAX_KEY  # of a key in bytes: a character takes up to four
+RECORD: Final = KEY + LENGTH
 
 
 def size(threads: int) -> int:

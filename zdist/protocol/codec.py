@@ -75,7 +75,12 @@ def decode(frames: Sequence[Any]) -> Packet:
         raise ProtocolError("no zdist packet: the header is no array that starts with a version")
     if fields[0] != PROTOCOL:
         raise VersionMismatch(f"the peer speaks zdist protocol version {fields[0]}, this side version {PROTOCOL}")
-    if len(fields) != 5 or not _header(fields[1:4]) or type(fields[4]) is not tuple:
+    if (
+        len(fields) != 5
+        or not _header(fields[1:4])
+        or len(fields[1]) > limits.MAX_SESSION
+        or type(fields[4]) is not tuple
+    ):
         raise ProtocolError("no zdist packet: malformed header")
     return Packet(fields[1], fields[2], fields[3], tuple([_message(m) for m in fields[4]]))
 

@@ -194,7 +194,13 @@ class Loop:
             if "://" not in channel:
                 return
             sock = self.dial(channel, channel)
-        frames = encode(packet)
+        try:
+            frames = encode(packet)
+        except ProtocolError as exc:
+            self.log.error("packet.unsent", channel=channel, error=str(exc))
+            self._dirty = True
+            self.endpoint.undeliverable(route, exc, now)
+            return
         last = len(frames) - 1
         try:
             if channel in self._routers:

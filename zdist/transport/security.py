@@ -70,15 +70,17 @@ def find_token(address: str, token_file: str | os.PathLike[str] | None = None) -
     if token_file is None and os.environ.get("ZDIST_TOKEN"):
         return os.environ["ZDIST_TOKEN"]
     path = Path(token_file) if token_file is not None else token_path(address)
+    if token_file is None and address.startswith("ipc:///") and not path.exists():
+        path = Path(address[len("ipc://") :]).with_name("token")  # a local cluster's, in its private directory
     try:
-        about = path.stat()
-        if about.st_mode & 0o077:
-            raise AuthenticationError(f"token file {path} is open to others; run: chmod 600 {path}")
-        return path.read_text().strip()
+        text, about = path.read_text().strip(), path.stat()
     except OSError as exc:
         if token_file is None:
             return ""
         raise AuthenticationError(f"cannot read token file {path}: {exc.strerror}") from None
+    if about.st_mode & 0o077:
+        raise AuthenticationError(f"token file {path} is open to others; run: chmod 600 {path}")
+    return text
 
 
 def _canonical(address: str) -> str:

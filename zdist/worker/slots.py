@@ -26,7 +26,7 @@ class Slot:
 
     def begin(self, key: Key, attempt: Attempt) -> None:
         """The thread runs this now; the key is in place before the flag is set."""
-        data = key.encode()
+        data = key.encode()[: slot.LENGTH]
         at = self._key
         memory = self._memory
         memory[at : at + len(data)] = data

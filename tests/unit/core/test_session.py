@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from zdist import limits
-from zdist.core.session import Session
-from zdist.protocol.messages import Packet, Release
+from zdist.core.session import Session, batches
+from zdist.protocol.messages import Answer, Packet, Release
 
 
 class TwoSides(RuleBasedStateMachine):
@@ -101,3 +101,12 @@ def test_acknowledgements_are_due_by_number_or_by_age() -> None:
     assert b.ack_due(1.0)
     b.loose()
     assert not b.ack_due(100.0)
+
+
+def test_what_users_make_large_travels_in_packets_of_its_own() -> None:
+    small = Release(())
+    large = Answer(1, True, "x")
+    assert batches([small] * 3) == [[small] * 3]
+    assert batches([small, large, small, small]) == [[small], [large], [small, small]]
+    assert [len(batch) for batch in batches([small] * 20)] == [8, 8, 4]
+    assert batches([large, large]) == [[large], [large]]
