@@ -195,6 +195,8 @@ class Lifecycle:
         elif task.state == ASSIGNED:
             worker = self.placement.unassign(task)
             self.tables.post(worker, Abort, (task.key, task.attempt))
+            if task.key not in worker.held:  # a copy of an earlier attempt may have come there meanwhile
+                self.tables.post(worker, Drop, task.key)
 
     def tidy(self, tasks: Iterable[Task]) -> None:
         """Withdraw, drop or forget those of the tasks, and of what they stood for, that nobody needs."""
