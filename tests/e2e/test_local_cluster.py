@@ -212,8 +212,8 @@ def test_ctrl_c_reaches_the_program_and_not_the_workers() -> None:
         + """
 import time
 future = client.submit(lambda: (time.sleep(1), os.getpid())[1])
-print("waiting", flush=True)
 try:
+    print("waiting", flush=True)
     client.submit(time.sleep, 60).result()
 except KeyboardInterrupt:
     print(json.dumps([future.result(20), sorted(w["pid"] for w in cluster.workers.values())]), flush=True)
