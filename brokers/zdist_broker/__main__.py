@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 
+from zdist import limits
 from zdist.errors import ZdistError
 from zdist.log import configure
 from zdist_broker.server import BrokerServer
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--token-file")
     parser.add_argument("--advertise")
     parser.add_argument("--insecure", action="store_true")
+    parser.add_argument("--inline-result", type=int, default=limits.INLINE_RESULT, metavar="BYTES")
     parser.add_argument("--lifeline", action="store_true", help="end when stdin closes")
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--log-format")
@@ -33,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             token_file=options.token_file,
             insecure=options.insecure,
             advertise=options.advertise,
+            inline_result=options.inline_result,
         )
     except (ZdistError, OSError) as exc:
         print(f"zdist broker: {exc}", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from zdist.core.machine import Machine
 from zdist.errors import ProtocolError
-from zdist.limits import PARKED_MESSAGES, WINDOW_BYTES, WINDOW_TASKS
+from zdist.limits import INLINE_RESULT, PARKED_MESSAGES, WINDOW_BYTES, WINDOW_TASKS
 from zdist.protocol.messages import (
     Adjusted,
     Ask,
@@ -68,12 +68,21 @@ class BrokerMachine(Machine[str]):
         cluster: name of the cluster, told to every peer.
         address: what clients connect to, for ``scheduler_info``.
         relay: the bulk side, for its figures in "counts".
+        inline_result: bytes up to which results travel with their completion; 0: none do.
     """
 
-    def __init__(self, *, epoch: int, cluster: str, address: str = "", relay: Relay | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        epoch: int,
+        cluster: str,
+        address: str = "",
+        relay: Relay | None = None,
+        inline_result: int = INLINE_RESULT,
+    ) -> None:
         super().__init__()
         self.cluster = cluster
-        self.tables = tables = Tables(epoch)
+        self.tables = tables = Tables(epoch, inline_result)
         self.placement = placement = Placement(tables)
         self.lifecycle = lifecycle = Lifecycle(tables, placement)
         self.intake = intake = Intake(tables, placement, lifecycle)
@@ -127,6 +136,7 @@ class BrokerMachine(Machine[str]):
                 return Refused("info", f"the hello of worker {session} lacks {' and '.join(lacking)}")
             peer = self.tables.workers[session] = Worker(session, info, now)
             peer.handlers = self.worker_handlers
+            welcome["inline_result"] = self.tables.inline_result
         elif role == "node":
             peer = self.tables.nodes[session] = Node(session, info, now)
             peer.handlers = self.node_handlers

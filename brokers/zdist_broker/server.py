@@ -30,8 +30,9 @@ class BrokerServer:
 
     ``bind``: ``tcp://HOST:PORT`` (port 0: a free one) or ``ipc:///PATH``; ``bulk_bind`` likewise for relayed data, by
     default beside it. ``token_file``: where the cluster token lies or is to be written; by default in the user's
-    runtime directory, found there by address. Leases in seconds. Raises AddressRefused for an address that a network
-    can reach unless ``insecure``, OSError for a port in use.
+    runtime directory, found there by address. ``inline_result``: bytes up to which results travel with their
+    completion, 0 for none. Leases in seconds. Raises AddressRefused for an address that a network can reach unless
+    ``insecure``, OSError for a port in use.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class BrokerServer:
         token_file: str | os.PathLike[str] | None = None,
         insecure: bool = False,
         advertise: str | None = None,
+        inline_result: int = limits.INLINE_RESULT,
         lease_node: float = limits.LEASE_NODE,
         lease_client: float = limits.LEASE_CLIENT,
     ) -> None:
@@ -64,7 +66,9 @@ class BrokerServer:
         self.token = token or self._token()
         self.cluster = f"cluster-{secrets.token_hex(4)}"
         relay = Relay()
-        self.machine = BrokerMachine(epoch=epoch, cluster=self.cluster, address=self.address, relay=relay)
+        self.machine = BrokerMachine(
+            epoch=epoch, cluster=self.cluster, address=self.address, relay=relay, inline_result=inline_result
+        )
         self.endpoint = BrokerEndpoint(
             self.machine,
             relay,

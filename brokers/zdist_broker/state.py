@@ -230,7 +230,8 @@ def parts(rows: list[Any], most: int) -> list[list[Any]]:
 class Tables:
     """All records of one broker, and the rows to send."""
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, inline_result: int = INLINE_RESULT) -> None:
+        self.inline_result = inline_result
         self.tasks: dict[str, Task] = {}
         self.functions: dict[bytes, Function] = {}
         self.clients: dict[str, Client] = {}
@@ -319,7 +320,7 @@ class Tables:
     def keep(self, task: Task, value: Payload) -> None:
         """Keep a small value at hand, at the cost of the oldest ones."""
         size = payload_size(value)
-        if size > INLINE_RESULT:
+        if size > self.inline_result:
             return
         if self.cached + size > BROKER_CACHE:
             self._evict(BROKER_CACHE // 8)

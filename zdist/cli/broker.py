@@ -52,6 +52,7 @@ def command(
         token_file=broker.token_file,
         insecure=broker.insecure,
         advertise=host_of(broker.address),
+        inline_result=broker.inline_result,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())

@@ -21,10 +21,11 @@ ANSWER_TIMEOUT: Final = 10.0  # seconds for a node to answer an order
 
 
 def broker_command(
-    bind: str, *, token_file: str = "", bulk_bind: str = "", log_level: str, log_format: str
+    bind: str, *, token_file: str = "", bulk_bind: str = "", inline_result: int, log_level: str, log_format: str
 ) -> list[str]:
     """Command line of a broker; ``--lifeline`` or ``--insecure`` may be added."""
     out = [*python_command("zdist_broker"), "--bind", bind, "--log-level", log_level, "--log-format", log_format]
+    out += ["--inline-result", str(inline_result)]
     if token_file:
         out += ["--token-file", token_file]
     if bulk_bind:

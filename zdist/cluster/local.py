@@ -59,6 +59,7 @@ class LocalCluster:
             is a fair share, None or 0 no limit.
         silence_logs: least level, as in ``logging``, that broker and workers write to standard error; False: "info".
         tags, resources: what the workers offer to tasks that ask for it.
+        inline_result: bytes up to which results travel with the news that they are there; 0: none do.
         asynchronous: start with ``await cluster`` or ``async with``; `close` is then to be awaited.
 
     Raises ValueError for contradictory arguments, ZdistError if the broker does not start.
@@ -75,6 +76,7 @@ class LocalCluster:
         silence_logs: int | bool | str | None = 30,
         tags: tuple[str, ...] | list[str] = (),
         resources: dict[str, float] | None = None,
+        inline_result: int = limits.INLINE_RESULT,
         asynchronous: bool = False,
         **ignored: Any,
     ) -> None:
@@ -90,6 +92,7 @@ class LocalCluster:
         self.log_level = level_name(silence_logs)
         self.tags = tuple(tags)
         self.resources = dict(resources or {})
+        self.inline_result = inline_result
         self.token = new_token()
         self._parts: Parts | None = None
         self._finalizer: weakref.finalize[..., LocalCluster] | None = None
@@ -211,7 +214,7 @@ class ProcessParts:
             ipc = cluster.protocol == "ipc"
             bind = self.directory.ipc("broker") if ipc else "tcp://127.0.0.1:0"
             logs = {"log_level": cluster.log_level, "log_format": "auto"}
-            command = broker_command(bind, token_file=str(token_file), **logs)
+            command = broker_command(bind, token_file=str(token_file), inline_result=cluster.inline_result, **logs)
             self.broker = Child("the broker", [*command, "--lifeline"])
             if ipc:  # its address is known beforehand, so both come up at the same time
                 self.node = start_node(cluster, bind, self.directory.path, token_file)

@@ -35,7 +35,12 @@ class ThreadParts:
         self.directory = PrivateDirectory()
         try:
             bind = "tcp://127.0.0.1:0" if self.tcp else self.directory.ipc("broker")
-            self.server = BrokerServer(bind, token=cluster.token, token_file=self.directory.path / "token")
+            self.server = BrokerServer(
+                bind,
+                token=cluster.token,
+                token_file=self.directory.path / "token",
+                inline_result=cluster.inline_result,
+            )
         except BaseException:
             self.directory.remove()
             raise

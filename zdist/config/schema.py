@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from zdist.errors import ConfigError
+from zdist.limits import INLINE_RESULT, OWN_FRAME
 
 __all__ = ["BrokerConfig", "ClientConfig", "Config", "LoggingConfig", "NodeConfig", "parse_ports", "parse_size"]
 
@@ -70,6 +71,10 @@ class BrokerConfig(Section):
     )
     insecure: bool = Field(
         False, description="allow addresses that a network can reach, also for workers' data; nothing is encrypted"
+    )
+
+    inline_result: Annotated[Size, Field(le=OWN_FRAME)] = Field(
+        INLINE_RESULT, description="results up to this size travel with the news that they are there; 0: none do"
     )
 
     def reach(self) -> str:

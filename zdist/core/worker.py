@@ -82,6 +82,7 @@ class WorkerMachine(Machine[Route]):
         self.tags = tuple(tags)
         self.resources = dict(resources or {})
         self.address = ""
+        self.inline_result = limits.INLINE_RESULT  # bytes up to which results travel with their completion; 0: none do
         self.lease = limits.LEASE_NODE
         self.lease_until = float("-inf")  # nothing starts later than this
         self.tasks: dict[Key, Task] = {}  # waiting, queued and running
@@ -115,6 +116,7 @@ class WorkerMachine(Machine[Route]):
         """Renew the lease; tell a broker that knows nothing of this worker what it offers and holds."""
         self.lease = float(welcome.info.get("lease", limits.LEASE_NODE))
         self.lease_until = now + self.lease
+        self.inline_result = int(welcome.info.get("inline_result", limits.INLINE_RESULT))
         if not welcome.fresh:
             return
         self._start_anew(now)

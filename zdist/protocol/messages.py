@@ -74,7 +74,7 @@ class Welcome(NamedTuple):
     epoch: int
     received: int
     fresh: bool
-    info: dict[str, Any]  # cluster, bulk (address), lease, window_tasks, window_bytes
+    info: dict[str, Any]  # cluster, bulk (address), lease, window_tasks, window_bytes, inline_result
 
 
 class HelloPlease(NamedTuple):

@@ -294,7 +294,7 @@ class Runner:
             args, kwargs = loads_args(raw(task.args), self._resolve)
             value = call(*args, **kwargs)
             del args, kwargs
-            frozen = freeze(value, task.deliver, task.key)
+            frozen = freeze(value, task.deliver, task.key, machine.inline_result)
         except BaseException as exc:  # also SystemExit: it is the task that ends, never the worker
             error, text = _described(exc)
         ended = now()

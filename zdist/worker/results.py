@@ -59,11 +59,11 @@ def sizeof(value: Any) -> int:
         return sys.getsizeof(object())
 
 
-def freeze(value: Any, deliver: bool, key: Key) -> Frozen:
-    """Make the bytes of a task's value if it is small, or with ``deliver`` in any case."""
+def freeze(value: Any, deliver: bool, key: Key, inline: int = limits.INLINE_RESULT) -> Frozen:
+    """Make the bytes of a task's value if they are ``inline`` at most, or with ``deliver`` in any case."""
     try:
-        if type(value) not in CONTAINERS or len(value) <= limits.INLINE_RESULT // 2:  # two bytes an item at least
-            payload = dumps_inline(value, limits.INLINE_RESULT, what="result")
+        if inline and (type(value) not in CONTAINERS or len(value) <= inline // 2):  # two bytes an item at least
+            payload = dumps_inline(value, inline, what="result")
             if payload is not None:
                 return payload, None, "", len(payload), True
         if deliver:
