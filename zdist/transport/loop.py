@@ -38,6 +38,7 @@ NOBLOCK: Final = int(zmq.NOBLOCK)
 MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 POLLIN: Final = int(zmq.POLLIN)
 EVENTS: Final = int(zmq.EVENTS)
+RCVMORE: Final = int(zmq.RCVMORE)
 SIGINT: Final = int(signal.SIGINT)
 Socket = zmq.Socket[bytes]
 
@@ -65,6 +66,7 @@ class Loop:
         self._channels: dict[str, Socket] = {}
         self._addresses: dict[str, str] = {}
         self._names: dict[Any, str] = {}
+        self._routes: dict[str, Route] = {}
         self._routers: set[str] = set()
         self._poller = zmq.Poller()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -87,6 +89,7 @@ class Loop:
         """Take a socket in under a channel's name."""
         self._channels[channel] = sock
         self._names[sock] = channel
+        self._routes[channel] = Route(channel)
         if router:
             self._routers.add(channel)
         self._poller.register(sock, zmq.POLLIN)
@@ -106,7 +109,7 @@ class Loop:
         sock = self._channels.pop(channel, None)
         if sock is not None:
             self._poller.unregister(sock)
-            del self._names[sock]
+            del self._names[sock], self._routes[channel]
             sock.close(0)
 
     # --- one turn ----------------------------------------------------------------------------------
@@ -142,16 +145,17 @@ class Loop:
             return  # dropped earlier in this turn
         router = channel in self._routers
         small = channel == "control"
+        route = self._routes[channel]
+        getsockopt, recv = sock.getsockopt, sock.recv
         for count in range(limits.TURN_MESSAGES if small else limits.TURN_CHUNKS):
-            if (
-                count and not int(sock.getsockopt(EVENTS)) & POLLIN
-            ):  # a tenth of what the exception of a vain recv costs
+            if count and not int(getsockopt(EVENTS)) & POLLIN:  # a tenth of what the exception of a vain recv costs
                 return
             try:
-                frames: list[Any] = sock.recv_multipart(NOBLOCK, copy=small)
+                frames: list[Any] = [recv(NOBLOCK, small)]
             except zmq.Again:
                 return
-            route = Route(channel)
+            while getsockopt(RCVMORE):
+                frames.append(recv(NOBLOCK, small))
             if router:
                 hop = frames.pop(0)
                 route = Route(channel, hop if small else hop.bytes)
