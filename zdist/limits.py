@@ -16,6 +16,10 @@ OWN_FRAME: Final = 64 * KIB  # buffers from this size on get a frame of their ow
 MAX_SESSION: Final = 64  # characters of a session id
 MAX_KEY: Final = 1024  # characters of a key
 MAX_TEXT: Final = 64 * KIB  # characters of reasons and log lines
+MAX_REASON: Final = 1024  # characters of a reason that goes to many: why a session left, why keys were cancelled
+MAX_NAME: Final = 256  # characters of the name of a peer, host, address, tag, resource or function
+MAX_NAMES: Final = 4096  # tags, resources or workers in one list
+MAX_THREADS: Final = 1 << 16  # of one worker
 
 # --- small values travel with the records that announce them -----------------------------------------
 INLINE_RESULT: Final = 16 * KIB  # a frozen result up to this size travels with its completion
@@ -38,6 +42,8 @@ HELLO_RETRY_MAX: Final = 2.0
 HEARTBEAT: Final = 1.0  # client, worker and node ping the broker
 LEASE_NODE: Final = 10.0  # a node silent for this long is given up, with its workers
 LEASE_CLIENT: Final = 30.0  # a client's process may hold its GIL for long
+NOTICE: Final = 2.0  # without an answer of the broker for this long a peer says once that it waits
+REDIAL: Final = 10.0  # a socket on which nothing answers is opened anew: the hellos queued in it are gone
 HANDSHAKE_TIMEOUT: Final = 10.0  # default time a client waits for the broker's welcome
 
 # --- submission window (tasks and bytes unfinished per client) --------------------------------------
@@ -95,3 +101,22 @@ PRIORITY_MAX: Final = 1 << 20  # of Options.priority, either sign
 ATTACH_WAIT: Final = 1.0  # a relayed request waits so long for its holder's bulk connection
 QUEUED_REQUESTS: Final = 1024  # relayed requests that wait, per receiver and per holder without a connection
 PARKED_MESSAGES: Final = 4096  # of a client that has been asked for a function
+FUNCTIONS_DEFINED: Final = 4096  # functions without tasks that one client may have defined; the oldest are forgotten
+CLIENT_FUNCTION_BYTES: Final = 2048 * MIB  # pickled functions of one client's unfinished tasks
+WAITING_ASKS: Final = 256  # questions and calls of one client that wait for their answers
+ASK_ENTRIES: Final = 1 << 20  # keys asked about in one question, and names in its answer
+CALL_BYTES: Final = 64 * MIB  # what a call outside the task system may carry, and each worker's answer
+ANSWER_BYTES: Final = 128 * MIB  # all workers' answers together
+LOG_COMPLAINTS: Final = 32  # records about bad input between two sweeps; what is beyond is counted
+
+# --- strangers, and sessions that do not take what they are sent ---------------------------------------
+STRANGER_HEADER: Final = 64 * KIB  # bytes of a packet from a connection that has not said hello
+STRANGER_FRAMES: Final = 2
+MAX_SESSIONS: Final = 1 << 16
+HELLO_PAUSE: Final = 0.1  # hellos of one session, and hello-pleases to one connection, are this far apart
+CROWDED_BYTES: Final = 64 * MIB  # unacknowledged by a client: from here on completions carry no values
+KEPT_BYTES: Final = 512 * MIB  # unacknowledged by a session: it is given up
+KEPT_PACKETS: Final = 1 << 16
+SENT_AGAIN: Final = 16 * MIB  # bytes sent again before the other side has confirmed some of it
+VAIN_REPEATS: Final = 8  # times that is done without any progress
+BULK_MESSAGES: Final = 2048  # of one packet on the bulk socket

@@ -6,6 +6,7 @@ lost. The broker's counterpart for many sessions is `BrokerEndpoint` in ``zdist_
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from zdist import limits
@@ -56,6 +57,7 @@ class PeerMachine(Protocol):
     def take(self) -> dict[Route, list[Message]]: ...
     def handle(self, route: Route, message: Message, now: float) -> None: ...
     def hello_info(self) -> dict[str, Any]: ...
+    def authorize(self, token: str) -> None: ...
     def welcomed(self, welcome: Welcome, now: float) -> None: ...
     def refused(self, code: str, text: str, now: float) -> None: ...
     def turn(self, now: float) -> None: ...
@@ -78,12 +80,32 @@ class Endpoint(Protocol):
 
 
 class PeerEndpoint:
-    """Session layer of a client, worker or node."""
+    """Session layer of a client, worker or node.
 
-    def __init__(self, machine: PeerMachine, session: str, token: str) -> None:
+    ``find_token`` is asked before each hello: a broker that was not there may have come, and with it another token.
+    Where no broker has answered at ``address`` for ``patience`` seconds, or the broker says goodbye, that is logged once.
+    """
+
+    def __init__(
+        self,
+        machine: PeerMachine,
+        session: str,
+        token: str,
+        *,
+        find_token: Callable[[], str] | None = None,
+        address: str = "",
+        patience: float = limits.NOTICE,
+    ) -> None:
         self.machine = machine
         self.session = Session(session)
         self.token = token
+        self.find_token = find_token
+        self.address = address
+        self.patience = patience
+        self.away = ""  # why there is no broker, once it has been told
+        self.since = 0.0  # when the greeting that is going on began; 0: none has
+        self.dialled = 0.0  # when the control channel last got a new socket
+        self.refusal: Refused | None = None  # came in this turn
         self.epoch = 0
         self.up = False  # welcomed, and not silent since
         self.over = False  # refused, or left
@@ -124,7 +146,10 @@ class PeerEndpoint:
             self._hello(now)
         elif kind is Refused:
             assert isinstance(first, Refused)
-            self._refused(first.code, first.text, now)
+            self.refusal = first
+        elif kind is Bye:
+            assert isinstance(first, Bye)
+            self._left(first.reason, now)
         elif self.up and packet.session == self.session.id:
             fresh = self.session.accept(packet, now)
             if fresh is None:
@@ -147,6 +172,10 @@ class PeerEndpoint:
         if welcome.epoch != self.epoch:  # also when an earlier, fresh welcome of this broker was lost on its way
             welcome = welcome._replace(fresh=True)
         self.up = True
+        self.since = 0.0
+        if self.away:
+            self.away = ""
+            self.commands.append(Log("warning", "broker.back", {"address": self.address}))
         self.epoch = welcome.epoch
         self.pause = limits.HELLO_RETRY
         self.next_ping = now + limits.HEARTBEAT
@@ -167,10 +196,57 @@ class PeerEndpoint:
         if self.over:
             return
         self.up = False
+        self.since = self.since or now
+        self._look_for_token(now)
         hello = Hello(self.machine.role, self.token, self.epoch, self.session.received, self.machine.hello_info())
         self.loose.append((CONTROL, self.session.loose(hello)))
         self.next_hello = now + self.pause
         self.pause = min(self.pause * 2, limits.HELLO_RETRY_MAX)
+
+    def _look_for_token(self, now: float) -> bool:
+        """All hellos of one connection carry the same token, so that a refusal is always of the present one."""
+        token = self.token if self.find_token is None else self.find_token()
+        if token == self.token:
+            return False
+        self.token = token
+        self.machine.authorize(token)
+        self._redial(now)
+        return True
+
+    def _weigh(self, refusal: Refused, now: float) -> None:
+        """A token may have been replaced since it was sent; whatever else is refused is refused for good."""
+        self.refusal = None
+        if refusal.code == "token" and not self.over and self._look_for_token(now):
+            self._hello(now)
+        else:
+            self._refused(refusal.code, refusal.text, now)
+
+    def _redial(self, now: float) -> None:
+        self.dialled = now
+        self.commands.append(Redial("control"))
+
+    def _left(self, reason: str, now: float) -> None:
+        """The broker says goodbye: another may come at its address, and is greeted then."""
+        if self.up and not self.over:
+            self.up = False
+            self.since = now
+            self.next_hello = now + self.pause
+            self._tell(reason)
+
+    def _tell(self, reason: str) -> None:
+        self.away = reason
+        if self.patience != float("inf"):
+            note = "waiting for one to answer there"
+            self.commands.append(Log("warning", "broker.away", {"address": self.address, "reason": reason, "note": note}))
+
+    def _greet(self, now: float) -> None:
+        """No broker is there, or none has answered yet."""
+        if now >= self.next_hello:
+            if self.since and now - max(self.heard, self.dialled, self.since) >= limits.REDIAL:
+                self._redial(now)  # else a broker that comes at last would meet the hellos of hours
+            self._hello(now)
+        if not self.away and now - self.since >= self.patience:
+            self._tell(f"no broker has answered for {self.patience:g} s; check that `zdist broker` runs there")
 
     def _refused(self, code: str, text: str, now: float) -> None:
         if not self.over:
@@ -205,10 +281,11 @@ class PeerEndpoint:
 
     def turn(self, now: float) -> None:
         """End of a turn: timers, then what the machine saved up."""
+        if self.refusal is not None:
+            self._weigh(self.refusal, now)
         if not self.over:
             if not self.up:
-                if now >= self.next_hello:
-                    self._hello(now)
+                self._greet(now)
             elif now >= self.next_ping:
                 self._ping(now)
         deadline = self.machine.deadline()
@@ -252,7 +329,10 @@ class PeerEndpoint:
 
     def deadline(self) -> float:
         """When `turn` is next needed without a message, monotonic seconds."""
-        when = self.next_ping if self.up else self.next_hello
+        if self.up:
+            when = self.next_ping
+        else:
+            when = self.next_hello if self.away else min(self.next_hello, self.since + self.patience)
         if self.over:
             when = float("inf")
         if self.up and self.session.unacknowledged:

@@ -53,6 +53,11 @@ class Lineage(Machine[Route]):
         self.fetcher = Fetcher(self.send, session, token, paths=paths, fallback=fallback)
         self.collections = Collections(self.fetcher, self.store, self._missing)
 
+    def authorize(self, token: str) -> None:
+        """The cluster token, found late or changed."""
+        self.store.token = token
+        self.fetcher.authorize(token)
+
     # --- parents -----------------------------------------------------------------------------------
 
     def _pin(self, entry: Entry) -> bool:

@@ -98,6 +98,9 @@ class NodeMachine(Machine[Route]):
         """Fields of Hello.info for a node."""
         return {"name": self.name, "host": self.host, "pid": self.pid, "address": "", "workers": self.wanted}
 
+    def authorize(self, token: str) -> None:
+        """A node sends no data requests, so only the session layer needs the token."""
+
     def welcomed(self, welcome: Welcome, now: float) -> None:
         """A broker that knows nothing of this node may know workers that have died since: tell it again."""
         if welcome.fresh:

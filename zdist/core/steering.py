@@ -51,6 +51,10 @@ class Steering:
         self.gone: dict[str, None] = {}
         self.warnings: list[tuple[int, str, str]] = []
 
+    def authorize(self, token: str) -> None:
+        """The token that requests and probes carry from now on."""
+        self.probes.token = self.requests.token = token
+
     def fail(self, transfer: Transfer, code: str, text: str, now: float) -> None:
         """A transfer cannot be had; the Fetcher tells its callers."""
         raise NotImplementedError

@@ -112,6 +112,11 @@ class WorkerMachine(Machine[Route]):
             "resources": dict(self.resources),
         }  # fmt: skip
 
+    def authorize(self, token: str) -> None:
+        """The cluster token, found late or changed."""
+        self.token = self.store.token = token
+        self.fetcher.authorize(token)
+
     def welcomed(self, welcome: m.Welcome, now: float) -> None:
         """Renew the lease; tell a broker that knows nothing of this worker what it offers and holds."""
         self.lease = float(welcome.info.get("lease", limits.LEASE_NODE))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from zdist import limits
 from zdist.core.endpoint import PeerEndpoint, PeerMachine
 from zdist.transport import sockets
 from zdist.transport.loop import Loop
@@ -17,6 +18,8 @@ __all__ = ["Driver"]
 class Driver(Loop):
     """Connects a machine to the broker at ``control``; see `Loop` for the threads.
 
+    ``token``: the cluster token, or a function that finds it, asked before each hello. ``patience``: seconds without a
+    broker's answer after which that is logged, once.
     ``data_bind`` (``tcp://HOST:0``, ``ipc:///PATH``) gives the machine a data socket of its own, on a port out of
     ``ports`` if given; ``advertise`` is the host that others dial. Raises AddressRefused or OSError from binding.
     """
@@ -26,7 +29,7 @@ class Driver(Loop):
         machine: PeerMachine,
         *,
         session: str,
-        token: str,
+        token: str | Callable[[], str],
         control: str,
         name: str,
         execute: Callable[[Any], None],
@@ -35,8 +38,10 @@ class Driver(Loop):
         advertise: str | None = None,
         insecure: bool = False,
         background: bool = True,
+        patience: float = limits.NOTICE,
     ) -> None:
-        endpoint = PeerEndpoint(machine, session, token)
+        find = token if callable(token) else lambda: token
+        endpoint = PeerEndpoint(machine, session, find(), find_token=find, address=control, patience=patience)
         super().__init__(endpoint, execute, name=name)
         self.peer = endpoint
         self.machine = machine
@@ -57,6 +62,15 @@ class Driver(Loop):
     def connected(self) -> bool:
         """Has the broker welcomed this session, and is it heard?"""
         return self.peer.up
+
+    @property
+    def away(self) -> str:
+        """Why no broker is there, once that has been logged; "" while one is."""
+        return self.peer.away
+
+    def retire(self) -> None:
+        """The session is over: no broker is greeted any more."""
+        self.peer.over = True
 
     def start(self) -> None:
         """Begin to say hello; with a background thread unless made with ``background=False``."""

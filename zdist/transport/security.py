@@ -6,6 +6,7 @@ machine out; it is no protection on a network, where anyone can read it as it pa
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ipaddress
 import os
@@ -13,10 +14,17 @@ import secrets
 import stat
 import tempfile
 from pathlib import Path
+from typing import Final
 
-from zdist.errors import AddressRefused, AuthenticationError
+from zdist.errors import AddressRefused, AuthenticationError, ZdistError
+from zdist.transport.scratch import LockedFile, sweep
 
-__all__ = ["check_bind", "find_token", "is_local", "new_token", "runtime_dir", "token_path", "write_token"]
+__all__ = [
+    "TokenSource", "check_bind", "find_token", "is_local", "new_token", "publish_token", "runtime_dir", "token_path",
+    "write_token",
+]  # fmt: skip
+
+TOKENS: Final = "token-"
 
 
 def runtime_dir() -> Path:
@@ -49,22 +57,63 @@ def new_token() -> str:
 def token_path(address: str) -> Path:
     """Where the token of the broker at this address lies for the same user's workers and clients."""
     name = hashlib.blake2b(_canonical(address).encode(), digest_size=8).hexdigest()
-    return runtime_dir() / f"token-{name}"
+    return runtime_dir() / (TOKENS + name)
 
 
 def write_token(token: str, path: Path) -> None:
-    """Write a token file with mode 0600, replacing an old one in one step."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Write a token file with mode 0600, replacing an old one in one step.
+
+    Raises AuthenticationError where its directory is not there or cannot be written.
+    """
+    try:
+        _write(token, path)
+    except FileNotFoundError:
+        raise AuthenticationError(
+            f"cannot write token file {path}: there is no directory {path.parent}; make it (mode 0700) first"
+        ) from None
+    except OSError as exc:
+        raise AuthenticationError(f"cannot write token file {path}: {exc.strerror}") from None
+
+
+def _write(token: str, path: Path) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".token-")  # mkstemp creates with 0600
     with os.fdopen(handle, "w") as file:
         file.write(token + "\n")
     os.replace(temporary, path)
 
 
+def publish_token(token: str, address: str) -> LockedFile:
+    """Put the token of the broker at this address where `find_token` looks, for as long as the lock is held.
+
+    Tokens of brokers that are gone are swept; ``remove`` ends this one's.
+    """
+    path = token_path(address)
+    sweep(path.parent, TOKENS)
+    return LockedFile(path, token + "\n")
+
+
+class TokenSource:
+    """Finds the token of the broker at ``address`` anew at each call: a broker may have come, or another one.
+
+    Once found, a token is kept while no other is there. Parameters and errors (raised by the constructor only): see
+    `find_token`.
+    """
+
+    def __init__(self, address: str, token_file: str | os.PathLike[str] | None = None) -> None:
+        self.address = address
+        self.token_file = token_file
+        self.token = find_token(address, token_file)
+
+    def __call__(self) -> str:
+        with contextlib.suppress(ZdistError, OSError):
+            self.token = find_token(self.address, self.token_file) or self.token
+        return self.token
+
+
 def find_token(address: str, token_file: str | os.PathLike[str] | None = None) -> str:
     """The token for the broker at ``address``: from ``token_file``, ``$ZDIST_TOKEN``, or the user's runtime directory.
 
-    Returns "" when there is none in the runtime directory; the broker then refuses the hello and says so. Raises
+    Returns "" when there is none in the runtime directory, as before the first broker has come to this address. Raises
     AuthenticationError if a given file cannot be read or others could have written it.
     """
     if token_file is None and os.environ.get("ZDIST_TOKEN"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zdist.cluster.directory import PrivateDirectory, sweep
+from zdist.cluster.directory import PrivateDirectory
 from zdist.cluster.local import LocalCluster, default_shape, level_name, memory_bytes
 from zdist.errors import AddressRefused, ClusterClosed
 
@@ -89,10 +89,6 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def backdate(path: Path) -> None:
-    os.utime(path, (0, 0))
-
-
 def test_a_directory_is_private_and_goes_with_its_owner(runtime: Path) -> None:
     directory = PrivateDirectory()
     assert stat.S_IMODE(directory.path.stat().st_mode) == 0o700
@@ -100,29 +96,6 @@ def test_a_directory_is_private_and_goes_with_its_owner(runtime: Path) -> None:
     directory.remove()
     directory.remove()
     assert list(runtime.iterdir()) == []
-
-
-def test_only_directories_without_an_owner_are_swept(runtime: Path) -> None:
-    owned, fresh, dead = PrivateDirectory(), PrivateDirectory(), PrivateDirectory()
-    os.close(dead.lock)  # as the kernel does when a process is killed
-    (dead.path / "socket").touch()
-    for directory in (owned, dead):
-        backdate(directory.path)
-    sweep(runtime)
-    assert owned.path.exists()
-    assert fresh.path.exists()
-    assert not dead.path.exists()
-    for directory in (owned, fresh):
-        directory.remove()
-
-
-def test_a_forked_child_does_not_remove_its_parents_directory(runtime: Path) -> None:
-    directory = PrivateDirectory()
-    directory.owner += 1  # as a child sees it
-    directory.remove()
-    assert directory.path.exists()
-    directory.owner -= 1
-    directory.remove()
 
 
 def test_a_runtime_directory_too_long_for_sockets_is_refused(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
