@@ -121,9 +121,9 @@ def test_futures_of_a_container(client: Client, gate: functions.Gate) -> None:
 def test_progress_returns_when_all_are_done(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     futures = client.map(functions.slow_inc, range(20), [0.01] * 20, pure=False)
     bad = client.submit(functions.fail, 1)
-    progress(futures, bad)
+    progress(futures, bad, notebook=False)
     assert all(future.done() for future in [*futures, bad])
-    lines = capsys.readouterr().out
+    lines = capsys.readouterr().err
     assert "slow_inc" in lines and "20/20" in lines and "1 failed" in lines
 
 

@@ -17,7 +17,7 @@ import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from zdist import context, serialize
 from zdist.client.containers import flatten
@@ -25,14 +25,12 @@ from zdist.client.future import Future
 from zdist.core.collect import Collection, Signal
 from zdist.core.entry import CANCELLED, PENDING, Entry, Reply
 from zdist.core.ledger import Ledger
-from zdist.core.requests import Carried
 from zdist.errors import CancelledError, ClusterClosed, KeyConflict, KilledWorker, ZdistError
 from zdist.transport.driver import Driver
 
 __all__ = ["Base", "Wait", "failure_of"]
 
 T = TypeVar("T")
-REPORT: Final = 256  # batches of inline values kept for gather_report
 
 
 class Wait(NamedTuple):
@@ -81,7 +79,6 @@ class Base:
         self._pid = os.getpid()
         self._pumps: weakref.WeakSet[Any] = weakref.WeakSet()  # threads and tasks that gather queues
         self._awake: dict[asyncio.AbstractEventLoop, list[asyncio.Future[bool]]] = {}
-        self._local: deque[Carried] = deque(maxlen=REPORT)
         self._ahead: dict[str, tuple[Entry, Collection]] = {}  # brought before anybody has asked, by key
         self._chores: queue.SimpleQueue[Callable[[], object] | None] | None = None
 

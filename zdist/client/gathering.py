@@ -18,7 +18,6 @@ from zdist.client.report import GatherReport
 from zdist.client.waiting import seconds
 from zdist.core.collect import Collection
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry
-from zdist.core.requests import Carried
 from zdist.errors import PeerUnreachable, SerializationError
 
 __all__ = ["Gathering"]
@@ -39,6 +38,7 @@ class Gathering(Base):
         asynchronous: bool | None = None,
         *,
         timeout: float | str | None = None,
+        progress: bool | str = False,
     ) -> Any:
         """Bring values home, each batch of keys by the best way. As in dask.distributed 2021.10.
 
@@ -52,21 +52,43 @@ class Gathering(Base):
                 ``direct_to_workers``) to choose for each batch.
             asynchronous: True for an awaitable, False to block, None as the client is.
             timeout: seconds until TimeoutError; the futures are left alone.
+            progress: True to show how far it is, by bytes where sizes are known: on standard error if that is a
+                terminal, or in a notebook; "always" also if it is neither. Not for iterators and queues.
 
         Raises:
-            ValueError: another word for ``errors``, or a future of another cluster.
+            ValueError: another word for ``errors`` or ``progress``, or a future of another cluster.
             CancelledError: a future was cancelled; the text says why.
             PeerUnreachable: ``direct=True``, no path open, and the client was made with ``fallback="error"``.
             KilledWorker, SerializationError, or what a task raised.
         """
         if errors not in ERRORS:
             raise ValueError(f"errors={errors!r}: gather knows 'raise', 'skip' and 'return'")
+        if progress:
+            return self._gather_shown(futures, errors, direct, asynchronous, seconds(timeout), progress)
         if type(futures) is Future and futures.client is self:
             return self._sync(self._one(futures, seconds(timeout), errors, direct), asynchronous)
         later = self.asynchronous if asynchronous is None else asynchronous
         if isinstance(futures, _STREAMS):
             return self._stream(futures, errors, direct, later)
         return self._sync(self._gather(futures, errors, direct, seconds(timeout)), later)
+
+    def _gather_shown(
+        self,
+        futures: Any,
+        errors: str,
+        direct: bool | None,
+        asynchronous: bool | None,
+        timeout: float | None,
+        how: bool | str,
+    ) -> Any:
+        from zdist.client.progress import shown
+
+        if how not in (True, "always"):
+            raise ValueError(f"progress={how!r}: gather knows True, False and 'always'")
+        if isinstance(futures, _STREAMS):
+            raise ValueError(f"progress= is for a gather that waits; a {type(futures).__name__} comes back at once")
+        work = self._gather(futures, errors, direct, timeout)
+        return self._sync(shown(self, work, flatten(futures)[0], always=how == "always"), asynchronous)
 
     def _stream(self, items: Any, errors: str, direct: bool | None, later: bool) -> Any:
         from zdist.client import streams
@@ -85,6 +107,7 @@ class Gathering(Base):
         found, skeleton = flatten(futures)
         if not found:
             return rebuild(skeleton, {})
+        self._ledger.fetcher.report.begin(len(found) == 1)
         found = [future if future.client is self else self._import(future) for future in found]
         entries = list(dict.fromkeys([future._entry for future in found]))
         values, failed = await self._collect(entries, errors == "raise", direct, timeout)
@@ -204,7 +227,7 @@ class Gathering(Base):
             else:
                 failed[key] = failure_of(entry)
         if inline:
-            self._local.append(Carried("inline", "", inline, nbytes, 0.0, _INLINE))
+            self._ledger.fetcher.report.add("inline", "", inline, nbytes, 0.0, _INLINE)
         return values, failed
 
     def _load(self, key: str, pieces: list[Any]) -> Any:
@@ -252,8 +275,8 @@ class Gathering(Base):
 
         Prints as a table. Batches of the path "inline" came with the completion of their tasks.
         """
-        with self._lock:
-            return GatherReport([*self._local, *self._ledger.fetcher.report])
+        report = self._ledger.fetcher.report
+        return GatherReport(report, report.gather)
 
     # --- one future ----------------------------------------------------------------------------------
 
@@ -268,12 +291,13 @@ class Gathering(Base):
     ) -> Any:
         """The value of one future: what gather does, without what only many need."""
         entry = future._entry  # the future itself is kept too: nobody else may hold it
+        self._ledger.fetcher.report.begin(True)
         deadline = None if timeout is None else time.monotonic() + timeout
         if entry.status == PENDING:
             await self._settled((entry,), deadline)
         outcome = entry.outcome
         if entry.status == FINISHED and outcome is not None and outcome[3] is not None:
-            self._local.append(Carried("inline", "", 1, outcome[2], 0.0, _INLINE))
+            self._ledger.fetcher.report.add("inline", "", 1, outcome[2], 0.0, _INLINE)
             try:
                 return serialize.loads(outcome[3], owner=self)
             except SerializationError as exc:

@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
+from typing import Final
 
-from zdist.core.requests import Carried
+from zdist.core.carried import Carried
 
 __all__ = ["GatherReport"]
 
-HEADS = ("path", "worker", "keys", "bytes", "seconds", "MB/s", "why")
+HEADS: Final = ("gather", "path", "worker", "keys", "bytes", "seconds", "MB/s", "why")
+NUMBERS: Final = ("gather", "keys", "bytes", "seconds", "MB/s")  # set to the right
+NOTHING: Final = "nothing was gathered yet"
 
 
 class GatherReport(list[Carried]):
-    """Batches, oldest first; each has ``path``, ``worker``, ``keys``, ``bytes``, ``seconds`` and ``reason``."""
+    """Batches, oldest first; each has ``path``, ``worker``, ``keys``, ``bytes``, ``seconds``, ``reason``, ``gather``.
+
+    A batch is what one path brought from one worker for one reason within a gather; ``gather`` is that gather's number
+    (of gathers at the same time, the one that began last), and those of one future in a row count as one. ``seconds``
+    is the time in which something was under way there; it is 0 for what cost no way at all.
+    """
+
+    def __init__(self, batches: Iterable[Carried] = (), number: int = 0) -> None:
+        super().__init__(batches)
+        self.number = number  # of the last gather
+
+    @property
+    def last(self) -> GatherReport:
+        """The batches of the last gather alone."""
+        return GatherReport((batch for batch in self if batch.gather == self.number), self.number)
 
     def _rows(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                batch.path,
-                batch.worker,
-                f"{batch.keys:,}",
-                f"{batch[3]:,}",
-                f"{batch.seconds:.4f}" if batch.seconds else "",
-                f"{batch[3] / batch.seconds / 1e6:,.0f}" if batch.seconds else "",
-                batch.reason,
-            )
-            for batch in self
-        ]
+        rows: list[tuple[str, ...]] = []
+        for path, worker, keys, nbytes, seconds, reason, gather in self:
+            time = f"{seconds:.4f}" if seconds else ""
+            rate = f"{nbytes / seconds / 1e6:,.0f}" if seconds else ""
+            rows.append((str(gather), path, worker, f"{keys:,}", f"{nbytes:,}", time, rate, reason))
+        return rows
 
     def __str__(self) -> str:
+        if not self:
+            return NOTHING
         rows = [HEADS, *self._rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = []
         for row in rows:
             cells = [
-                cell.rjust(width) if 2 <= i <= 5 else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+                cell.rjust(width) if head in NUMBERS else cell.ljust(width)
+                for head, cell, width in zip(HEADS, row, widths, strict=True)
             ]
             lines.append("  ".join(cells).rstrip())
         return "\n".join(lines)
@@ -43,6 +57,8 @@ class GatherReport(list[Carried]):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
+        if not self:
+            return f"<i>{NOTHING}</i>"
         head = "".join(f"<th>{escape(cell)}</th>" for cell in HEADS)
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in self._rows())
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from zdist.core.entry import FINISHED, PENDING, Entry
 from zdist.core.fetch import Fetcher
@@ -11,6 +11,8 @@ from zdist.core.store import Store
 from zdist.protocol.messages import Key
 
 __all__ = ["Collection", "Collections", "Signal"]
+
+HERE: Final = "this process holds it"
 
 
 class Signal:
@@ -38,7 +40,9 @@ class Collection(Signal):
     Ready whenever the caller has something to look at: values in ``arrived`` to take, an entry that failed, or the end.
     """
 
-    __slots__ = ("arrived", "begin", "broken", "direct", "failed", "fetching", "rows", "seen", "ticket", "warnings")
+    __slots__ = (
+        "arrived", "begin", "broken", "direct", "failed", "fetching", "nbytes", "rows", "seen", "ticket", "warnings",
+    )  # fmt: skip
 
     def __init__(self, ticket: int, direct: bool | None, begin: Callable[[Collection, Entry], None]) -> None:
         super().__init__(0)
@@ -49,6 +53,7 @@ class Collection(Signal):
         self.rows: list[tuple[Key, int, int, tuple[str, ...]]] = []  # to be handed to the fetcher together
         self.arrived: list[tuple[Key, list[Any]]] = []
         self.broken: dict[Key, tuple[str, str]] = {}  # key: code, text; bytes that cannot be had
+        self.nbytes = 0  # of all that has arrived
         self.failed = 0  # entries that ended without a value
         self.seen = 0  # of those, how many the caller has looked at
         self.warnings: list[tuple[str, str]] = []  # worker and reason: went by relay although direct=True
@@ -106,6 +111,7 @@ class Collections:
                 held = self.store.get(key)
                 if held is not None and held.blob is not None:
                     collection.arrived.append((key, held.blob.slice(0, held.blob.nbytes)))
+                    self.fetcher.report.add("local", "", 1, held.blob.nbytes, 0.0, HERE)
                 else:
                     collection.left += 1
                     collection.fetching[key] = entry
@@ -133,11 +139,12 @@ class Collections:
             fetcher.warnings.clear()
         if fetcher.arrived:
             arrived, fetcher.arrived[:] = list(fetcher.arrived), []
-            for tickets, key, _, pieces, _, _ in arrived:
+            for tickets, key, _, pieces, nbytes, _ in arrived:
                 for ticket in tickets:
                     collection = self.open.get(ticket)
                     if collection is not None and collection.fetching.pop(key, None) is not None:
                         collection.left -= 1
+                        collection.nbytes += nbytes
                         collection.arrived.append((key, pieces))
                         collection.progress()
         if fetcher.failed:

@@ -6,14 +6,13 @@ A *transfer* is one key on its way; callers stand behind it with *tickets*. `Ste
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from zdist.core.carried import Report
 from zdist.core.gather import PATHS
 from zdist.core.links import CLOSED, OPEN, RELAY, Link
 from zdist.core.machine import BULK, Route
-from zdist.core.requests import Carried
 from zdist.core.steering import SILENT, Steering
 from zdist.core.transfer import Request, Ticket, Transfer, unwrap
 from zdist.errors import InvariantError
@@ -58,8 +57,8 @@ class Fetcher(Steering):
         self.failed: list[Failure] = []
 
     @property
-    def report(self) -> deque[Carried]:
-        """The last batches that came home."""
+    def report(self) -> Report:
+        """What came home last, and which way."""
         return self.requests.report
 
     # --- what the owner says ---------------------------------------------------------------------

@@ -6,11 +6,11 @@ bandwidth. A request reserves what it asks for until it is answered, given up, o
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
-from typing import Final, NamedTuple
+from typing import Final
 
+from zdist.core.carried import Report
 from zdist.core.links import AHEAD_SECONDS, CLOSED, MAX_PATIENCE, RELAY, Link, Links
 from zdist.core.machine import BULK, Route
 from zdist.core.transfer import Request, Transfer
@@ -18,23 +18,11 @@ from zdist.errors import InvariantError
 from zdist.limits import CHUNK, CHUNK_ROWS, REQUEST_TIMEOUT, TRANSFER_WINDOW
 from zdist.protocol.messages import Get, Message, Taken
 
-__all__ = ["Carried", "Requests"]
+__all__ = ["Requests"]
 
 ACTIVE_LINKS: Final = 64  # links with a request under way; the others wait their turn
 RELAY_WINDOW: Final = CHUNK  # in flight through a broker whose throughput is unknown or small
 STALE: Final = 1024  # requests given up whose answers are still recognised
-REPORT: Final = 1000  # batches remembered
-
-
-class Carried(NamedTuple):
-    """A batch that came home: one busy period of one link."""
-
-    path: str
-    worker: str
-    keys: int
-    bytes: int
-    seconds: float
-    reason: str
 
 
 class Requests:
@@ -52,7 +40,7 @@ class Requests:
         self.starving: dict[bool, list[tuple[int, int, Link]]] = {True: [], False: []}  # by relay or not
         self.serial = 0
         self.due = float("inf")  # when the owner has to look after a link
-        self.report: deque[Carried] = deque(maxlen=REPORT)
+        self.report = Report()
 
     # --- queues ----------------------------------------------------------------------------------
 
@@ -245,7 +233,7 @@ class Requests:
         if link.requests or link.backlog or not link.carried_bytes:
             return
         seconds = max(0.0, now - link.since)
-        self.report.append(Carried(link.path, link.name, link.carried_keys, link.carried_bytes, seconds, link.reason))
+        self.report.add(link.path, link.name, link.carried_keys, link.carried_bytes, seconds, link.reason)
         link.carried_keys = link.carried_bytes = 0
 
     def patience(self, link: Link) -> float:
