@@ -240,3 +240,13 @@ def test_guests_that_wait_do_not_keep_each_other_awake() -> None:
         for thread in threads:
             thread.join(DEADLINE)
         assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_peer_out_of_reach_does_not_delay_the_end() -> None:
+    stub = Stub(answer=False)
+    loop = Loop(stub, lambda command: None, name="test")
+    stub.machine.out[Route("ipc:///nonexistent/nobody.sock")] = [Ping()]
+    loop.drive(lambda: True, 0)
+    began = time.monotonic()
+    loop.close(5.0)
+    assert time.monotonic() - began < 2.5

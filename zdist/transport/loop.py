@@ -159,6 +159,11 @@ class Loop:
             if router:
                 hop = frames.pop(0)
                 route = Route(channel, hop if small else hop.bytes)
+                large = len(frames) > 1 or (frames and len(frames[0]) > limits.STRANGER_HEADER)
+                if large and not self.endpoint.admits(route, len(frames), sum(map(len, frames))):
+                    error = ProtocolError(f"{len(frames)} frames, {sum(map(len, frames))} bytes, before a hello")
+                    self.endpoint.garbled(route, error, now)
+                    continue
             try:
                 packet = decode(frames)
             except ProtocolError as exc:
@@ -379,8 +384,8 @@ class Loop:
             if self.failure is None:
                 with contextlib.suppress(zmq.ZMQError):
                     self._settle(time.monotonic())
-            for sock in self._channels.values():
-                sock.close(int(timeout * 1000))
+            for channel, sock in self._channels.items():
+                sock.close(0 if "://" in channel else int(timeout * 1000))  # a peer may be out of reach for ever
             self._channels.clear()
             self.context.term()
             os.close(self._wake_fd)
