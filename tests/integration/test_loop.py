@@ -49,6 +49,9 @@ class Stub:
     def garbled(self, route: Route, error: ProtocolError, now: float) -> None:
         self.garbage.append(error)
 
+    def admits(self, route: Route, frames: int, nbytes: int) -> bool:
+        return True
+
     def undelivered(self, route: Route, now: float) -> None:
         self.lost.append(route)
 
