@@ -79,6 +79,7 @@ class Fetcher(Steering):
         for link in (self.links.peers.get(session), self.links.relays.get(session)):
             if link is not None:
                 moved += self.evacuate(link)
+                self.requests.settle(link, now)
                 self.probes.cancel(link)
         self.links.remove(session)
         self.plan(moved, now)
@@ -194,9 +195,7 @@ class Fetcher(Steering):
         if isinstance(message, Data):
             self._data(route, message, now)
         else:
-            link = self.links.addresses.get(route.channel)
-            if link is not None:
-                self.probes.reply(link, message, now)
+            self.probes.reply(route, self.links.peers.get(message.session), message, now)
         self.pump(now)
 
     def _data(self, route: Route, message: Data, now: float) -> None:

@@ -32,6 +32,12 @@ UNKNOWN: Final = "unknown"
 OPEN: Final = "open"
 CLOSED: Final = "closed"
 
+# What is wrong with a peer path that is closed
+SILENT: Final = "silent"  # a probe was not answered in time
+STRANGER: Final = "stranger"  # another worker answers at the address
+TOKEN: Final = "token"  # what answers there does not accept our token
+DEAF: Final = "deaf"  # probes are answered, requests for data are not
+
 KEY_SECONDS: Final = 4e-6  # what one more key costs its holder and us, whatever the path
 PRIOR: Final = {PEER: (0.0005, 500e6), RELAY: (0.001, 200e6)}  # round trip and bytes/s before anything is measured
 SHARED: Final = 1.5  # the relay has to be so much faster: it is everybody's, and what contends for our own CPU and
@@ -135,16 +141,17 @@ class Link(Estimate):
     KEY_SECONDS: Final = KEY_SECONDS
 
     __slots__ = (
-        "backlog", "carried_bytes", "carried_keys", "closed_until", "holder", "inflight", "lost", "missed", "misses",
-        "name", "path", "probe", "progress", "queue", "reason", "requests", "retry", "route", "since", "starving",
-        "state", "strikes", "text",
+        "backlog", "carried_bytes", "carried_keys", "closed_until", "fault", "holder", "inflight", "lost", "missed",
+        "misses", "name", "path", "probe", "progress", "queue", "reason", "requests", "retry", "route", "since",
+        "starving", "state", "strikes", "text",
     )  # fmt: skip
 
     def __init__(self, holder: str, path: str, route: Route, name: str) -> None:
         super().__init__(path)
         self.holder, self.path, self.route, self.name = holder, path, route, name
         self.state = UNKNOWN if path == PEER else OPEN
-        self.text = ""  # why it is closed
+        self.text = ""  # why it is closed, for people
+        self.fault = ""  # and for programs: SILENT, STRANGER, TOKEN or DEAF
         self.closed_until = 0.0  # when a closed path may be tried again
         self.retry = PROBE_RETRY
         self.probe = 0  # the probe under way
@@ -194,11 +201,11 @@ class Link(Estimate):
 
     def opened(self) -> None:
         """It works."""
-        self.state, self.text, self.retry = OPEN, "", PROBE_RETRY
+        self.state, self.text, self.fault, self.retry = OPEN, "", "", PROBE_RETRY
 
-    def closed(self, text: str, now: float) -> None:
+    def closed(self, text: str, now: float, fault: str = SILENT) -> None:
         """A peer path does not work; it is probed again after a pause that doubles each time."""
-        self.state, self.text = CLOSED, text
+        self.state, self.text, self.fault = CLOSED, text, fault
         self.closed_until = now + self.retry
         self.retry = min(self.retry * 2, PROBE_RETRY_MAX)
 
@@ -301,21 +308,29 @@ class Probes:
         self.out[self.serial] = (link, now)
         self.send(link.route, Probe(self.serial, self.token))
 
-    def reply(self, link: Link, message: ProbeReply, now: float) -> None:
-        """An answer from the address that this link leads to."""
+    def reply(self, route: Route, link: Link | None, message: ProbeReply, now: float) -> None:
+        """An answer from an address; ``link`` is the peer link of the session that it names, if there is one."""
         sent = self.out.get(message.req)
-        if sent is not None and sent[0] is link:
-            del self.out[message.req]
-            link.probe = 0
-            if not link.rtt_known:  # the first probe also waited for the connection: three round trips more
-                link.waited(max(1e-6, (now - sent[1]) / 4))
-        if message.session != link.holder:
-            link.closed(f"another worker answers at {link.route.channel} (wrong advertised address?)", now)
-            self.verdict(link, now)
-        elif link.state != OPEN:
+        if sent is not None and sent[0].route.channel == route.channel:
+            asked, since = self.out.pop(message.req)
+            asked.probe = 0
+            if asked is not link:
+                self._astray(asked, message.session, now)
+            elif not asked.rtt_known:  # the first probe also waited for the connection: three round trips more
+                asked.waited(max(1e-6, (now - since) / 4))
+        if link is not None and link.route.channel == route.channel and link.state != OPEN:
             link.opened()
             self.verdict(link, now)
         self._next(now)
+
+    def _astray(self, link: Link, session: str, now: float) -> None:
+        """Somebody else answers: several hosts advertise one address, or it was passed on."""
+        address = link.route.channel
+        if session:
+            link.closed(f"another worker answers at {address} (wrong advertised address?)", now, STRANGER)
+        else:
+            link.closed(f"what answers at {address} refuses our cluster token (wrong advertised address?)", now, TOKEN)
+        self.verdict(link, now)
 
     def cancel(self, link: Link) -> None:
         """Forget a link."""

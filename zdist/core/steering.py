@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 from typing import Final
 
 from zdist.core.gather import NONE, WAIT, plan_gather
-from zdist.core.links import CLOSED, OPEN, PEER, RELAY, UNKNOWN, Link, Links, Probes
+from zdist.core.links import CLOSED, DEAF, OPEN, PEER, RELAY, UNKNOWN, Link, Links, Probes
 from zdist.core.machine import Route
 from zdist.core.requests import Requests
 from zdist.core.transfer import Request, Ticket, Transfer
@@ -215,6 +215,7 @@ class Steering:
                 moved += self.requests.clear(relay)
         else:
             moved += self.evacuate(link)
+            self.requests.settle(link, now)
         self.plan(moved, now)
 
     # --- time ------------------------------------------------------------------------------------
@@ -268,7 +269,7 @@ class Steering:
                 self.lose(transfer, link.holder, SILENT, now)
         if link.path == PEER:
             if link.strikes >= DEAF_STRIKES:
-                link.closed(f"{link.route.channel} answers probes but sends no data", now)
+                link.closed(f"{link.route.channel} answers probes but sends no data", now, DEAF)
             else:
                 link.state = UNKNOWN
             self.verdict(link, now)

@@ -421,6 +421,7 @@ class WorkerMachine(Machine[Route]):
         if compare_digest(message.token.encode(), self.token.encode()):
             self.send(route, m.ProbeReply(message.req, self.session))
         else:
+            self.send(route, m.ProbeReply(message.req, ""))
             self.log("warning", "data.refused", message="Probe")
 
     def check(self) -> None:

@@ -419,6 +419,8 @@ class Probe(NamedTuple):
 
 
 class ProbeReply(NamedTuple):
+    """Who is at this address; "" to those with the wrong token."""
+
     req: int
     session: Session
 

@@ -401,7 +401,7 @@ def test_probes_need_the_token() -> None:
     worker = machine()
     hop = Route("data", b"hop")
     worker.handle(hop, m.Probe(1, "wrong"), 0.0)
-    assert not worker.out and worker.commands[0].event == "data.refused"
+    assert worker.take()[hop] == [m.ProbeReply(1, "")] and worker.commands[0].event == "data.refused"
     worker.handle(hop, m.Probe(2, "secret"), 0.0)
     assert worker.take()[hop] == [m.ProbeReply(2, worker.session)]
 
