@@ -25,6 +25,7 @@ __all__ = [
     "drop_default",
     "find_client",
     "push_default",
+    "wanted_here",
 ]
 
 
@@ -156,6 +157,12 @@ def client_of(worker: Any) -> Any:
                 raise RuntimeError(f"worker {worker.name} offers its tasks no client (it was started without one)")
             known = _clients[id(worker)] = (worker, client_factory(worker))
     return known[1]
+
+
+def wanted_here(worker: Any, key: str) -> bool:
+    """Does a task of this worker hold a future for the key?"""
+    known = _clients.get(id(worker))
+    return known is not None and known[1].holds(key)
 
 
 def close_client_of(worker: Any) -> None:

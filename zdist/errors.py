@@ -6,6 +6,7 @@ import concurrent.futures
 
 __all__ = [
     "AddressRefused",
+    "AddressUnavailable",
     "AuthenticationError",
     "BrokerUnreachable",
     "CancelledError",
@@ -41,8 +42,9 @@ class SerializationError(ZdistError, TypeError):
     """An object could not be turned into bytes, or bytes into an object; the text names which and where."""
 
 
-class RemoteError(ZdistError):
-    """A task's exception could not be pickled; the text carries its type, message and traceback."""
+class RemoteError(ZdistError, RuntimeError):
+    """A task's exception could not be pickled, and the text carries its type, message and traceback; or it would have
+    steered the program that asks for the result (SystemExit, StopIteration, …), and is the cause of this one."""
 
 
 class KeyConflict(ZdistError, ValueError):
@@ -66,6 +68,10 @@ class PeerUnreachable(ZdistError, OSError):
 
 class AddressRefused(ZdistError, ValueError):
     """An address that a network can reach, without leave to use one."""
+
+
+class AddressUnavailable(ZdistError, OSError):
+    """Nothing can listen at an address: its port is in use, or its host is not this machine's."""
 
 
 class AuthenticationError(ZdistError, PermissionError):

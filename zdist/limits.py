@@ -8,7 +8,8 @@ KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 
 # --- wire ---------------------------------------------------------------------------------------
-MAX_FRAME: Final = 1 << 30  # MAXMSGSIZE of every socket; larger values travel in chunks
+MAX_FRAME: Final = 256 * MIB  # MAXMSGSIZE of every socket; larger values travel in chunks
+MAX_REQUEST: Final = 4 * MIB  # the same for sockets on which workers answer data requests
 MAX_HEADER: Final = 256 * MIB  # the msgpack frame: many records with small payloads inside
 MAX_FRAMES: Final = 4096  # frames of one multipart message
 MAX_DEPTH: Final = 64  # nesting of free-form values
@@ -30,9 +31,12 @@ BROKER_CACHE: Final = 64 * MIB  # inline values that the broker keeps at hand fo
 TURN_MESSAGES: Final = 64  # packets drained from one socket per turn
 TURN_CHUNKS: Final = 4  # bulk and data sockets: chunks per turn
 MESSAGE_ROWS: Final = 1024  # rows with small values that the broker puts into one message
+FAILED_BYTES: Final = 256 * KIB  # errors that the broker puts into one message, beyond the first
 RUN_ROWS: Final = 32  # the same for tasks with dependencies
 INLINED_DEPS: Final = 256  # dependencies of a task whose small values travel with it
+INLINED_BYTES: Final = 16 * MIB  # their bytes that go to one worker in one turn
 PACKET_RECORDS: Final = 4096  # records that a client puts into one message
+SUBMIT_BYTES: Final = 8 * MIB  # arguments that a client submits in one turn
 
 # --- session layer -------------------------------------------------------------------------------
 ACK_EVERY: Final = 32  # packets received before an acknowledgement goes out on its own
@@ -42,7 +46,8 @@ HELLO_RETRY_MAX: Final = 2.0
 HEARTBEAT: Final = 1.0  # client, worker and node ping the broker
 LEASE_NODE: Final = 10.0  # a node silent for this long is given up, with its workers
 LEASE_CLIENT: Final = 30.0  # a client's process may hold its GIL for long
-NOTICE: Final = 2.0  # without an answer of the broker for this long a peer says once that it waits
+NOTICE: Final = 2.0  # without an answer of the broker, or without a worker for tasks, for this long: somebody is told
+NOTICE_MAX: Final = 64.0  # tasks that still have no worker are counted anew at doubling intervals up to this
 REDIAL: Final = 10.0  # a socket on which nothing answers is opened anew: the hellos queued in it are gone
 HANDSHAKE_TIMEOUT: Final = 10.0  # default time a client waits for the broker's welcome
 
@@ -58,11 +63,26 @@ ALLOWED_DEATHS: Final = 3  # worker deaths under a running task before KilledWor
 MAX_RECOMPUTES: Final = 100  # recomputations of one key's lost result
 SECEDED_PER_WORKER: Final = 256  # tasks of a worker that have left its thread pool
 
+# --- lanes: a lone task goes straight to a worker ---------------------------------------------------
+LANE_AFTER: Final = 3  # lone tasks in a row after which a client asks for a lane; doubles when lanes do not last
+LANE_AFTER_MAX: Final = 4096
+LANE_PROVEN: Final = 256  # tasks after which a lane counts as one that lasted
+LANE_BITS: Final = 12  # of an attempt that count within a lane: a lane has so many tasks before it is renewed
+LANE_CREDIT: Final = 128  # tasks that a client may be ahead of the broker
+LANE_ARGS: Final = 16 * KIB  # pickled arguments up to this size go by a lane
+LANE_MISSES: Final = 3  # early copies in a row that did not come, after which a lane is given up
+LANE_PAUSE: Final = 0.01  # after one to two of these the broker no longer counts on early copies
+LANE_QUIET: Final = 1.0  # a lane unused for this long is taken away if another client asks for one
+
 # --- data transfers --------------------------------------------------------------------------------
-CHUNK: Final = 8 * MIB  # most bytes of one chunk
+CHUNK: Final = 5 * MIB // 4  # most bytes of one chunk; its memory is filled and read while it is still in a cache
+REGIONS_KEPT: Final = 256 * MIB  # memory of large values that a process keeps for others, once they are gone,
+REGION_IDLE: Final = 2.0  # for this long
 CHUNK_ROWS: Final = 512  # keys asked for with one request
 TRANSFER_WINDOW: Final = 64 * MIB  # bytes a receiver has asked for and not got, over all links
 LINK_WINDOW: Final = 16 * MIB  # the same for one link
+SHM_MIN: Final = 256 * KIB  # values from this size on go by shared memory between processes of one host
+SHM_MAPPINGS: Final = 16384  # mappings that a process keeps; the kernel allows it 65,530 of all kinds
 RELAY_BUDGET: Final = 64 * MIB  # bytes granted by the broker and not yet taken
 GRANT_TIMEOUT: Final = 10.0  # a grant that makes no progress is reclaimed
 REQUEST_TIMEOUT: Final = 5.0  # a data request without an answer goes another way
@@ -70,7 +90,8 @@ PROBE_TIMEOUT: Final = 0.5  # verdict on a peer path
 PROBE_RETRY: Final = 5.0  # first pause before a closed path is probed again; doubles
 PROBE_RETRY_MAX: Final = 120.0
 PEER_SOCKETS: Final = 256  # direct connections kept open, least recently used go first
-GATHER_WINDOW: Final = 1024  # futures that gather of an iterator has in flight
+GATHER_WINDOW: Final = 1024  # items that gather of an iterator or a queue takes ahead
+GATHER_BYTES: Final = 128 * MIB  # and their bytes, by the mean of those handed out
 RESULTS_AHEAD: Final = 32  # results that as_completed fetches with one gather
 
 # --- caches and logs -------------------------------------------------------------------------------
@@ -117,6 +138,8 @@ HELLO_PAUSE: Final = 0.1  # hellos of one session, and hello-pleases to one conn
 CROWDED_BYTES: Final = 64 * MIB  # unacknowledged by a client: from here on completions carry no values
 KEPT_BYTES: Final = 512 * MIB  # unacknowledged by a session: it is given up
 KEPT_PACKETS: Final = 1 << 16
+KEPT_BYTES_TOTAL: Final = 2048 * MIB  # by all sessions: the one with the most is given up
+WEIGH_EVERY: Final = 64  # packets sent and not acknowledged before their bytes are counted
 SENT_AGAIN: Final = 16 * MIB  # bytes sent again before the other side has confirmed some of it
 VAIN_REPEATS: Final = 8  # times that is done without any progress
 BULK_MESSAGES: Final = 2048  # of one packet on the bulk socket

@@ -9,7 +9,7 @@ from typing import Any
 from zdist import serialize
 from zdist.client.base import Base
 from zdist.client.containers import flatten
-from zdist.client.future import Future
+from zdist.client.future import Future, raisable
 from zdist.client.submitting import names
 from zdist.client.waiting import seconds
 from zdist.errors import ClusterClosed, ZdistError
@@ -168,7 +168,7 @@ class Admin(Base):
                 continue
             error = _run_error(blob.name, address, data, "".join(about))
             if on_error == "raise":
-                raise error
+                raise raisable(error, f"{blob.name} on {address}")
             if on_error == "return":
                 results[address] = error
         return results

@@ -22,15 +22,17 @@ from typing import Any, NamedTuple, TypeVar
 from zdist import context, serialize
 from zdist.client.containers import flatten
 from zdist.client.future import Future
-from zdist.core.collect import Collection, Signal
+from zdist.core.collect import Signal
 from zdist.core.entry import CANCELLED, PENDING, Entry, Reply
 from zdist.core.ledger import Ledger
 from zdist.errors import CancelledError, ClusterClosed, KeyConflict, KilledWorker, ZdistError
 from zdist.transport.driver import Driver
+from zdist.transport.shm import SharedMemory
 
-__all__ = ["Base", "Wait", "failure_of"]
+__all__ = ["Base", "Wait", "failure_of", "open_clients"]
 
 T = TypeVar("T")
+open_clients: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class Wait(NamedTuple):
@@ -43,19 +45,18 @@ class Wait(NamedTuple):
         return (yield self)
 
 
-def failure_of(entry: Entry) -> BaseException:
-    """The exception that an entry without a value stands for."""
-    outcome = entry.outcome
-    if entry.status == CANCELLED:
-        return CancelledError(f"{entry.key}: {outcome or 'released'}")
+def failure_of(key: str, status: str, outcome: Any) -> BaseException:
+    """The exception that an entry without a value stands for, from what was read of it under the lock."""
+    if status == CANCELLED:
+        return CancelledError(f"{key}: {outcome or 'released'}")
     kind, payload, origin, text = outcome
     if kind == "killed":
         return KilledWorker(text)
     if kind == "rejected":
-        return KeyConflict(f"{entry.key}: {text}")
+        return KeyConflict(f"{key}: {text}")
     error = serialize.loads_error(payload, text)
-    if origin != entry.key:
-        error.add_note(f"zdist: {entry.key} failed because {origin}, on which it depends, did")
+    if origin != key:
+        error.add_note(f"zdist: {key} failed because {origin}, on which it depends, did")
     return error
 
 
@@ -66,6 +67,7 @@ class Base:
     address: str
     name: str
     loop: asyncio.AbstractEventLoop | None
+    _memory: SharedMemory | None = None  # for large arguments and scattered data, and a look into that of workers
     status: str
     direct: bool | None
 
@@ -79,8 +81,13 @@ class Base:
         self._pid = os.getpid()
         self._pumps: weakref.WeakSet[Any] = weakref.WeakSet()  # threads and tasks that gather queues
         self._awake: dict[asyncio.AbstractEventLoop, list[asyncio.Future[bool]]] = {}
-        self._ahead: dict[str, tuple[Entry, Collection]] = {}  # brought before anybody has asked, by key
+        self._worker: Any = None  # whose tasks use this client
         self._chores: queue.SimpleQueue[Callable[[], object] | None] | None = None
+
+    def inhabit(self, worker: Any) -> None:
+        """Serve the tasks of this worker: they get what it holds as the object that it is."""
+        self._worker = worker
+        self._ledger.collections.nearby = worker.held
 
     @property
     def cluster_id(self) -> str:
@@ -108,6 +115,12 @@ class Base:
             return RuntimeError("the asynchronous client was not started: `await client` first, or use `async with`")
         return ClusterClosed(f"client {self.name} of {self.address} is {self.status}")
 
+    def hindrance(self) -> str:
+        """What is known to keep results from coming, as the end of an error's text; "" if nothing is."""
+        reasons = [] if self._driver is None or not self._driver.away else [self._driver.away]
+        reasons += [f"{tasks} task{'s' * (tasks > 1)} wait{'s' * (tasks == 1)}: {why}" for tasks, why in self._ledger.starved]
+        return "".join(f"; {reason}" for reason in reasons)
+
     # --- waiting -----------------------------------------------------------------------------------
 
     def block(self, until: Callable[[], bool], timeout: float | None = None) -> bool:
@@ -119,21 +132,41 @@ class Base:
         if until():
             return True
         driver = self._usable()
-        if self.asynchronous and self.loop is not None and _running_loop() is self.loop:
-            raise self._would_block()
+        self._refuse_to_block()
         with context.away():
-            return driver.drive(until, timeout)
+            try:
+                return driver.drive(until, timeout)
+            except ClusterClosed:
+                if until():  # closing has settled what was waited for
+                    return True
+                raise
 
-    def _would_block(self) -> RuntimeError:
-        return RuntimeError("this call would block the event loop that the asynchronous client runs on: await it")
+    def _refuse_to_block(self) -> None:
+        """A blocking call on the thread of an event loop that an asynchronous client, this or another, runs on.
+
+        Nothing on that loop goes on meanwhile, so waiting for what depends on it would never end. A synchronous client
+        on a loop without one (a notebook's, for instance) may block.
+        """
+        loop = asyncio._get_running_loop()
+        if loop is None:
+            return
+        for client in list(open_clients):
+            if client.asynchronous and client.loop is loop:
+                raise RuntimeError(
+                    f"this call would block the event loop that the asynchronous client {client.name} runs on: use "
+                    "asynchronous=True and await it, or call it in a thread (asyncio.to_thread)"
+                )
 
     def _sync(self, work: Coroutine[Wait, bool, T], asynchronous: bool | None = None) -> T | Awaitable[T]:
         """Run a waiting coroutine here, or hand out an awaitable of it."""
         if self.asynchronous if asynchronous is None else asynchronous:
             return self._later(work)
-        if self.asynchronous and self.loop is not None and _running_loop() is self.loop:
-            work.close()
-            raise self._would_block()
+        if asyncio._get_running_loop() is not None:
+            try:
+                self._refuse_to_block()
+            except RuntimeError:
+                work.close()
+                raise
         return self._now(work)
 
     def _now(self, work: Coroutine[Wait, bool, T]) -> T:
@@ -239,7 +272,9 @@ class Base:
             with self._lock:
                 for req in [req for req, known in self._ledger.replies.items() if known is reply]:
                     del self._ledger.replies[req]
-            raise TimeoutError(f"{what}: no answer from the broker at {self.address} within {timeout:g} s")
+            raise TimeoutError(
+                f"{what}: no answer from the broker at {self.address} within {timeout:g} s{self.hindrance()}"
+            )
         if not reply.ok:
             raise self._unusable() if self._ledger.over is not None else ZdistError(f"{what}: {reply.value}")
         return reply.value
@@ -282,6 +317,10 @@ class Base:
                 thread.start()
         self._chores.put(chore)
 
+    def holds(self, key: str) -> bool:
+        """Does anybody here want this key?"""
+        return key in self._ledger.entries
+
     def forget(self, futures: Iterable[Future]) -> None:
         """Let these tasks run to their end whoever holds their futures; see ``fire_and_forget``."""
         driver = self._usable()
@@ -304,16 +343,21 @@ class Base:
 
         Raises ValueError for a future of another cluster.
         """
-        return [future if future.client is self else self._import(future) for future in flatten(futures)[0]]
+        return self._joined(flatten(futures)[0])
 
-    def _import(self, future: Future) -> Future:
-        other = future.client
-        if other.cluster_id != self.cluster_id:
-            raise ValueError(
-                f"future {future.key} belongs to cluster {other.cluster_id} at {other.address}, this client to cluster "
-                f"{self.cluster_id} at {self.address}; gather it with the client that made it"
-            )
-        return Future(future.key, self)  # type: ignore[arg-type]
+    def _joined(self, futures: list[Future]) -> list[Future]:
+        """The same for a list of futures; all are looked at before the first is joined."""
+        others = [future for future in futures if future.client is not self]
+        if not others:
+            return futures
+        for future in others:
+            other = future.client
+            if other.cluster_id != self.cluster_id:
+                raise ValueError(
+                    f"future {future.key} belongs to cluster {other.cluster_id} at {other.address}, this client to "
+                    f"cluster {self.cluster_id} at {self.address}; gather it with the client that made it"
+                )
+        return [future if future.client is self else Future(future.key, self) for future in futures]  # type: ignore[arg-type]
 
 
 class _Watch:
@@ -341,10 +385,3 @@ def _do_chores(chores: queue.SimpleQueue[Callable[[], object] | None]) -> None:
 
             logging.getLogger("zdist.client").exception("a done callback failed")
         del chore  # it may hold a future, and the next may be long in coming
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

@@ -7,13 +7,13 @@ import atexit
 import os
 import secrets
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, Final
 
 from zdist import context, limits
 from zdist.client.admin import Admin
-from zdist.client.base import Wait
+from zdist.client.base import Wait, open_clients
 from zdist.client.gathering import Gathering
 from zdist.client.scattering import Scattering
 from zdist.client.submitting import Submitting
@@ -21,17 +21,21 @@ from zdist.client.waiting import seconds
 from zdist.core.collect import Signal
 from zdist.core.gather import PATHS
 from zdist.core.ledger import Ledger, Over
+from zdist.core.links import SHM, Host
+from zdist.core.transfer import Map
 from zdist.errors import AuthenticationError, BrokerUnreachable, VersionMismatch, ZdistError
 from zdist.protocol.messages import Output
+from zdist.serialize.assembly import BlobMemory
+from zdist.transport import shm
+from zdist.transport.address import broker_address, check_host
 from zdist.transport.driver import Driver
 from zdist.transport.host import host_id
-from zdist.transport.security import find_token
+from zdist.transport.security import TokenSource
 
 __all__ = ["Client"]
 
 CLOSE_TIMEOUT: Final = 2.0
 
-_open: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
 class Client(Submitting, Gathering, Scattering, Admin):
@@ -44,12 +48,16 @@ class Client(Submitting, Gathering, Scattering, Admin):
         asynchronous: methods that wait return awaitables; start it with ``await client`` or ``async with``.
         timeout: seconds to wait for the broker's answer; default ``limits.HANDSHAKE_TIMEOUT``.
         name: shown in logs, and to others whose futures this client cancels.
-        direct_to_workers: default of ``gather(direct=)``.
-        gather_paths: paths that gather may use, out of "local", "peer" and "relay"; default: all.
+        direct_to_workers: default of ``gather(direct=)``. Its own default, and that of ``gather_paths``, is what the
+            configuration says: ``ZDIST_CLIENT__DIRECT_TO_WORKERS``, or the YAML file of `from_yaml`.
+        gather_paths: paths that gather may use, out of "local", "shm", "peer" and "relay"; default: all.
         set_as_default: be the one that futures and `default_client` find.
         token_file: where the cluster token lies, if not where the broker of the same user has put it.
-        token: the token itself.
+        token: the token itself, or a function that finds it, called before each hello.
         fallback: what ``direct=True`` does where the peer path is closed: "relay" (with one warning) or "error".
+
+        shared_memory: bytes, also as a text ("4 GiB"), of large arguments and scattered data that lie in the shared memory
+            of this machine, where workers on it find them; 0: none, and none is read. Default: half of what is free.
 
     Raises:
         BrokerUnreachable: no broker answered in time; says what to check.
@@ -69,15 +77,17 @@ class Client(Submitting, Gathering, Scattering, Admin):
         gather_paths: Sequence[str] | None = None,
         set_as_default: bool = True,
         token_file: str | os.PathLike[str] | None = None,
-        token: str | None = None,
+        token: str | Callable[[], str] | None = None,
         fallback: str = "relay",
+        shared_memory: str | int | None = None,
         **cluster_kwargs: Any,
     ) -> None:
         if fallback not in ("relay", "error"):
             raise ValueError(f"fallback={fallback!r}: it is 'relay' or 'error'")
         self.asynchronous = asynchronous
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.direct = direct_to_workers
+        self.direct = _configured("direct_to_workers") if direct_to_workers is None else direct_to_workers
+        self._shared = _configured("shared_memory") if shared_memory is None else shared_memory
         self.cluster: Any = None
         self.status = "new"
         self.timeout = limits.HANDSHAKE_TIMEOUT if timeout is None else seconds(timeout) or 0.0
@@ -88,26 +98,33 @@ class Client(Submitting, Gathering, Scattering, Admin):
         self._token_file = token_file
         nonce = secrets.token_hex(8)
         self.name = name or f"client-{os.getpid()}-{nonce[:4]}"
-        self._options: dict[str, Any] = {"paths": _paths(gather_paths), "fallback": fallback == "relay"}
+        paths = _paths(_configured("gather_paths") if gather_paths is None else gather_paths)
+        self._options: dict[str, Any] = {"paths": paths, "fallback": fallback == "relay"}
         self._set_up(self._new_ledger(nonce, ""), nonce)
         self.address = self._find(address, cluster_kwargs)
         if not asynchronous:
+            self._look_up()
             self._begin()
             self._now(self._handshake())
 
     # --- starting ----------------------------------------------------------------------------------
 
     def _new_ledger(self, nonce: str, token: str) -> Ledger:
-        info = {"name": self.name, "host": host_id(), "pid": os.getpid()}
-        return Ledger(f"c-{nonce}", token, info, **self._options)
+        near = Host(host_id()) if self._memory is not None else None
+        maps = near is not None and SHM in self._options["paths"]
+        info = {"name": self.name, "host": host_id(), "pid": os.getpid(), "shm": maps}
+        ledger = Ledger(f"c-{nonce}", token, info, **self._options, host=near)
+        ledger.fetcher.memory = BlobMemory()
+        return ledger
 
     def _find(self, target: Any, cluster_kwargs: dict[str, Any]) -> str:
         """Where the broker is; starts a cluster if none is given."""
         if target is None:
             task = context.current.get()
             if task is not None and not cluster_kwargs:
-                self._token = self._token or task.worker.token
-                return _address(task.worker.broker_address)
+                worker = task.worker
+                self._token = self._token or (lambda: worker.token)
+                return broker_address(task.worker.broker_address)
             from zdist.cluster.local import LocalCluster
 
             self.cluster = LocalCluster(asynchronous=self.asynchronous, **cluster_kwargs)
@@ -118,21 +135,30 @@ class Client(Submitting, Gathering, Scattering, Admin):
                 "LocalCluster can only be given without an address"
             )
         elif isinstance(target, str):
-            return _address(target)
+            return broker_address(target)
         elif hasattr(target, "broker_address"):
             self.cluster = target
         else:
             raise TypeError(f"Client takes an address or a cluster, not {type(target).__name__}")
-        return "" if self.asynchronous else _address(self.cluster.broker_address)
+        return "" if self.asynchronous else broker_address(self.cluster.broker_address)
+
+    def _look_up(self) -> None:
+        """Tell at once of a host name that cannot be; ZeroMQ would try for ever."""
+        try:
+            check_host(self.address)
+        except BaseException:
+            self._give_up()
+            raise
 
     def _begin(self) -> None:
         """Make the driver; raises what is wrong with address or token at once."""
         try:
             if self.cluster is not None:
-                self.address = _address(self.cluster.broker_address)
+                self.address = broker_address(self.cluster.broker_address)
                 self._token = self._token or self.cluster.token
-            token = self._token or find_token(self.address, self._token_file)
-            self._set_up(self._new_ledger(self._nonce, token), self._nonce)
+            token = self._token or TokenSource(self.address, self._token_file)
+            self._memory = shm.connect(f"c-{self._nonce}", self._memory_limit())
+            self._set_up(self._new_ledger(self._nonce, token() if callable(token) else token), self._nonce)
             self._driver = Driver(
                 self._ledger,
                 session=self._ledger.session,
@@ -146,8 +172,18 @@ class Client(Submitting, Gathering, Scattering, Admin):
             raise
         self._lock = self._driver.lock
         self.status = "connecting"
-        _open.add(self)
+        open_clients.add(self)
         self._driver.start()
+
+    def _memory_limit(self) -> int | None:
+        """Bytes that may be put into shared memory; None for half of what is free."""
+        if getattr(self.cluster, "shared_memory", None) == 0:  # switched off for all
+            return 0
+        if not isinstance(self._shared, str):
+            return self._shared
+        from zdist.config.schema import parse_size
+
+        return int(parse_size(self._shared))  # type: ignore[call-overload, no-any-return]
 
     async def _handshake(self) -> None:
         """Wait for the broker's welcome."""
@@ -178,6 +214,8 @@ class Client(Submitting, Gathering, Scattering, Admin):
         self.status = "closed"
         if driver is not None:
             driver.close(0)
+        if self._memory is not None:
+            self._memory.close()
         if self._owns_cluster and not self.asynchronous:
             self.cluster.close()
 
@@ -186,6 +224,8 @@ class Client(Submitting, Gathering, Scattering, Admin):
             self.loop = asyncio.get_running_loop()
             if self._owns_cluster:
                 await self.cluster
+            else:
+                await asyncio.to_thread(self._look_up)
             self._begin()
             try:
                 await self._later(self._handshake())
@@ -209,7 +249,7 @@ class Client(Submitting, Gathering, Scattering, Admin):
         from zdist.cluster.deploy import connection
 
         found = connection(path)
-        return cls(found.address, token=found.token, **{**found.options, **options})
+        return cls(found.address, token_file=found.token_file, **{**found.options, **options})
 
     @classmethod
     def current(cls, allow_global: bool = True) -> Client:
@@ -232,6 +272,12 @@ class Client(Submitting, Gathering, Scattering, Admin):
             if self.status in ("running", "connecting"):
                 self.status = "closed"
                 context.drop_default(self)
+            if self._driver is not None:
+                self._driver.retire()
+        elif isinstance(command, Map):
+            assert self._memory is not None
+            found, closed = self._memory.read(command.holder, command.rows)
+            self._ledger.fetcher.mapped(command.req, found, closed, Driver.now())
         else:
             raise TypeError(f"unknown command {command!r}")
 
@@ -267,19 +313,25 @@ class Client(Submitting, Gathering, Scattering, Admin):
     def _shut(self, timeout: float) -> None:
         context.drop_default(self)
         driver, self._driver = self._driver, None
-        _open.discard(self)
+        open_clients.discard(self)
         if driver is None:
             return
         self.status = "closing"
+        pumps = list(self._pumps)
         if not self.asynchronous:
-            for pump in list(self._pumps):
+            for pump in pumps:
                 pump.stop()
         with self._lock:
             ledger = self._ledger
             ledger.turn(driver.now())  # what was submitted goes out, for those that fire and forget
             ledger.abandon("closed", "client closed")
             ledger.turn(driver.now())
+        driver.wake()
+        for pump in pumps:
+            pump.join(CLOSE_TIMEOUT)
         driver.close(timeout)
+        if self._memory is not None:
+            self._memory.close()
         self.status = "closed"
         if self._chores is not None:
             self._chores.put(None)
@@ -341,18 +393,13 @@ class _Show:
         show(self.output.stream, self.output.text, self.output.worker)
 
 
-def _address(text: Any) -> str:
-    """A broker's address as ZeroMQ takes it."""
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{text!r} is no broker address; write tcp://HOST:PORT or ipc:///PATH")
-    text = text.strip()
-    scheme, separator, rest = text.partition("://")
-    if not separator:
-        scheme, rest = "tcp", text
-    port = rest.rpartition(":")[2]
-    if scheme not in ("tcp", "ipc") or not rest or (scheme == "tcp" and not (port.isdigit() and 0 < int(port) < 65536)):
-        raise ValueError(f"{text!r} is no broker address; write tcp://HOST:PORT or ipc:///PATH")
-    return f"{scheme}://{rest}"
+def _configured(name: str) -> Any:
+    """What the environment says of an option that was not given. Raises ConfigError."""
+    if f"ZDIST_CLIENT__{name.upper()}" not in os.environ:  # pydantic takes a tenth of a second to load
+        return None
+    from zdist.config import load
+
+    return getattr(load().config.client, name)
 
 
 def _paths(given: Sequence[str] | None) -> tuple[str, ...]:
@@ -378,18 +425,18 @@ def _refusal(address: str, code: str, text: str) -> Exception:
 
 
 def _after_fork() -> None:
-    for client in list(_open):
+    for client in list(open_clients):
         client._orphan = client._driver  # kept: what its end would do is the parent's business
         client._driver = None
         client.status = "forked"
-    _open.clear()
+    open_clients.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
 def _at_exit() -> None:
-    for client in list(_open):
+    for client in list(open_clients):
         client._shut(0.5)
 
 

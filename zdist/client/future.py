@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from zdist import context, serialize
 from zdist.core.entry import CANCELLED, FINISHED, PENDING, Entry
+from zdist.errors import RemoteError
 
 if TYPE_CHECKING:
     from zdist.client.client import Client
 
-__all__ = ["Future", "future_of"]
+__all__ = ["Future", "future_of", "raisable"]
 
 
 class Future:
@@ -162,6 +163,22 @@ def _rebuild(key: str, cluster: str) -> Future:
             f"at {client.address}"
         )
     return Future(key, client)
+
+
+def raisable(error: BaseException, key: str) -> BaseException:
+    """What `result` and `gather` raise for a task's exception: itself, unless it would steer the program that asks.
+
+    StopIteration would end a loop without a word, SystemExit the program, asyncio.CancelledError the caller's own task.
+    Such a one becomes the cause of a RemoteError, as concurrent.futures and asyncio have it for StopIteration.
+    """
+    if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
+        return error
+    wrapped = RemoteError(
+        f"{key} raised {type(error).__name__}: {error} (raised here as RemoteError, because a {type(error).__name__} "
+        "would steer this program; the future's exception() is the original)"
+    )
+    wrapped.__cause__ = error
+    return wrapped
 
 
 class Origins(threading.local):

@@ -5,26 +5,24 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-import warnings
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final
 
 from zdist import serialize
 from zdist.client.base import Base, Wait, failure_of
-from zdist.client.containers import flatten, rebuild
-from zdist.client.future import Future
+from zdist.client.containers import Skeleton, flatten, rebuild
+from zdist.client.delivery import INLINE, Delivery
+from zdist.client.future import Future, raisable
 from zdist.client.report import GatherReport
 from zdist.client.waiting import seconds
-from zdist.core.collect import Collection
-from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry
-from zdist.errors import PeerUnreachable, SerializationError
+from zdist.core.entry import FINISHED, PENDING, Entry
+from zdist.errors import SerializationError
 
-__all__ = ["Gathering"]
+__all__ = ["Gathering", "put_together"]
 
 ERRORS: Final = ("raise", "skip", "return")
-_INLINE: Final = "came with the completion"
-_STREAMS: Final = (Iterator, AsyncIterator, queue.Queue, asyncio.Queue)
+_STREAMS: Final = (Iterator, AsyncIterator, queue.Queue, queue.SimpleQueue, asyncio.Queue)
 
 
 class Gathering(Base):
@@ -69,7 +67,7 @@ class Gathering(Base):
             return self._sync(self._one(futures, seconds(timeout), errors, direct), asynchronous)
         later = self.asynchronous if asynchronous is None else asynchronous
         if isinstance(futures, _STREAMS):
-            return self._stream(futures, errors, direct, later)
+            return self._stream(futures, errors, direct, later, seconds(timeout))
         return self._sync(self._gather(futures, errors, direct, seconds(timeout)), later)
 
     def _gather_shown(
@@ -90,185 +88,38 @@ class Gathering(Base):
         work = self._gather(futures, errors, direct, timeout)
         return self._sync(shown(self, work, flatten(futures)[0], always=how == "always"), asynchronous)
 
-    def _stream(self, items: Any, errors: str, direct: bool | None, later: bool) -> Any:
-        from zdist.client import streams
+    def _stream(self, items: Any, errors: str, direct: bool | None, later: bool, timeout: float | None) -> Any:
+        from zdist.client import pumps, streams
 
-        if isinstance(items, asyncio.Queue):
+        if isinstance(items, asyncio.Queue | queue.Queue):
+            if timeout is not None:
+                raise ValueError("a queue is gathered for as long as the client is open: give timeout= to its get()")
+            if isinstance(items, queue.Queue):
+                return pumps.gather_queue(self, items, errors, direct)
             if not later:
                 raise TypeError("an asyncio.Queue can be gathered by an asynchronous client only; use queue.Queue")
-            return streams.gather_async_queue(self, items, errors, direct)
-        if isinstance(items, queue.Queue):
-            return streams.gather_queue(self, items, errors, direct)
+            return pumps.gather_async_queue(self, items, errors, direct)
+        if isinstance(items, queue.SimpleQueue):
+            raise TypeError("a queue.SimpleQueue cannot be bounded, so it cannot be gathered; use queue.Queue")
         if later:
-            return streams.gather_async_iterator(self, items, errors, direct)
-        return streams.gather_iterator(self, items, errors, direct)
+            return streams.gather_async_iterator(self, items, errors, direct, timeout)
+        if not isinstance(items, Iterator):
+            raise TypeError("an asynchronous iterator can be gathered with asynchronous=True only")
+        return streams.gather_iterator(self, items, errors, direct, timeout)
 
     async def _gather(self, futures: Any, errors: str, direct: bool | None, timeout: float | None) -> Any:
         found, skeleton = flatten(futures)
         if not found:
-            return rebuild(skeleton, {})
+            return rebuild(skeleton, ())
         self._ledger.fetcher.report.begin(len(found) == 1)
-        found = [future if future.client is self else self._import(future) for future in found]
+        found = self._joined(found)
         entries = list(dict.fromkeys([future._entry for future in found]))
-        values, failed = await self._collect(entries, errors == "raise", direct, timeout)
-        if failed:
-            if errors == "raise":
-                for entry in entries:
-                    if entry.key in failed:
-                        raise failed[entry.key]
-            if errors == "return":
-                values |= failed
-                failed = {}
-        return rebuild(skeleton, values, failed)
-
-    async def _collect(
-        self, entries: list[Entry], eager: bool, direct: bool | None, timeout: float | None
-    ) -> tuple[dict[str, Any], dict[str, BaseException]]:
-        """Values and failures by key. ``eager``: end at the first failure once all entries before it are settled."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            fetched: dict[str, Any] = {}
-            broken: dict[str, tuple[str, str]] = {}
-            if not all(map(_is_here, entries)):
-                broken = await self._bring(entries, fetched, eager, direct, deadline)
-            values, failed = self._evaluate(entries, fetched, broken)
-            if len(values) + len(failed) == len(entries) or (eager and failed):
-                return values, failed
-            # one was given a new start by another thread just now
-
-    async def _bring(
-        self,
-        entries: list[Entry],
-        fetched: dict[str, Any],
-        eager: bool,
-        direct: bool | None,
-        deadline: float | None,
-    ) -> dict[str, tuple[str, str]]:
-        """Wait for these entries and fetch their large values; returns what could not be had: key, code and text."""
-        ledger = self._ledger
-        if all(entry.status in (ERROR, CANCELLED) for entry in entries):
-            return {}
-        driver = self._usable()
-        wanted = entries
-        with self._lock:
-            if self._ahead:
-                here = self._take_ahead(entries)
-                wanted = [entry for entry in entries if entry.key not in here]
-                for key, pieces in here.items():
-                    fetched[key] = self._load(key, pieces)
-            collection = ledger.collect(wanted, self.direct if direct is None else direct, driver.now())
+        delivery = Delivery(self, direct)
         try:
-            await self._fetch(collection, wanted, fetched, eager, deadline)
+            values, failed = await delivery.bring(entries, errors == "raise", _deadline(timeout))
         finally:
-            with self._lock:
-                unfinished = collection.left > 0
-                ledger.collections.close(collection, wanted, driver.now())
-                if self._ahead:
-                    for key in [entry.key for entry in entries if entry.key in self._ahead]:
-                        self._forget_ahead(key)
-            if unfinished:
-                driver.wake()
-        return collection.broken
-
-    async def _fetch(
-        self,
-        collection: Collection,
-        entries: list[Entry],
-        values: dict[str, Any],
-        eager: bool,
-        deadline: float | None,
-    ) -> None:
-        """Wait until all is here; large values are unpickled as they come, outside of the lock."""
-        while True:
-            ready = await Wait(collection, deadline)
-            with self._lock:
-                arrived, collection.arrived = collection.arrived, []
-                left, failed = collection.left, collection.failed
-                collection.seen = failed
-                warned, collection.warnings = collection.warnings, []
-            for worker, reason in warned:
-                warnings.warn(f"direct=True, but {worker} went by the relay: {reason}", stacklevel=2)
-            for key, pieces in arrived:
-                values[key] = self._load(key, pieces)
-            del arrived
-            if left <= 0 or (eager and failed and _first_has_failed(entries, collection)):
-                return
-            if not ready:
-                raise TimeoutError(f"{left} of {len(entries)} results were not here in the time given to gather")
-
-    def _evaluate(
-        self, entries: list[Entry], fetched: dict[str, Any], broken: dict[str, tuple[str, str]]
-    ) -> tuple[dict[str, Any], dict[str, BaseException]]:
-        values: dict[str, Any] = {}
-        failed: dict[str, BaseException] = {}
-        loads = serialize.loads
-        inline = nbytes = 0
-        for entry in entries:
-            key = entry.key
-            outcome = entry.outcome
-            if entry.status == FINISHED and outcome[3] is not None:
-                inline += 1
-                nbytes += outcome[2]
-                try:
-                    values[key] = loads(outcome[3], owner=self)
-                except SerializationError as exc:
-                    failed[key] = exc
-            elif key in fetched:
-                value = fetched[key]
-                if type(value) is _Broken:
-                    failed[key] = value.error
-                else:
-                    values[key] = value
-            elif key in broken:
-                code, text = broken[key]
-                failed[key] = PeerUnreachable(text) if code == "closed" else SerializationError(text)
-            elif entry.status in (PENDING, FINISHED):
-                continue  # an earlier one has failed, and nobody waits for this one any more
-            else:
-                failed[key] = failure_of(entry)
-        if inline:
-            self._ledger.fetcher.report.add("inline", "", inline, nbytes, 0.0, _INLINE)
-        return values, failed
-
-    def _load(self, key: str, pieces: list[Any]) -> Any:
-        """A value from its bytes; one that cannot be unpickled fails alone."""
-        try:
-            return serialize.loads(pieces, what=f"result of {key}", owner=self)
-        except SerializationError as exc:
-            return _Broken(exc)
-
-    def prefetch(self, futures: Iterable[Future], direct: bool | None = None) -> None:
-        """Begin to bring these values here, so that a later gather finds them; see ``gather`` of iterators."""
-        driver = self._driver
-        if driver is None:
-            return  # closing; the gather that follows says so
-        with self._lock:
-            for key in [key for key, (entry, _) in self._ahead.items() if not entry.refs]:
-                self._forget_ahead(key)
-            entries = [f._entry for f in futures if f.client is self and f.key not in self._ahead]
-            entries = [e for e in dict.fromkeys(entries) if e.status != FINISHED or e.outcome[3] is None]
-            if not entries:
-                return
-            direct = self.direct if direct is None else direct
-            for entry in entries:
-                self._ahead[entry.key] = (entry, self._ledger.collect([entry], direct, driver.now()))
-        driver.wake()
-
-    def _take_ahead(self, entries: list[Entry]) -> dict[str, list[Any]]:
-        """What prefetch has brought of these; what it is still bringing is shared with the gather that asks."""
-        here: dict[str, list[Any]] = {}
-        for entry in entries:
-            if entry.key in self._ahead:
-                collection = self._ahead[entry.key][1]
-                for key, pieces in collection.arrived:
-                    if entry.status == FINISHED:
-                        here[key] = pieces
-        return here
-
-    def _forget_ahead(self, key: str) -> None:
-        entry, collection = self._ahead.pop(key)
-        assert self._driver is not None
-        self._ledger.collections.close(collection, [entry], self._driver.now())
+            delivery.close()
+        return put_together(found, skeleton, values, failed, errors)
 
     def gather_report(self) -> GatherReport:
         """What the last gathers brought home: per batch the path, worker, keys, bytes, seconds, and why that path.
@@ -296,20 +147,23 @@ class Gathering(Base):
         if entry.status == PENDING:
             await self._settled((entry,), deadline)
         outcome = entry.outcome
-        if entry.status == FINISHED and outcome is not None and outcome[3] is not None:
-            self._ledger.fetcher.report.add("inline", "", 1, outcome[2], 0.0, _INLINE)
+        if entry.status == FINISHED and outcome is not None and outcome[3] is not None and self._worker is None:
+            self._ledger.fetcher.report.add("inline", "", 1, outcome[2], 0.0, INLINE)
             try:
-                return serialize.loads(outcome[3], owner=self)
+                return serialize.loads(outcome[3], what=entry.key, owner=self)
             except SerializationError as exc:
                 error: BaseException = exc
         else:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            values, failed = await self._collect([entry], True, direct, left)
+            delivery = Delivery(self, direct)
+            try:
+                values, failed = await delivery.bring((entry,), True, deadline)
+            finally:
+                delivery.close()
             if not failed:
-                return values[entry.key]
-            error = failed[entry.key]
+                return values[entry]
+            error = failed[entry]
         if errors == "raise":
-            raise error
+            raise raisable(error, entry.key)
         return error if errors == "return" else None
 
     def _exception(self, future: Future, timeout: float | str | None = None) -> Any:
@@ -320,13 +174,16 @@ class Gathering(Base):
 
     async def _error(self, future: Future, timeout: float | None) -> BaseException | None:
         entry = future._entry
-        await self._settled((entry,), None if timeout is None else time.monotonic() + timeout)
-        return None if entry.status == FINISHED else failure_of(entry)
+        while True:
+            await self._settled((entry,), _deadline(timeout))
+            with self._lock:
+                key, status, outcome = entry.key, entry.status, entry.outcome
+            if status != PENDING:
+                return None if status == FINISHED else failure_of(key, status, outcome)
 
     async def _trace(self, future: Future, timeout: float | None) -> TracebackType | None:
-        entry = future._entry
-        await self._settled((entry,), None if timeout is None else time.monotonic() + timeout)
-        return failure_of(entry).__traceback__ if entry.status == ERROR else None
+        error = await self._error(future, timeout)
+        return None if error is None else error.__traceback__
 
     async def _settled(self, entries: Sequence[Entry], deadline: float | None) -> None:
         """Wait until all of these are done. Raises TimeoutError."""
@@ -338,29 +195,31 @@ class Gathering(Base):
             try:
                 self._usable()
                 if not await Wait(signal, deadline):
-                    raise TimeoutError(f"{signal.left} of {len(entries)} futures are not done in the time given")
+                    late = f"{signal.left} of {len(entries)} futures are not done in the time given"
+                    raise TimeoutError(late + self.hindrance())
             finally:
                 self._unwait(signal, entries)
 
 
-def _is_here(entry: Entry) -> bool:
-    return entry.status == FINISHED and entry.outcome[3] is not None
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
 
 
-class _Broken:
-    """In place of a value that could not be unpickled."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: SerializationError) -> None:
-        self.error = error
-
-
-def _first_has_failed(entries: list[Entry], collection: Collection) -> bool:
-    """Whether all entries before the first that failed are settled."""
-    for entry in entries:
-        if entry.status == PENDING:
-            return False
-        if entry.status != FINISHED or entry.key in collection.broken:
-            return True
-    return False
+def put_together(
+    found: Sequence[Future],
+    skeleton: Skeleton,
+    values: Mapping[Entry, Any],
+    failed: Mapping[Entry, BaseException],
+    errors: str,
+) -> Any:
+    """What gather returns. Raises the first failure in the order given if ``errors`` says so."""
+    if not failed:
+        return rebuild(skeleton, [values[future._entry] for future in found])
+    if errors == "raise":
+        entry = next(future._entry for future in found if future._entry in failed)
+        raise raisable(failed[entry], entry.key)
+    if errors == "return":
+        values = {**values, **failed}
+        return rebuild(skeleton, [values[future._entry] for future in found])
+    skipped = {place for place, future in enumerate(found) if future._entry in failed}
+    return rebuild(skeleton, [values.get(future._entry) for future in found], skipped)

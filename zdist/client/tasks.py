@@ -81,7 +81,13 @@ def client_for_worker(worker: Any) -> Any:
     """Make the client that tasks of this worker use; what ``context.client_factory`` leads to."""
     from zdist.client.client import Client
 
-    return Client(worker.broker_address, token=worker.token, name=f"{worker.name}-tasks", set_as_default=False)
+    name = f"{worker.name}-tasks"
+    shared = 0 if worker.memory is None else None
+    client = Client(
+        worker.broker_address, token=lambda: worker.token, name=name, set_as_default=False, shared_memory=shared
+    )
+    client.inhabit(worker)
+    return client
 
 
 @contextmanager

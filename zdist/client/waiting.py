@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from zdist.client.arrivals import Arrivals
 from zdist.client.containers import flatten
-from zdist.client.future import Future
+from zdist.client.future import Future, raisable
 from zdist.errors import CancelledError
 from zdist.limits import RESULTS_AHEAD
 
@@ -134,7 +134,8 @@ def _verdict(futures: list[Future], return_when: str) -> DoneAndNotDoneFutures:
     done = {future for future in futures if future.done()}
     not_done = set(futures) - done
     if futures and (not done or (not_done and return_when == ALL_COMPLETED)):
-        raise TimeoutError(f"{len(not_done)} of {len(futures)} futures are not done in the time given")
+        late = f"{len(not_done)} of {len(futures)} futures are not done in the time given"
+        raise TimeoutError(late + futures[0].client.hindrance())
     cancelled = [future.key for future in futures if future.cancelled()]
     if cancelled:
         more = f" and {len(cancelled) - 5} more" if len(cancelled) > 5 else ""
@@ -229,7 +230,8 @@ class as_completed:
         return self.has_ready() or not self._arrivals.pending
 
     def _late(self) -> TimeoutError:
-        return TimeoutError(f"{self.count()} futures are not done in the time given to as_completed")
+        late = f"{self.count()} futures are not done in the time given to as_completed"
+        return TimeoutError(late + "".join(client.hindrance() for client in self._arrivals._clients))
 
     def _upcoming(self) -> list[Future]:
         """Those whose results are to be fetched now: what is ready, up to a bound."""
@@ -254,7 +256,7 @@ class as_completed:
         future, result = item
         if future.status == "error":
             if self.raise_errors:
-                raise result
+                raise raisable(result, future.key)
             result = (type(result), result, result.__traceback__)
         return future, result
 

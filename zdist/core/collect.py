@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
 from zdist.core.entry import FINISHED, PENDING, Entry
 from zdist.core.fetch import Fetcher
+from zdist.core.links import SHM
 from zdist.core.store import Store
 from zdist.protocol.messages import Key
 
 __all__ = ["Collection", "Collections", "Signal"]
 
 HERE: Final = "this process holds it"
+NEAR: Final = "the worker of this task holds it"
 
 
 class Signal:
@@ -51,7 +54,7 @@ class Collection(Signal):
         self.begin = begin
         self.fetching: dict[Key, Entry] = {}
         self.rows: list[tuple[Key, int, int, tuple[str, ...]]] = []  # to be handed to the fetcher together
-        self.arrived: list[tuple[Key, list[Any]]] = []
+        self.arrived: list[tuple[Key, Any]] = []  # pieces, or what `Collections.nearby` gave
         self.broken: dict[Key, tuple[str, str]] = {}  # key: code, text; bytes that cannot be had
         self.nbytes = 0  # of all that has arrived
         self.failed = 0  # entries that ended without a value
@@ -85,6 +88,8 @@ class Collections:
         self.tickets = 0
         self.open: dict[int, Collection] = {}
         self.waiting: dict[int, Collection] = {}  # those with rows that the fetcher has not got yet
+        self.abandoned: deque[Collection] = deque()  # by callers that are gone; may be appended to from anywhere
+        self.nearby: Callable[[Key, int], Any] | None = None  # what the worker that we run in holds: key, attempt
 
     def add(self, entries: list[Entry], direct: bool | None, now: float) -> Collection:
         """Start collecting; `close` it in any case."""
@@ -109,8 +114,11 @@ class Collections:
             key, attempt, nbytes, value, holders, _ = entry.outcome
             if value is None:
                 held = self.store.get(key)
-                if held is not None and held.blob is not None:
-                    collection.arrived.append((key, held.blob.slice(0, held.blob.nbytes)))
+                if self.nearby is not None and (near := self.nearby(key, attempt)) is not None:
+                    collection.arrived.append((key, near))
+                    self.fetcher.report.add("local", "", 1, near.nbytes, 0.0, NEAR)
+                elif held is not None and held.blob is not None:
+                    collection.arrived.append((key, held.blob.pieces))
                     self.fetcher.report.add("local", "", 1, held.blob.nbytes, 0.0, HERE)
                 else:
                     collection.left += 1
@@ -139,7 +147,10 @@ class Collections:
             fetcher.warnings.clear()
         if fetcher.arrived:
             arrived, fetcher.arrived[:] = list(fetcher.arrived), []
-            for tickets, key, _, pieces, nbytes, _ in arrived:
+            for tickets, key, _, data, nbytes, path in arrived:
+                pieces = data.pieces if path == SHM else data
+                if len(tickets) > 1:  # each makes a value of its own of these bytes, and values may be written to
+                    pieces = [memoryview(piece).toreadonly() for piece in pieces]
                 for ticket in tickets:
                     collection = self.open.get(ticket)
                     if collection is not None and collection.fetching.pop(key, None) is not None:
@@ -199,3 +210,8 @@ class Collections:
                 if entry.waiters is not None and collection in entry.waiters:
                     entry.waiters.remove(collection)
         collection.notify = None
+
+    def close_abandoned(self, now: float) -> None:
+        """Close what callers have left behind."""
+        while self.abandoned:
+            self.close(self.abandoned.popleft(), [], now)

@@ -18,6 +18,7 @@ class FakeFuture:
     def __init__(self, client: FakeClient, key: str) -> None:
         self.client = client
         self.key = key
+        self._entry = client.entries.setdefault(key, object())
         self.status = "pending"
         self.value: Any = None
 
@@ -39,6 +40,10 @@ class FakeClient:
         self.forgotten: list[str] = []
         self.blocks = 0
         self._pumps: set[Any] = set()
+        self.entries: dict[str, object] = {}  # one for all futures of a key
+
+    def hindrance(self) -> str:
+        return ""
 
     def future(self, key: str, value: Any = None, status: str = "pending") -> FakeFuture:
         future = FakeFuture(self, key)
@@ -97,10 +102,10 @@ class FakeClient:
         return self._put_together(futures, skeleton, errors)
 
     def _put_together(self, futures: list[Any], skeleton: Any, errors: str) -> Any:
-        failed = {f.key for f in futures if f.status != "finished"}
+        failed = [place for place, future in enumerate(futures) if future.status != "finished"]
         if failed and errors == "raise":
-            raise next(f.value for f in futures if f.key in failed)
-        return containers.rebuild(skeleton, {f.key: f.value for f in futures}, failed if errors == "skip" else ())
+            raise futures[failed[0]].value
+        return containers.rebuild(skeleton, [f.value for f in futures], failed if errors == "skip" else ())
 
     def cancel(self, future: FakeFuture) -> None:
         self.settle(future, CancelledError(f"{future.key} was cancelled"), "cancelled")

@@ -1,0 +1,252 @@
+"""What a gather, or a stream of them, has under way: it waits for results, and makes values of what comes in."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Final
+
+from zdist import serialize
+from zdist.client.base import Base, Wait, failure_of
+from zdist.core.collect import Collection
+from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry
+from zdist.core.store import Entry as Held
+from zdist.errors import PeerUnreachable, SerializationError
+
+__all__ = ["INLINE", "Delivery", "uninterrupted"]
+
+OVER: Final = (ERROR, CANCELLED)
+AT_ONCE: Final = 256  # entries looked at under one lock
+INLINE: Final = "came with the completion"
+
+
+class Broken:
+    """In place of a value that could not be unpickled."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: SerializationError | PeerUnreachable) -> None:
+        self.error = error
+
+
+class Delivery:
+    """The values of entries, on their way home; each is fetched once.
+
+    For a gather all of them travel in one `Collection`; for a stream each batch that it takes ahead is one. Used by one
+    thread or coroutine at a time; `close` it in any case.
+    """
+
+    def __init__(self, client: Base, direct: bool | None) -> None:
+        self.client = client
+        self.direct = client.direct if direct is None else direct
+        self.under: dict[Entry, Collection] = {}  # which collection brings it
+        self.open: dict[Collection, list[Entry]] = {}
+        self.left: dict[Collection, int] = {}  # of its entries, those not forgotten
+        self.values: dict[Entry, Any] = {}  # unpickled when they came in, or Broken
+        self.warned: set[str] = set()  # workers that the user has been told of
+
+    def begin(self, entries: Sequence[Entry]) -> Collection:
+        """Have these (distinct) entries brought, in a collection of their own. Raises ClusterClosed."""
+        client = self.client
+        driver = client._usable()
+        with uninterrupted(client):
+            collection = client._ledger.collect(list(entries), self.direct, driver.now())
+            self.open[collection] = list(entries)
+            for entry in entries:
+                self.forget(entry)
+                self.under[entry] = collection
+            self.left[collection] = len(entries)
+        driver.wake()
+        return collection
+
+    async def bring(
+        self, entries: Sequence[Entry], eager: bool, deadline: float | None
+    ) -> tuple[dict[Entry, Any], dict[Entry, BaseException]]:
+        """Wait until all of these are settled and here: their values and failures.
+
+        ``eager``: until the first failure in the order given. All before it are here then, so which one it is does not
+        depend on who was faster. Raises TimeoutError after the monotonic ``deadline``.
+        """
+        values: dict[Entry, Any] = {}
+        failed: dict[Entry, BaseException] = {}
+        at, total, ready = 0, len(entries), True
+        while True:
+            at = self._take(entries, at, values, failed, eager)
+            if at == total or (eager and failed):
+                return values, failed
+            if not ready:
+                late = f"{self._missing(entries[at:])} of {total} results were not here in the time given"
+                raise TimeoutError(late + self.client.hindrance())
+            collection = self.under.get(entries[at])
+            if collection is None or self._idle(collection):  # new, or somebody else has given it another start
+                collection = self.begin([entry for entry in entries[at:] if entry not in self.values])
+            ready = await Wait(collection, deadline)
+            self._receive(collection)
+
+    def _take(
+        self,
+        entries: Sequence[Entry],
+        at: int,
+        values: dict[Entry, Any],
+        failed: dict[Entry, BaseException],
+        eager: bool,
+    ) -> int:
+        """Go through entries in order as far as they are settled and here; how far that is."""
+        client = self.client
+        inline = nbytes = 0
+        total = len(entries)
+        while at < total and (entries[at].status != PENDING or entries[at] in self.values):
+            batch = entries[at : at + AT_ONCE]
+            with client._lock:
+                states = [(entry, entry.status, entry.outcome) for entry in batch]
+            before = at
+            for entry, status, outcome in states:
+                if entry in self.values:
+                    value = self.values[entry]
+                elif status == FINISHED and outcome[3] is not None:
+                    value = self._load(entry, outcome[3], outcome[1])
+                    inline += 1
+                    nbytes += outcome[2]
+                elif status in OVER:
+                    value = None
+                    failed[entry] = failure_of(entry.key, status, outcome)
+                elif (gone := self._broken(entry)) is not None:
+                    value = Broken(gone)
+                else:
+                    break
+                at += 1
+                if type(value) is Broken:
+                    failed[entry] = value.error
+                elif entry not in failed:
+                    values[entry] = value
+                if eager and failed:
+                    break
+            if at < before + len(batch) or (eager and failed):
+                break
+        if inline:
+            client._ledger.fetcher.report.add("inline", "", inline, nbytes, 0.0, INLINE)
+        return at
+
+    def _broken(self, entry: Entry) -> SerializationError | PeerUnreachable | None:
+        collection = self.under.get(entry)
+        if collection is None or entry.key not in collection.broken:
+            return None
+        code, text = collection.broken[entry.key]
+        return PeerUnreachable(text) if code == "closed" else SerializationError(text)
+
+    def _missing(self, entries: Sequence[Entry]) -> int:
+        return sum(entry not in self.values and not is_here(entry) for entry in entries)
+
+    def _idle(self, collection: Collection) -> bool:
+        with self.client._lock:
+            return collection.left <= 0 and not collection.arrived
+
+    def _receive(self, collection: Collection) -> None:
+        """Take what has come in; it is unpickled here, outside of the lock."""
+        with self.client._lock:
+            arrived, collection.arrived = collection.arrived, []
+            collection.seen = collection.failed
+            warned, collection.warnings = collection.warnings, []
+        for worker, reason in warned:
+            if worker not in self.warned:
+                self.warned.add(worker)
+                warnings.warn(f"direct=True, but {worker} went by the relay: {reason}", stacklevel=outside())
+        if not arrived:
+            return
+        entries = {entry.key: entry for entry in self.open.get(collection, ()) if self.under.get(entry) is collection}
+        for key, pieces in arrived:
+            if key in entries:
+                self.values[entries[key]] = self._load(entries[key], pieces)
+
+    def _load(self, entry: Entry, data: Any, attempt: int | None = None) -> Any:
+        """A value from its bytes, or in a task the worker's own object; one that cannot be unpickled fails alone."""
+        worker = self.client._worker
+        try:
+            if worker is not None:
+                held = data if attempt is None else worker.held(entry.key, attempt)
+                if type(held) is Held:
+                    return worker.value_of(held)
+            return serialize.loads(data, what=entry.key, owner=self.client)
+        except SerializationError as exc:
+            return Broken(exc)
+
+    # --- letting go --------------------------------------------------------------------------------
+
+    def forget(self, entry: Entry) -> None:
+        """This one has been handed out; a collection is closed with its last."""
+        self.values.pop(entry, None)
+        collection = self.under.pop(entry, None)
+        if collection is not None:
+            self.left[collection] -= 1
+            if not self.left[collection]:
+                self._close(collection)
+
+    def close(self) -> None:
+        """Want nothing any more: what is under way for nobody else ends, and frees its credits."""
+        with uninterrupted(self.client):
+            for collection in list(self.open):
+                self._close(collection)
+            self.under.clear()
+            self.values.clear()
+
+    def _close(self, collection: Collection) -> None:
+        client = self.client
+        with uninterrupted(client):
+            entries = self.open.pop(collection, ())
+            self.left.pop(collection, None)
+            driver = client._driver
+            unfinished = collection.left > 0
+            client._ledger.collections.close(collection, list(entries), time.monotonic())
+        if unfinished and driver is not None:
+            driver.wake()
+
+
+def is_here(entry: Entry) -> bool:
+    """Has the value come along with the news that the task is finished?"""
+    outcome = entry.outcome
+    return entry.status == FINISHED and outcome is not None and outcome[3] is not None
+
+
+def outside() -> int:
+    """``stacklevel`` of the caller's warning that names the first line outside of this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("zdist."):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+class uninterrupted:
+    """Context manager: the client's lock is held, and Ctrl-C strikes at the end of the block instead of within it.
+
+    A ledger that is left in the middle of a change would never be right again.
+    """
+
+    __slots__ = ("handler", "lock", "noted")
+
+    def __init__(self, client: Base) -> None:
+        self.lock = client._lock
+        self.handler: Any = None
+        self.noted: Any = None
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(signal.SIGINT)
+            if callable(handler):
+                self.handler = handler
+                signal.signal(signal.SIGINT, self._note)
+        self.lock.acquire()
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.noted = (number, frame)
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.lock.release()
+        if self.handler is not None:
+            signal.signal(signal.SIGINT, self.handler)
+            if self.noted is not None:
+                self.handler(*self.noted)

@@ -1,0 +1,202 @@
+"""Gathering a queue: a thread, or a task of the event loop, fills another one with the values, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import weakref
+from typing import Any, ClassVar, Final
+
+from zdist.client.streams import Ahead
+from zdist.limits import GATHER_WINDOW
+
+__all__ = ["gather_async_queue", "gather_queue"]
+
+LOOK: Final = 1.0  # seconds after which a pump that waits looks whether anybody still has its sink
+
+
+def _like(source: Any) -> Any:
+    """An empty queue of the same kind; one without a bound would hold all results in this process at once."""
+    kind = type(source)
+    try:
+        return kind(source.maxsize or GATHER_WINDOW)
+    except Exception as exc:
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        raise TypeError(f"cannot make a {name} with {name}(maxsize) ({exc}); gather a queue.Queue instead") from exc
+
+
+class _Pump:
+    """Moves futures from one queue to another as values, on a thread of its own, until ``stop``.
+
+    It ends by itself when nobody has the sink any more.
+    """
+
+    def __init__(self, client: Any, source: queue.Queue[Any], sink: queue.Queue[Any], ahead: Ahead) -> None:
+        self._client = client
+        self._source = source
+        self._sink = weakref.ref(sink)
+        self._ahead = ahead
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="zdist-gather-queue", daemon=True)
+
+    def start(self) -> None:
+        self._client._pumps.add(self)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more; items that it has not taken stay in the source. Called when the client closes."""
+        self._stopped = True
+        sink = self._sink()
+        for end in (self._source,) if sink is None else (self._source, sink):
+            with end.mutex:
+                end.not_empty.notify_all()
+                end.not_full.notify_all()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread to end."""
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped:
+                self._ahead.add(self._take())
+                if self._ahead:
+                    self._put(self._value())
+            while self._ahead:  # what was taken is not lost with the client: its futures are settled by now
+                self._put(self._value())
+        finally:
+            self._ahead.close()
+            self._client._pumps.discard(self)
+
+    def _take(self) -> list[Any]:
+        """What there is, up to the window; waits for something if nothing is ahead."""
+        source = self._source
+        if not self._ahead:
+            with source.mutex:
+                while not source._qsize() and not self._stopped:
+                    source.not_empty.wait(LOOK)
+                    self._stopped = self._stopped or self._sink() is None
+        items: list[Any] = []
+        with contextlib.suppress(queue.Empty):  # also when another consumer was faster
+            while not self._stopped and len(items) < self._ahead.room():
+                items.append(source.get_nowait())
+        return items
+
+    def _value(self) -> list[Any]:
+        before = len(self._ahead)
+        try:
+            value: list[Any] = self._client._sync(self._ahead.next(None), False)
+        except BaseException as exc:  # nobody waits here for it to be raised
+            if len(self._ahead) == before:
+                self._ahead.drop()
+            return [exc]
+        return value
+
+    def _put(self, value: list[Any]) -> None:
+        """Hand out; waits while the sink is full."""
+        while value:
+            sink = self._sink()
+            if sink is None:
+                self._stopped = True
+                break
+            with sink.mutex:
+                if sink._qsize() >= sink.maxsize and not self._stopped:
+                    sink.not_full.wait(LOOK)
+            try:
+                sink.put_nowait(value[0])
+                break
+            except queue.Full:
+                if self._stopped:
+                    break
+            finally:
+                del sink  # or it could not go
+        self._source.task_done()
+
+
+def gather_queue(
+    client: Any, source: queue.Queue[Any], errors: str = "raise", direct: bool | None = None
+) -> queue.Queue[Any]:
+    """A queue of the same kind as ``source`` that fills with the values of its futures, in order, as they arrive.
+
+    It is bounded by the source's ``maxsize``, or else ``limits.GATHER_WINDOW``. With ``errors="raise"`` the exception
+    itself stands in the place of an item with a failed future. A thread does this until the client closes, or nobody
+    has the new queue any more. Raises TypeError for a kind that cannot be made with its ``maxsize`` alone.
+    """
+    sink = _like(source)
+    _Pump(client, source, sink, Ahead(client, errors, direct)).start()
+    return sink  # type: ignore[no-any-return]
+
+
+class _AsyncPump:
+    """The same between two asyncio queues, as a task of the client's loop."""
+
+    running: ClassVar[set[_AsyncPump]] = set()  # a loop alone does not keep its tasks alive
+
+    def __init__(self, client: Any, source: asyncio.Queue[Any], sink: asyncio.Queue[Any], ahead: Ahead) -> None:
+        self._client = client
+        self._source = source
+        self._sink = weakref.ref(sink)
+        self._ahead = ahead
+        self._stopped = False
+
+    def start(self) -> None:
+        self._client._pumps.add(self)
+        self.running.add(self)
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="zdist-gather-queue")
+
+    def stop(self) -> None:
+        self._task.cancel()
+
+    def join(self, timeout: float) -> None:
+        """The loop ends it."""
+
+    async def _run(self) -> None:
+        try:
+            while not self._stopped:
+                await self._take()
+                before = len(self._ahead)
+                try:
+                    value = await self._client._later(self._ahead.next(None))
+                except Exception as exc:
+                    value = [exc]
+                    if len(self._ahead) == before:
+                        self._ahead.drop()
+                await self._put(value)
+        finally:
+            self._ahead.close()
+            self.running.discard(self)
+            self._client._pumps.discard(self)
+
+    async def _take(self) -> None:
+        source = self._source
+        items = [] if self._ahead else [await source.get()]
+        while len(items) < self._ahead.room() and not source.empty():
+            items.append(source.get_nowait())
+        self._ahead.add(items)
+
+    async def _put(self, value: list[Any]) -> None:
+        while value:
+            sink = self._sink()
+            if sink is None:
+                self._stopped = True
+                break
+            try:
+                await asyncio.wait_for(sink.put(value[0]), LOOK)
+                break
+            except TimeoutError:  # full
+                pass
+            finally:
+                del sink
+        self._source.task_done()
+
+
+def gather_async_queue(
+    client: Any, source: asyncio.Queue[Any], errors: str = "raise", direct: bool | None = None
+) -> asyncio.Queue[Any]:
+    """``gather_queue`` for an asyncio.Queue; to be called on the asynchronous client's loop."""
+    sink = _like(source)
+    _AsyncPump(client, source, sink, Ahead(client, errors, direct)).start()
+    return sink  # type: ignore[no-any-return]
