@@ -278,5 +278,14 @@ def return_explosive() -> Any:
     return ExplosiveHere()
 
 
+def explosive_with(nbytes: int) -> Any:
+    """A large one."""
+    return ExplosiveHere(), bytes(nbytes)
+
+
+def raise_kind(kind: type[BaseException]) -> None:
+    raise kind("from a task")
+
+
 def exit_hard(code: int) -> None:
     os._exit(code)
