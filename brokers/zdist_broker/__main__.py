@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 def _watch_stdin(server: BrokerServer) -> None:
     while os.read(0, 4096):
         pass
-    server.stop()
+    server.stop(end="the program that started it has closed it or ended")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from zdist import limits
 from zdist.errors import InvariantError
 from zdist.transport import sockets
 from zdist.transport.loop import Loop
-from zdist.transport.security import new_token, token_path, write_token
+from zdist.transport.scratch import LockedFile
+from zdist.transport.security import new_token, publish_token, token_path, write_token
 from zdist_broker.endpoint import BrokerEndpoint
 from zdist_broker.machine import BrokerMachine, Expel, Shutdown
 from zdist_broker.relay import Relay
@@ -30,9 +31,9 @@ class BrokerServer:
 
     ``bind``: ``tcp://HOST:PORT`` (port 0: a free one) or ``ipc:///PATH``; ``bulk_bind`` likewise for relayed data, by
     default beside it. ``token_file``: where the cluster token lies or is to be written; by default in the user's
-    runtime directory, found there by address. ``inline_result``: bytes up to which results travel with their
-    completion, 0 for none. Leases in seconds. Raises AddressRefused for an address that a network can reach unless
-    ``insecure``, OSError for a port in use.
+    runtime directory, found there by address while the broker lives. ``inline_result``: bytes up to which results
+    travel with their completion, 0 for none. Leases in seconds. Raises AddressRefused for an address that a network can reach unless
+    ``insecure``, AddressUnavailable for a port in use.
     """
 
     def __init__(
@@ -49,21 +50,27 @@ class BrokerServer:
         lease_client: float = limits.LEASE_CLIENT,
     ) -> None:
         self.stopping = False
+        self.ended = ""  # why the cluster is over, if it is
+        self.free_port = bind.endswith((":0", ":*"))
+        self.published: LockedFile | None = None
         epoch = int(time.time())
         # the endpoint needs the bound addresses and the loop needs the endpoint: sockets come first
         context = sockets.context(io_threads=2)
         control = sockets.router(context, affinity=1)
         bulk = sockets.router(context, affinity=2)
         try:
-            self.address = sockets.bind(control, bind, insecure=insecure, advertise=advertise)
+            self.address = sockets.bind(control, bind, insecure=insecure, advertise=advertise, option="--bind")
             self.bulk_address = sockets.bind(
-                bulk, bulk_bind or sockets.bulk_address(bind), insecure=insecure, advertise=advertise
+                bulk,
+                bulk_bind or sockets.bulk_address(bind),
+                insecure=insecure,
+                advertise=advertise,
+                option="broker.bulk_bind in the configuration",
             )
+            self.token = token or self._token(Path(token_file) if token_file is not None else None)
         except BaseException:
             context.destroy(0)
             raise
-        self.token_file = Path(token_file) if token_file is not None else token_path(self.address)
-        self.token = token or self._token()
         self.cluster = f"cluster-{secrets.token_hex(4)}"
         relay = Relay()
         self.machine = BrokerMachine(
@@ -84,14 +91,17 @@ class BrokerServer:
         self.loop.attach("bulk", bulk, router=True)
         self._thread: threading.Thread | None = None
 
-    def _token(self) -> str:
+    def _token(self, file: Path | None) -> str:
         """The token of an earlier broker at this address, so that its peers find their way back, or a new one."""
+        token = ""
         with contextlib.suppress(OSError):
-            found = self.token_file.read_text().strip()
-            if found:
-                return found
-        token = new_token()
-        write_token(token, self.token_file)
+            token = (file or token_path(self.address)).read_text().strip()
+        fresh = not token
+        token = token or new_token()
+        if file is None:
+            self.published = publish_token(token, self.address)
+        elif fresh:
+            write_token(token, file)
         return token
 
     def _execute(self, command: Any) -> None:
@@ -99,6 +109,7 @@ class BrokerServer:
         if kind is Expel:
             self.endpoint.expel(command.session, command.reason, self.loop.now())
         elif kind is Shutdown:
+            self.ended = command.reason
             self.stopping = True
         else:
             raise InvariantError(f"the broker cannot do {command!r}")
@@ -123,18 +134,33 @@ class BrokerServer:
                     collected = time.monotonic()
         finally:
             self.loop.log.info("broker.down", address=self.address)
+            if not self.ended:
+                with self.loop.lock:
+                    self.endpoint.farewell(f"the broker at {self.address} was stopped")
             self.loop.close(0.5)
             for address in (self.address, self.bulk_address):
                 sockets.unlink_ipc(address)
+            if self.published is not None:
+                if self.free_port:
+                    self.published.remove()  # no other broker comes to this address
+                self.published.release()
 
     def start(self) -> None:
         """Serve in a thread of this process."""
         self._thread = threading.Thread(target=self.run, name="zdist-broker", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """End `run`; safe from signal handlers and other threads."""
-        self.stopping = True
-        self.loop.interrupt()
+    def stop(self, *, end: str = "") -> None:
+        """End `run`; peers go on looking for a broker at this address. Safe from signal handlers.
+
+        ``end``: why this is the end of the whole cluster, of which nodes and clients are told instead; not safe there.
+        """
+        if end:
+            with self.loop.lock:
+                self.machine.shut_down(end)
+            self.loop.wake()
+        else:
+            self.stopping = True
+            self.loop.interrupt()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(2.0)

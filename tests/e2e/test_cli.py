@@ -129,9 +129,8 @@ def test_port_in_use(start: Start) -> None:
     address = address_of(start("broker", "--bind", "tcp://127.0.0.1:0"))
     done = run("broker", "--bind", address)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "in use" in done.stderr
-    assert address.rpartition(":")[2] in done.stderr
-    assert "Traceback" not in done.stderr
+    port = address.rpartition(":")[2]
+    assert done.stderr == f"Error: cannot listen at {address}: port {port} is in use; choose another with --bind\n"
 
 
 def test_broker_logs_json_where_no_terminal_is(start: Start) -> None:
@@ -222,6 +221,7 @@ def test_worker_options_reach_the_cluster(start: Start, tmp_path: Path) -> None:
         (["--memory-limit", "lots"], "command line: nodes[0].memory_limit"),
         (["--data-ports", "9-1"], "command line: nodes[0].data_ports"),
         (["--nthreads", "0"], "command line: nodes[0].nthreads"),
+        (["--nworkers", "0"], "command line: nodes[0].nworkers: should be greater than or equal to 1, not 0"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: cannot read the configuration"),
         (["--token-file", "nowhere"], "cannot read token file nowhere"),
     ],
@@ -231,6 +231,39 @@ def test_worker_refuses_bad_options(options: list[str], said: str) -> None:
     assert done.returncode in (1, 2)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("7181", 'an address is "tcp://HOST:PORT", for instance "tcp://127.0.0.1:7077", or "ipc:///PATH", not \'7181\''),
+        ("tcp://no-such-host.invalid:1", "the host name 'no-such-host.invalid' of tcp://no-such-host.invalid:1 cannot be"),
+        ("tcp://192.0.2.1:7077", "with a broker on another machine (tcp://192.0.2.1:7077) the workers' data sockets"),
+    ],
+)
+def test_worker_names_the_address_that_is_wrong(address: str, said: str) -> None:
+    done = run("worker", address)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "0.0.0.0" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_all_data_ports_in_use_is_told(start: Start) -> None:
+    address = address_of(start("broker", "--bind", "tcp://127.0.0.1:0"))
+    port = address.rpartition(":")[2]
+    worker = start("worker", address, "--nworkers", "1", "--data-ports", port)
+    assert worker.stderr is not None
+    said = next(line for line in worker.stderr if "cannot listen" in line)
+    assert f"port {port} is in use; choose another with --data-ports" in said
+
+
+def test_a_token_file_in_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "token"
+    done = run("broker", "--bind", "tcp://127.0.0.1:0", "--token-file", str(path))
+    assert done.returncode == 1
+    assert f"Error: cannot write token file {path}: there is no directory {path.parent}" in done.stderr
+    assert not path.parent.exists()
 
 
 def test_worker_asks_which_node_is_meant(tmp_path: Path) -> None:
@@ -263,6 +296,8 @@ def test_cluster_up_status_down(tmp_path: Path) -> None:
         shown = run("cluster", "status", str(file))
         assert shown.returncode == 0
         assert address[0] in shown.stdout
+        for process in about["processes"]:
+            assert process["log"] in shown.stdout  # in one piece, however narrow the terminal
         again = run("cluster", "up", str(file))
         assert again.returncode == 1
         assert "is up at" in again.stderr

@@ -127,7 +127,7 @@ def test_unknown_section_without_a_near_name(tmp_path: Path) -> None:
     [
         ("nodes:\n  - nworkers: many\n", "2: nodes[0].nworkers", "should be a valid integer, not 'many'"),
         ("nodes:\n  - nworkers: true\n", "2: nodes[0].nworkers", "should be a valid integer, not True"),
-        ("nodes:\n  - nworkers: -1\n", "2: nodes[0].nworkers", "greater than or equal to 0"),
+        ("nodes:\n  - nworkers: -1\n", "2: nodes[0].nworkers", "greater than or equal to 1"),
         ("nodes:\n  - tags: [a, 3]\n", "2: nodes[0].tags[1]", "should be a valid string, not 3"),
         ("nodes:\n  - memory_limit: lots\n", "2: nodes[0].memory_limit", "4 GiB"),
         ("nodes:\n  - data_ports: 9-1\n", "2: nodes[0].data_ports", "the lower one first"),

@@ -14,10 +14,15 @@ __all__ = ["command"]
 
 @click.command("broker")
 @click.option("--bind", metavar="ADDRESS", help="tcp://HOST:PORT or ipc:///PATH [default: tcp://127.0.0.1:7077].")
+@click.option("--insecure", is_flag=True, default=None, help="Allow an address that a network can reach.")
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="Where the cluster token lies, or is to be written [default: where this user's workers and clients look].",
+)
 @config_option
 @log_options
-@click.option("--insecure", is_flag=True, default=None, help="Allow an address that a network can reach.")
-@click.option("--token-file", metavar="FILE", type=click.Path(dir_okay=False), help="Where the cluster token lies.")
 def command(
     bind: str | None,
     config: str | None,
@@ -26,10 +31,15 @@ def command(
     insecure: bool | None,
     token_file: str | None,
 ) -> None:
-    """Run a broker until SIGTERM or Ctrl-C.
+    """Run the broker, which workers and clients connect to, until SIGTERM or Ctrl-C.
 
-    It prints one line with the address to connect to, and writes the cluster token to a file that only this user can
-    read; workers and clients of the same user find it by the address.
+    It prints one line with the address to connect to. The cluster token, which keeps other users of this machine out,
+    lies in a file that only this user can read; this user's workers and clients find it by the address.
+
+    \b
+    zdist broker                                    at tcp://127.0.0.1:7077
+    zdist broker --bind tcp://127.0.0.1:0           at a free port
+    zdist broker --bind tcp://0.0.0.0:7077 --insecure --token-file token    on a trusted network
     """
     settings = load(
         config,

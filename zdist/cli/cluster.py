@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from zdist.cli.columns import columns
 from zdist.errors import ZdistError
 
 if TYPE_CHECKING:
@@ -114,29 +115,22 @@ def workers(cluster: Cluster) -> dict[str, Any]:
 
 def show(about: dict[str, Any]) -> None:
     """Tables for people."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
     state = f"up for {about['up_seconds']:.0f} s" if about["running"] else "NOT RUNNING: its broker has ended"
-    console.print(f"{escape(about['config'])}\n{about['address']}  {state}", soft_wrap=True, highlight=False)
-    processes = Table("process", "pid", "state", "log")
+    click.echo(f"{about['config']}\n{about['address']}  {state}\n")
+    rows = [("process", "pid", "state", "log")]
     for process in about["processes"]:
         name = process["role"] if process["role"] == process["name"] else f"{process['role']} {process['name']}"
-        processes.add_row(escape(name), str(process["pid"]), "up" if process["alive"] else "ended", process["log"])
-    console.print(processes)
-    error = about["workers"].get("error")
-    if error is not None:
-        console.print(f"no news of the workers: {escape(error)}", soft_wrap=True)
-        return
-    table = Table("worker", "address", "threads", "running", "held")
+        rows.append((name, str(process["pid"]), "up" if process["alive"] else "ended", process["log"]))
+    table = [("worker", "threads", "running", "held", "address")]
     for address, worker in about["workers"].items():
-        counts = [str(_count(worker.get(field, 0))) for field in ("processing", "held")]
-        table.add_row(escape(str(worker.get("name", ""))), address, str(worker.get("nthreads", "")), *counts)
-    console.print(table)
+        if address != "error":
+            counts = [str(_count(worker.get(field, 0))) for field in ("nthreads", "processing", "held")]
+            table.append((str(worker.get("name", "")), counts[0], counts[1], counts[2], address))
+    error = about["workers"].get("error")
+    for line in [*columns(rows), "", *(columns(table) if error is None else [f"no news of the workers: {error}"])]:
+        click.echo(line)
     for line in about["elsewhere"]:
-        console.print(f"to be started by hand, {escape(line)}", soft_wrap=True)
+        click.echo(f"to be started by hand, {line}")
 
 
 def _count(value: Any) -> int:

@@ -6,6 +6,7 @@ import json
 
 import click
 
+from zdist.cli.columns import columns
 from zdist.cli.options import config_option
 from zdist.config import load
 
@@ -30,10 +31,8 @@ def show(file: str | None, config: str | None, as_json: bool) -> None:
         rows = {key: {"value": value, "origin": origin} for key, value, origin in settings.rows()}
         click.echo(json.dumps(rows, indent=2))
         return
-    rows_text = [(key, _text(value), origin) for key, value, origin in settings.rows()]
-    widths = [max(len(row[column]) for row in rows_text) for column in (0, 1)]
-    for key, value, origin in rows_text:
-        click.echo(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {origin}")
+    for line in columns((key, _text(value), origin) for key, value, origin in settings.rows()):
+        click.echo(line)
 
 
 def _text(value: object) -> str:

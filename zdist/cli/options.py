@@ -18,19 +18,26 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def config_option(command: Command) -> Command:
     """``--config FILE``."""
     return click.option(
-        "--config", metavar="FILE", type=click.Path(dir_okay=False), help="YAML file; other options override it."
+        "--config",
+        metavar="FILE",
+        type=click.Path(dir_okay=False),
+        help="YAML file (see conf/); other options override it.",
     )(command)
 
 
 def log_options(command: Command) -> Command:
     """``--log-format`` and ``--log-level``."""
     command = click.option(
-        "--log-level", type=click.Choice(list(log.LEVELS)), help="Least level that is written [default: info]."
+        "--log-level",
+        metavar="LEVEL",
+        type=click.Choice(list(log.LEVELS)),
+        help=f"Least level that is written: {', '.join(log.LEVELS)} [default: info].",
     )(command)
     return click.option(
         "--log-format",
+        metavar="FORMAT",
         type=click.Choice(log.FORMATS),
-        help="Log records on standard error: console or JSON [default: console on a terminal, else json].",
+        help="Of log records on standard error: console or json [default: console on a terminal, else json].",
     )(command)
 
 

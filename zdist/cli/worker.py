@@ -17,16 +17,17 @@ __all__ = ["command"]
 
 @click.command("worker")
 @click.argument("address", required=False)
-@click.option("--nworkers", type=int, help="Worker processes [default: one per core].")
-@click.option("--nthreads", type=int, help="Threads of each worker [default: 1].")
-@click.option("--name", help="Name of the node; its workers are named after it [default: the host's name].")
-@click.option("--tag", "tags", multiple=True, help="A label that tasks can ask for; may be given again.")
+@click.option("--nworkers", metavar="N", type=int, help="Worker processes [default: one per core].")
+@click.option("--nthreads", metavar="N", type=int, help="Threads of each worker [default: 1].")
+@click.option("--name", metavar="NAME", help="Name of the node; its workers are named after it [default: the host's name].")
+@click.option("--tag", "tags", metavar="TAG", multiple=True, help="What tasks can ask for; may be given again.")
 @click.option("--resource", "resources", multiple=True, metavar="NAME=AMOUNT", help="What tasks can claim, per worker.")
 @click.option("--memory-limit", metavar="SIZE", help='Of each worker, such as "4GiB" [default: none].')
+@click.option("--shared-memory", metavar="SIZE", help='Of all workers, such as "4GiB"; 0: none [default: half].')
 @click.option("--data-ports", metavar="LO-HI", help="Ports of the workers' data sockets [default: free ones].")
-@click.option("--advertise", metavar="HOST", help="Host under which others reach this node.")
+@click.option("--advertise", metavar="HOST", help="Name or IP under which others reach this node [default: found out].")
 @click.option("--insecure", is_flag=True, default=None, help="Allow data sockets that a network can reach.")
-@click.option("--token-file", metavar="FILE", type=click.Path(dir_okay=False), help="Where the cluster token lies.")
+@click.option("--token-file", metavar="FILE", type=click.Path(dir_okay=False), help="Where the cluster token lies [default: looked for by ADDRESS].")
 @config_option
 @log_options
 def command(
@@ -37,6 +38,7 @@ def command(
     tags: tuple[str, ...],
     resources: tuple[str, ...],
     memory_limit: str | None,
+    shared_memory: str | None,
     data_ports: str | None,
     advertise: str | None,
     insecure: bool | None,
@@ -45,10 +47,15 @@ def command(
     log_format: str | None,
     log_level: str | None,
 ) -> None:
-    """Serve the broker at ADDRESS with the workers of one node, until SIGTERM or Ctrl-C.
+    """Start worker processes that take tasks from the broker at ADDRESS, and replace those that die.
 
-    ADDRESS may also come from the configuration (broker.address); the default is tcp://127.0.0.1:7077. A worker that
-    dies is replaced.
+    They run until SIGTERM or Ctrl-C, and may be started before the broker: they wait for it, also for one that comes
+    back. ADDRESS may come from the configuration (broker.address); the default is tcp://127.0.0.1:7077.
+
+    \b
+    zdist worker                                          one worker per core, for a broker on this machine
+    zdist worker tcp://127.0.0.1:7077 --nworkers 2 --nthreads 4
+    zdist worker tcp://10.0.0.5:7077 --insecure --token-file token    another machine's, on a trusted network
     """
     place = choose(load(config), name)
     node = {
@@ -58,6 +65,7 @@ def command(
         "tags": tags or None,
         "resources": amounts(resources),
         "memory_limit": memory_limit,
+        "shared_memory": shared_memory,
         "data_ports": data_ports,
         "advertise": advertise,
     }
@@ -107,17 +115,20 @@ def serve(settings: Config, node: NodeConfig) -> int:
     """Run the node until it is told to stop; returns the exit code."""
     from zdist.node.process import WorkerSettings
     from zdist.node.supervisor import Supervisor
-    from zdist.transport.security import find_token
+    from zdist.transport.address import check_host
+    from zdist.transport.security import TokenSource
 
     broker = settings.broker
     address = broker.reach()
+    check_host(address)
     workers = WorkerSettings(
         control=address,
         token_file=broker.token_file or "",
         threads=node.nthreads,
-        data_ports="-".join(map(str, node.data_ports)) if node.data_ports else "",
+        data_ports=node.data_ports,
         advertise=node.advertise or "",
         memory_limit=node.memory_limit,
+        shared_memory=node.shared_memory,
         tags=node.tags,
         resources=tuple(node.resources.items()),
         insecure=broker.insecure,
@@ -126,4 +137,4 @@ def serve(settings: Config, node: NodeConfig) -> int:
     )
     name = node.name or socket.gethostname()
     nworkers = os.cpu_count() or 1 if node.nworkers is None else node.nworkers
-    return Supervisor(workers, find_token(address, broker.token_file), name, nworkers).run()
+    return Supervisor(workers, TokenSource(address, broker.token_file), name, nworkers).run()

@@ -71,10 +71,10 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Connection:
-    """What a client of a YAML cluster needs: with its token."""
+    """What a client of a YAML cluster needs. ``token_file``: None to look for the token by address."""
 
     address: str
-    token: str
+    token_file: str | None
     options: dict[str, Any]  # keywords of Client
 
 
@@ -149,12 +149,12 @@ def connection(path: str | os.PathLike[str]) -> Connection:
     cluster = status(path)
     options = {name: value for name, value in config.client.model_dump().items() if value is not None}
     if cluster is not None and cluster.running:
-        return Connection(cluster.address, find_token(cluster.address, cluster.token_file), options)
+        return Connection(cluster.address, cluster.token_file, options)
     try:
         address = config.broker.reach()
     except ConfigError:
         raise ClusterClosed(f"the cluster of {path} is not up; start it: zdist cluster up {path}") from None
-    return Connection(address, find_token(address, config.broker.token_file), options)
+    return Connection(address, config.broker.token_file, options)
 
 
 # --- starting -------------------------------------------------------------------------------------
@@ -211,6 +211,7 @@ def _start_node(cluster: Cluster, config: Config, node: NodeConfig, index: int, 
         advertise=node.advertise or "",
         data_ports="-".join(map(str, node.data_ports or ())),
         memory_limit=str(node.memory_limit or ""),
+        shared_memory="" if node.shared_memory is None else str(node.shared_memory),
     )
     for tag in node.tags:
         command += ["--tag", tag]

@@ -15,7 +15,8 @@ from zdist import limits
 from zdist.cluster.children import Child, broker_command, node_command
 from zdist.cluster.directory import PrivateDirectory
 from zdist.errors import ClusterClosed
-from zdist.transport.security import new_token, write_token
+from zdist.transport.scratch import LockedFile
+from zdist.transport.security import new_token, publish_token, write_token
 
 __all__ = ["LocalCluster", "cpu_count", "default_shape"]
 
@@ -57,6 +58,8 @@ class LocalCluster:
         name: of the cluster, prefix of its workers' names.
         memory_limit: of each worker, in bytes, as a fraction of the machine's memory or as a text ("4 GiB"); "auto"
             is a fair share, None or 0 no limit.
+        shared_memory: bytes, also as a text, that the workers may fill together in the machine's shared memory; 0 for no
+            use of it, also by clients made with this cluster; default: half of what is free.
         silence_logs: least level, as in ``logging``, that broker and workers write to standard error; False: "info".
         tags, resources: what the workers offer to tasks that ask for it.
         inline_result: bytes up to which results travel with the news that they are there; 0: none do.
@@ -73,6 +76,7 @@ class LocalCluster:
         protocol: Literal["ipc", "tcp"] | str | None = "ipc",
         name: str | None = None,
         memory_limit: str | float | None = "auto",
+        shared_memory: str | int | None = None,
         silence_logs: int | bool | str | None = 30,
         tags: tuple[str, ...] | list[str] = (),
         resources: dict[str, float] | None = None,
@@ -89,6 +93,7 @@ class LocalCluster:
         self.name = name or "local"
         self.n_workers, self.threads_per_worker = default_shape(n_workers, threads_per_worker, processes)
         self.memory_limit = memory_bytes(memory_limit, self.n_workers)
+        self.shared_memory = None if shared_memory is None else size_bytes(shared_memory)
         self.log_level = level_name(silence_logs)
         self.tags = tuple(tags)
         self.resources = dict(resources or {})
@@ -208,6 +213,7 @@ class ProcessParts:
         self.directory = PrivateDirectory()
         self.node: Child | None = None
         self.broker: Child | None = None
+        self.published: LockedFile | None = None
         try:
             token_file = self.directory.path / "token"
             write_token(cluster.token, token_file)
@@ -220,6 +226,7 @@ class ProcessParts:
                 self.node = start_node(cluster, bind, self.directory.path, token_file)
             self.address = self.broker.line(START_TIMEOUT).split()[-1]
             if self.node is None:
+                self.published = publish_token(cluster.token, self.address)
                 self.node = start_node(cluster, self.address, self.directory.path, token_file)
         except BaseException:
             self.close(1.0)
@@ -247,6 +254,8 @@ class ProcessParts:
             self.node.close(timeout)
         if self.broker is not None:
             self.broker.close(min(timeout, 2.0))
+        if self.published is not None:
+            self.published.remove()
         self.directory.remove()
 
 
@@ -262,6 +271,7 @@ def start_node(cluster: LocalCluster, control: str, directory: Path, token_file:
         runtime=str(directory),
         data_bind=f"ipc://{directory}/" if cluster.protocol == "ipc" else "tcp://127.0.0.1:0",
         memory_limit=str(cluster.memory_limit or ""),
+        shared_memory="" if cluster.shared_memory is None else str(cluster.shared_memory),
     )
     for tag in cluster.tags:
         command += ["--tag", tag]
@@ -320,16 +330,23 @@ def memory_bytes(limit: str | float | None, workers: int) -> int:
     if limit == "auto":
         return total // max(1, workers)
     if isinstance(limit, str):
-        from zdist.config.schema import parse_size
-
-        size = parse_size(limit)
-        assert isinstance(size, int)
-        return size
+        return size_bytes(limit)
     if not limit:
         return 0
     if limit < 0:
         raise ValueError(f"memory_limit is a number of bytes, a fraction or a text such as '4 GiB', not {limit!r}")
     return int(limit * total) if isinstance(limit, float) and limit <= 1 else int(limit)
+
+
+def size_bytes(size: str | int) -> int:
+    """Bytes from a number or a text. Raises ValueError."""
+    if isinstance(size, str):
+        from zdist.config.schema import parse_size
+
+        size = parse_size(size)  # type: ignore[assignment]
+    if not isinstance(size, int) or size < 0:
+        raise ValueError(f"a size is a number of bytes or a text such as '4 GiB', not {size!r}")
+    return size
 
 
 def level_name(silence: int | bool | str | None) -> str:

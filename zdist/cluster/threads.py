@@ -16,6 +16,8 @@ from zdist.core.node import Ended, EndWorker, NodeMachine, StartWorker
 from zdist.errors import ZdistError
 from zdist.transport.driver import Driver
 from zdist.transport.host import host_id
+from zdist.transport.scratch import LockedFile
+from zdist.transport.security import publish_token
 from zdist.worker.process import Settings, Worker
 
 if TYPE_CHECKING:
@@ -31,8 +33,11 @@ class ThreadParts:
         from zdist_broker.server import BrokerServer
 
         self.cluster = (cluster.token, cluster.threads_per_worker, cluster.tags, tuple(cluster.resources.items()))
+        limit = cluster.shared_memory
+        self.shared_memory = None if limit is None else limit // max(1, cluster.n_workers)
         self.tcp = cluster.protocol == "tcp"
         self.directory = PrivateDirectory()
+        self.published: LockedFile | None = None
         try:
             bind = "tcp://127.0.0.1:0" if self.tcp else self.directory.ipc("broker")
             self.server = BrokerServer(
@@ -47,6 +52,8 @@ class ThreadParts:
         if context.client_factory is None:
             context.client_factory = make_client
         self.address = self.server.address
+        if self.tcp:
+            self.published = publish_token(cluster.token, self.address)
         self.server.start()
         session = "n-" + os.urandom(8).hex()
         self.machine = NodeMachine(
@@ -93,7 +100,9 @@ class ThreadParts:
         self.driver.wake()
         self.thread.join(timeout)
         self.driver.close(1.0)
-        self.server.stop()
+        self.server.stop(end="the local cluster was closed")
+        if self.published is not None:
+            self.published.remove()
         self.directory.remove()
 
     # --- the node's commands, one after the other ----------------------------------------------------------
@@ -120,6 +129,7 @@ class ThreadParts:
             node=self.machine.session,
             threads=threads,
             data_bind="" if self.tcp else self.directory.ipc(command.session),
+            shared_memory=self.shared_memory,
             tags=tags,
             resources=resources,
         )

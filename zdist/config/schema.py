@@ -44,7 +44,7 @@ def parse_ports(value: object) -> object:
 def check_address(value: object) -> object:
     """A ZeroMQ address: tcp with host and port, or ipc with a path."""
     if isinstance(value, str) and not re.fullmatch(r"tcp://.+:(\d+|\*)|ipc://.+", value):
-        raise ValueError('an address is "tcp://HOST:PORT" or "ipc:///PATH"')
+        raise ValueError('an address is "tcp://HOST:PORT", for instance "tcp://127.0.0.1:7077", or "ipc:///PATH"')
     return value
 
 
@@ -94,13 +94,17 @@ class NodeConfig(Section):
     name: str | None = Field(
         None, description="name of the node, prefix of its workers' names; unset: made from the host"
     )
-    nworkers: int | None = Field(None, ge=0, description="worker processes; unset: one per core")
+    nworkers: int | None = Field(None, ge=1, description="worker processes; unset: one per core")
     nthreads: int = Field(1, ge=1, description="threads of each worker")
     tags: Names = Field((), description="labels that submit(workers=...) style restrictions can ask for")
     resources: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="amounts of named resources that tasks can claim, per worker"
     )
     memory_limit: Size = Field(0, description='memory of each worker, for instance "4 GiB"; 0: no limit')
+    shared_memory: Size | None = Field(
+        None,
+        description="shared memory that the node's workers may fill together; 0: use none; unset: half of what is free",
+    )
     data_ports: Ports | None = Field(
         None, description='ports of the workers\' data sockets, "LO-HI"; unset: any free one'
     )
@@ -119,6 +123,9 @@ class ClientConfig(Section):
     )
     gather_paths: Annotated[tuple[Literal["local", "shm", "peer", "relay"], ...], Field(strict=False)] | None = Field(
         None, description="paths that gather may use; unset: all"
+    )
+    shared_memory: Size | None = Field(
+        None, description="shared memory for large arguments and scattered data; 0: none; unset: half of what is free"
     )
 
 

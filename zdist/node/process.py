@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from zdist import limits
 from zdist.core import slot as slots
+from zdist.errors import AddressRefused
 from zdist.protocol.messages import Attempt, Key
 from zdist.transport.security import check_bind, is_local
 
@@ -33,9 +34,10 @@ class WorkerSettings(NamedTuple):
     token_file: str = ""  # else each worker finds the token as this process did
     threads: int = 1
     data_bind: str = ""  # ending in "/": each worker appends its session id
-    data_ports: str = ""
+    data_ports: tuple[int, int] | None = None
     advertise: str = ""
     memory_limit: int = 0
+    shared_memory: int | None = None  # of all workers together; 0: none, None: half of what is free
     tags: tuple[str, ...] = ()
     resources: tuple[tuple[str, float], ...] = ()
     insecure: bool = False
@@ -47,12 +49,18 @@ class WorkerSettings(NamedTuple):
 
         Raises AddressRefused for what a network can reach, unless ``insecure``.
         """
-        bind = self.data_bind
-        if not bind and (self.advertise or not is_local(self.control)):
-            bind = "tcp://0.0.0.0:0"
-        if bind:
-            check_bind(bind, self.insecure)
-        return bind
+        if self.data_bind:
+            check_bind(self.data_bind, self.insecure)
+            return self.data_bind
+        if not self.advertise and is_local(self.control):
+            return ""
+        if not self.insecure:
+            why = f"--advertise {self.advertise}" if self.advertise else f"a broker on another machine ({self.control})"
+            raise AddressRefused(
+                f"with {why} the workers' data sockets have to be reached over the network, where anyone could read "
+                "data and run code here; give --insecure if the network is trusted"
+            )
+        return "tcp://0.0.0.0:0"
 
     def arguments(self, node: str, session: str, name: str, slot: str) -> list[str]:
         """Command line of one worker; the token is never on it."""
@@ -62,9 +70,10 @@ class WorkerSettings(NamedTuple):
         options = {
             "--token-file": self.token_file,
             "--data-bind": bind + session if bind.endswith("/") else bind,
-            "--data-ports": self.data_ports,
+            "--data-ports": "-".join(map(str, self.data_ports or ())),
             "--advertise": self.advertise,
             "--memory-limit": str(self.memory_limit) if self.memory_limit else "",
+            "--shared-memory": "" if self.shared_memory is None else str(self.shared_memory),
             "--log-level": self.log_level,
             "--log-format": self.log_format,
         }

@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import socket
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,7 +23,10 @@ from zdist.core.node import Ended, EndWorker, NodeMachine, StartWorker
 from zdist.errors import ZdistError
 from zdist.log import get_logger
 from zdist.node.process import Output, WorkerProcess, WorkerSettings
+from zdist.transport import shm
 from zdist.transport.host import host_id
+from zdist.transport.scratch import Scratch
+from zdist.transport.security import runtime_dir
 
 if TYPE_CHECKING:
     from zdist.transport.driver import Driver
@@ -49,8 +51,8 @@ class StopNode(NamedTuple):
 class Supervisor:
     """Runs one node until it is told to stop.
 
-    Parameters: ``settings`` of the workers, with the broker's address; the cluster's ``token``; the node's ``name``;
-    how many ``workers``; ``lifeline``, a descriptor whose end ends the node and that may carry orders, answered on
+    Parameters: ``settings`` of the workers, with the broker's address; ``token``, which finds the cluster's; the node's
+    ``name``; how many ``workers``; ``lifeline``, a descriptor whose end ends the node and that may carry orders, answered on
     ``answers``; ``stderr``, where the workers' output goes; ``runtime``, a directory for the slots (default: its own).
     Raises AddressRefused where the workers' data sockets could be reached over a network without leave.
     """
@@ -58,7 +60,7 @@ class Supervisor:
     def __init__(
         self,
         settings: WorkerSettings,
-        token: str,
+        token: Callable[[], str],
         name: str,
         workers: int,
         *,
@@ -68,7 +70,9 @@ class Supervisor:
         runtime: str | None = None,
     ) -> None:
         settings.bind()  # refuse a bad address before anything is started
-        self.settings = settings
+        limit = shm.default_limit() if settings.shared_memory is None else settings.shared_memory
+        self.settings = settings._replace(shared_memory=limit // max(1, workers))
+        shm.sweep_all()
         self.token = token
         self.session = "n-" + os.urandom(8).hex()
         self.hostname = socket.gethostname()
@@ -76,8 +80,8 @@ class Supervisor:
         self.lifeline = lifeline
         self.answers = answers
         self.orders = b""
-        self.own_runtime = None if runtime else tempfile.TemporaryDirectory(prefix="zdist-node-")
-        self.runtime = runtime or (self.own_runtime.name if self.own_runtime else "")
+        self.own_runtime = None if runtime else Scratch(runtime_dir(), "node-")
+        self.runtime = runtime or (str(self.own_runtime.path) if self.own_runtime else "")
         self.driver: Driver | None = None
         self.workers: dict[str, WorkerProcess] = {}
         self.outputs: dict[int, WorkerProcess] = {}
@@ -87,7 +91,6 @@ class Supervisor:
         os.set_blocking(self.wake_read, False)
         os.set_blocking(self.wake_write, False)
         self.ended: Ended | None = None
-        self.patience: float | None = time.monotonic() + limits.HANDSHAKE_TIMEOUT
         self.logger = get_logger(role="node", name=name)
 
     # --- the loop ----------------------------------------------------------------------------------
@@ -119,6 +122,8 @@ class Supervisor:
             control=self.settings.control,
             name="node",
             execute=self.put,
+            # a program that starts its own broker knows of it, and a loaded machine may be slow to bring that up
+            patience=limits.NOTICE if self.lifeline is None else limits.HANDSHAKE_TIMEOUT,
         )
         self.driver.start()
 
@@ -131,7 +136,7 @@ class Supervisor:
         for worker in self.workers.values():
             worker.close()
         if self.own_runtime is not None:
-            self.own_runtime.cleanup()
+            self.own_runtime.remove()
 
     def put(self, item: Any) -> None:
         """Queue a command or an event for the main thread; any thread may call it, and it never blocks."""
@@ -153,8 +158,7 @@ class Supervisor:
         if not self.output.full:
             for fd in self.outputs:
                 poller.register(fd, select.POLLIN)
-        pause = None if self.patience is None else max(0.0, self.patience - time.monotonic()) * 1000 + 1
-        for fd, _event in poller.poll(pause):
+        for fd, _event in poller.poll():
             if fd == self.wake_read:
                 os.read(fd, 1 << 16)
             elif fd == self.lifeline:
@@ -162,17 +166,6 @@ class Supervisor:
             elif fd in self.outputs:
                 self._read_output(fd)
         self.output.flush()
-        self._look_for_broker()
-
-    def _look_for_broker(self) -> None:
-        """Say it once if no broker answers; this node goes on trying."""
-        if self.patience is None or self.driver is None:
-            return
-        if self.driver.connected:
-            self.patience = None
-        elif time.monotonic() >= self.patience:
-            self.patience = None
-            self.logger.warning("node.no_broker", address=self.settings.control, seconds=limits.HANDSHAKE_TIMEOUT)
 
     def _read_output(self, fd: int) -> None:
         data = self.outputs[fd].read()
@@ -224,10 +217,11 @@ class Supervisor:
         self.output.write(worker.rest())
         self._tell(self.machine.worker_exited, session, worker.process.returncode, worker.lines(), worker.running())
         worker.close()
-        self._unlink_socket(session)
+        self._clean_up(session)
 
-    def _unlink_socket(self, session: str) -> None:
-        """A killed worker leaves its socket's file behind."""
+    def _clean_up(self, session: str) -> None:
+        """A killed worker leaves its socket's file and its shared memory behind."""
+        shm.sweep_all(session)
         bind = self.settings.data_bind
         if bind.startswith("ipc://") and bind.endswith("/"):
             with contextlib.suppress(OSError):

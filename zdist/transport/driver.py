@@ -50,9 +50,11 @@ class Driver(Loop):
         self.data_address: str | None = None
         try:
             if data_bind is not None:
-                sock = sockets.router(self.context)
+                sock = sockets.router(self.context, largest=limits.MAX_REQUEST)
                 self.attach("data", sock, router=True)
-                self.data_address = sockets.bind(sock, data_bind, insecure=insecure, ports=ports, advertise=advertise)
+                self.data_address = sockets.bind(
+                    sock, data_bind, insecure=insecure, ports=ports, advertise=advertise, option="--data-ports"
+                )
             self.dial("control", control)
         except BaseException:
             super().close(0)

@@ -46,20 +46,27 @@ class _Locked:
 
 
 class Scratch(_Locked):
-    """A directory of mode 0700 with a name of its own, ``prefix`` and some letters, in ``parent``.
+    """A directory of mode 0700 with a name of its own, ``prefix`` and ``name`` or else some letters, in ``parent``.
 
     Making one sweeps those of the same prefix whose owners are gone. Raises OSError where no directory can be made.
     """
 
-    def __init__(self, parent: Path, prefix: str) -> None:
+    def __init__(self, parent: Path, prefix: str, name: str = "") -> None:
         sweep(parent, prefix)
         while True:
-            path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-            lock = os.open(path, _FLAGS | os.O_DIRECTORY)
+            if name:
+                path = parent / f"{prefix}{name}"
+                path.mkdir(0o700)
+            else:
+                path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            try:
+                lock = os.open(path, _FLAGS | os.O_DIRECTORY)
+            except FileNotFoundError:
+                continue  # it was swept before it could be locked
             fcntl.flock(lock, fcntl.LOCK_EX)
             if _is_locked_by(path, lock):
                 break
-            os.close(lock)  # it was swept before it had its lock
+            os.close(lock)  # likewise
         super().__init__(path, lock)
 
 

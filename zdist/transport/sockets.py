@@ -11,10 +11,12 @@ import socket as stdlib_socket
 import zmq
 
 from zdist import limits
+from zdist.errors import AddressUnavailable
 from zdist.transport.security import check_bind
 
 __all__ = ["bind", "bulk_address", "context", "dealer", "more_files", "router", "unlink_ipc"]
 
+UNREAD = 60_000  # milliseconds after which a connection that takes nothing is closed, and what was queued for it goes
 QUEUE = 100_000  # HWM in messages; a backstop, since the protocol's own windows are in bytes
 
 
@@ -33,14 +35,15 @@ def more_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 20) if hard > 0 else 1 << 20, hard))
 
 
-def _options(sock: zmq.Socket[bytes]) -> None:
+def _options(sock: zmq.Socket[bytes], largest: int = limits.MAX_FRAME) -> None:
     sock.setsockopt(zmq.LINGER, 0)
     sock.setsockopt(zmq.SNDHWM, QUEUE)
     sock.setsockopt(zmq.RCVHWM, QUEUE)
-    sock.setsockopt(zmq.MAXMSGSIZE, limits.MAX_FRAME)
+    sock.setsockopt(zmq.MAXMSGSIZE, largest)
     sock.setsockopt(zmq.RECONNECT_IVL, 20)
     sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
     sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    sock.setsockopt(zmq.TCP_MAXRT, UNREAD)
     sock.setsockopt(zmq.IPV6, 1)
 
 
@@ -56,10 +59,13 @@ def dealer(ctx: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[byte
     return sock
 
 
-def router(ctx: zmq.Context[zmq.Socket[bytes]], affinity: int = 0) -> zmq.Socket[bytes]:
-    """A ROUTER that reports unreachable peers instead of dropping what is sent to them."""
+def router(
+    ctx: zmq.Context[zmq.Socket[bytes]], affinity: int = 0, largest: int = limits.MAX_FRAME
+) -> zmq.Socket[bytes]:
+    """A ROUTER that reports unreachable peers instead of dropping what is sent to them, with frames of at most
+    ``largest`` bytes; a peer that sends a larger one is disconnected."""
     sock: zmq.Socket[bytes] = ctx.socket(zmq.ROUTER)
-    _options(sock)
+    _options(sock, largest)
     sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
     if affinity:
         sock.setsockopt(zmq.AFFINITY, affinity)
@@ -73,19 +79,24 @@ def bind(
     insecure: bool,
     ports: tuple[int, int] | None = None,
     advertise: str | None = None,
+    option: str = "",
 ) -> str:
     """Bind and return the address that others dial.
 
     ``tcp://HOST:0`` or ``:*`` takes a free port, out of ``ports`` (first, last) if given. ``advertise`` replaces the
-    host in the returned address; it is needed where the socket listens on all interfaces. Raises AddressRefused for an
-    address that a network can reach unless ``insecure``, and OSError if the port is in use.
+    host in the returned address; it is needed where the socket listens on all interfaces. ``option`` is what a person
+    sets to choose another address. Raises AddressRefused for an address that a network can reach unless ``insecure``,
+    and AddressUnavailable if the port is in use or the host is not this one.
     """
     check_bind(address, insecure)
     scheme, _, rest = address.partition("://")
     if scheme == "ipc":
         if len(rest.encode()) > 107:
-            raise OSError(errno.ENAMETOOLONG, f"ipc path of {len(rest.encode())} bytes, 107 are possible: {rest}")
-        sock.bind(address)
+            raise AddressUnavailable(f"ipc path of {len(rest.encode())} bytes, 107 are possible: {rest}")
+        try:
+            sock.bind(address)
+        except zmq.ZMQError as exc:
+            raise _unavailable(address, exc.strerror, option) from None
         return address
     host, _, port = rest.rpartition(":")
     if port not in ("0", "*"):
@@ -100,17 +111,20 @@ def bind(
             break
         except zmq.ZMQError as exc:
             if exc.errno != errno.EADDRINUSE:
-                raise OSError(exc.errno, f"cannot bind {address}: {exc.strerror}") from None
+                raise _unavailable(address, exc.strerror, option) from None
     else:
-        raise OSError(errno.EADDRINUSE, f"cannot bind {address}: port {candidates[0]}{_to(candidates)} in use")
+        several = f"all ports from {candidates[0]} to {candidates[-1]} are"
+        in_use = several if len(candidates) > 1 else f"port {candidates[0]} is"
+        raise _unavailable(address, f"{in_use} in use", option)
     endpoint = sock.getsockopt(zmq.LAST_ENDPOINT)
     port = (endpoint.decode() if isinstance(endpoint, bytes) else str(endpoint)).rstrip("\0").rpartition(":")[2]
     shown = advertise or (stdlib_socket.getfqdn() if host in ("*", "0.0.0.0", "[::]") else host)
     return f"tcp://{shown}:{port}"
 
 
-def _to(candidates: list[str]) -> str:
-    return f" to {candidates[-1]}" if len(candidates) > 1 else ""
+def _unavailable(address: str, reason: object, option: str) -> AddressUnavailable:
+    advice = f"; choose another with {option}" if option else ""
+    return AddressUnavailable(f"cannot listen at {address}: {reason}{advice}")
 
 
 def bulk_address(control: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker_world import FN, SLOW, World
 
-from zdist.limits import AHEAD_MICROS, AHEAD_TASKS, MIN_MICROS, STEAL_PAUSE
+from zdist.limits import AHEAD_MICROS, AHEAD_TASKS, MIN_MICROS, STEAL_PAUSE, NOTICE
 from zdist.protocol.messages import Options, Returned, Seceded, Subscribe, TakeBack
 
 
@@ -133,6 +133,8 @@ def test_a_restriction_that_nobody_meets_waits_and_is_reported_once() -> None:
     w.submit("a", options=tuple(Options(workers=("elsewhere",))))
     w.turn()
     w.submit("b", options=tuple(Options(workers=("elsewhere",))))
+    w.turn()
+    w.now = NOTICE
     w.turn()
     assert [c.event for c in w.broker.commands] == ["no-worker"]
     assert w.states() == {"a": "ready", "b": "ready"}

@@ -22,7 +22,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
     monkeypatch.setattr(FakeDriver, "broker", broker, raising=False)
     monkeypatch.setattr(FakeDriver, "made", [], raising=False)
     monkeypatch.setattr(module, "Driver", FakeDriver)
-    monkeypatch.setattr(module, "find_token", lambda address, token_file: "secret")
+    monkeypatch.setattr(module, "TokenSource", lambda address, token_file: lambda: "secret")
     return broker
 
 

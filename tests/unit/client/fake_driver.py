@@ -87,7 +87,9 @@ class FakeDriver:
     broker: FakeBroker
     made: list[FakeDriver]
 
-    def __init__(self, machine: Any, *, session: str, token: str, control: str, name: str, execute: Any) -> None:
+    away = ""
+
+    def __init__(self, machine: Any, *, session: str, token: Any, control: str, name: str, execute: Any) -> None:
         self.machine = machine
         self.token = token
         self.control = control
@@ -97,6 +99,9 @@ class FakeDriver:
         self.closed = False
         self.interrupt = False
         type(self).made.append(self)
+
+    def retire(self) -> None:
+        pass
 
     def start(self) -> None:
         broker = self.broker

@@ -50,6 +50,18 @@ def test_nothing_is_sent_before_the_welcome_and_everything_after() -> None:
     assert [row[0] for row in submit.rows] == ["a", "b"]
 
 
+def test_tasks_without_a_worker_are_told_of_once_and_until_they_have_one() -> None:
+    ledger = connected()
+    ledger.handle(CONTROL, m.Starved(((2, "no worker has the tags gpu"),)), 0.0)
+    ledger.handle(CONTROL, m.Starved(((3, "no worker has the tags gpu"),)), 0.0)
+    assert ledger.starved == ((3, "no worker has the tags gpu"),)
+    (told,) = ledger.commands
+    assert (told.level, told.event) == ("warning", "tasks.waiting")
+    assert told.fields == {"tasks": 2, "reason": "no worker has the tags gpu"}
+    ledger.welcomed(m.Welcome(2, 0, True, {}), 0.0)
+    assert ledger.starved == ()
+
+
 def test_the_window_holds_back_and_opens_again() -> None:
     ledger = connected(window_tasks=2)
     ledger.submit(PURE, [(str(i), b"", ()) for i in range(5)])

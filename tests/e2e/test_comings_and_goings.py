@@ -1,0 +1,269 @@
+"""Brokers, workers and programs that start in any order, stop, come back and are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zdist import CancelledError, Client, LocalCluster
+from zdist.node.process import child_environment
+
+PATIENCE = 30.0
+ZDIST = [sys.executable, "-P", "-m", "zdist.cli"]
+
+
+@pytest.fixture(autouse=True)
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="zt-", dir="/tmp"))
+    monkeypatch.setenv("ZDIST_RUNTIME_DIR", str(path))
+    monkeypatch.delenv("ZDIST_TOKEN", raising=False)
+    yield path
+    shutil.rmtree(path)
+
+
+class Program:
+    """A command in the background, and what it writes to standard error, as it comes."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environment(), start_new_session=True
+        )
+        self.log = b""
+
+    def says(self, pattern: str, more: int = 0) -> re.Match[str]:
+        """Wait until it has written this, after ``more`` characters."""
+        assert self.process.stderr is not None
+        end = time.monotonic() + PATIENCE
+        while (found := re.compile(pattern).search(self.log.decode(), more)) is None:
+            left = max(0.0, end - time.monotonic())
+            assert select.select([self.process.stderr], [], [], left)[0], (pattern, self.log)
+            data = os.read(self.process.stderr.fileno(), 1 << 16)
+            assert data, (pattern, self.log)
+            self.log += data
+        return found
+
+    def rest(self) -> str:
+        """All that it has written, once it has ended."""
+        out, err = self.process.communicate(timeout=PATIENCE)
+        self.log += err
+        return self.log.decode()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Its log records of this kind so far."""
+        lines = [line for line in self.log.decode().splitlines() if line.startswith("{")]
+        return [record for record in map(json.loads, lines) if record["event"] == name]
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Program]]:
+    with contextlib.ExitStack() as stack:
+
+        def run(*args: str) -> Program:
+            program = Program([*ZDIST, *args])
+            stack.callback(end, program)
+            return program
+
+        yield run
+
+
+def end(program: Program) -> None:
+    program.process.terminate()
+    try:
+        program.process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        program.process.kill()
+        program.process.communicate()
+
+
+@pytest.fixture
+def address() -> str:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+
+
+def wait_gone(pid: int) -> None:
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([fd], [], [], PATIENCE)[0], f"process {pid} is still there"
+    finally:
+        os.close(fd)
+
+
+# --- any order ----------------------------------------------------------------------------------------
+
+
+def test_workers_and_clients_may_come_before_the_first_broker(start: Callable[..., Program], address: str) -> None:
+    worker = start("worker", address, "--nworkers", "1")
+    worker.says("broker.away")
+    results: list[int] = []
+
+    def program() -> None:
+        with Client(address, timeout=PATIENCE, set_as_default=False) as client:
+            results.append(client.submit(abs, -7).result(PATIENCE))
+
+    thread = threading.Thread(target=program)
+    thread.start()
+    worker.says("no broker has answered for 2 s")
+    broker = start("broker", "--bind", address)
+    thread.join(PATIENCE)
+    assert results == [7]
+    worker.says("broker.back")
+    assert len(worker.events("broker.away")) == 1
+    broker.process.terminate()
+    broker.rest()
+    assert {record["level"] for record in broker.events("peer.refused")} == {"info"}  # that is no complaint
+
+
+# --- a broker that stops -------------------------------------------------------------------------------
+
+
+def test_a_broker_that_is_stopped_says_so_and_its_successor_does_the_work(
+    start: Callable[..., Program], address: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+
+    def wait_for_gate(path: str) -> str:
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        return "through"
+
+    broker = start("broker", "--bind", address)
+    worker = start("worker", address, "--nworkers", "1")
+    with Client(address, timeout=PATIENCE, set_as_default=False) as client:
+        future = client.submit(wait_for_gate, str(gate))
+        client.wait_for_workers(1, timeout=PATIENCE)
+        broker.process.send_signal(signal.SIGTERM)
+        assert broker.process.wait(PATIENCE) == 0
+        said = worker.says("was stopped.*broker.away")
+        assert f"the broker at {address} was stopped" in said.string
+        with pytest.raises(TimeoutError, match=f"the broker at {address} was stopped"):
+            future.result(1.0)
+        successor = start("broker", "--bind", address)
+        worker.says("broker.back")
+        gate.touch()
+        assert client.gather(future) == "through"
+    assert len(worker.events("broker.away")) == 1
+    successor.process.terminate()
+    successor.rest()
+
+
+def test_the_end_of_a_local_cluster_is_the_end_of_its_clients_futures() -> None:
+    cluster = LocalCluster(n_workers=1, threads_per_worker=1)
+    client = Client(cluster, set_as_default=False)
+    future = client.submit(time.sleep, 60)
+    cluster.close()
+    with pytest.raises(CancelledError, match="the cluster was shut down: the program that started it has closed it"):
+        future.result(PATIENCE)
+    client.close()
+
+
+# --- kill -9 ------------------------------------------------------------------------------------------
+
+
+def test_the_workers_of_a_killed_node_say_goodbye_and_their_tasks_run_elsewhere(
+    start: Callable[..., Program], tmp_path: Path, runtime: Path
+) -> None:
+    """At once: the broker does not have to wait for the end of the node's lease."""
+
+    def first_time_long(mark: str) -> int:
+        if os.path.exists(mark):
+            return os.getppid()
+        open(mark, "w").close()
+        os.write(2, b"it has begun\n")
+        time.sleep(600)
+        return 0
+
+    broker = start("broker", "--bind", "tcp://127.0.0.1:0")
+    assert broker.process.stdout is not None
+    address = broker.process.stdout.readline().decode().split()[-1]
+    nodes = {name: start("worker", address, "--nworkers", "1", "--name", name) for name in ("left", "right")}
+    with Client(address, timeout=PATIENCE, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=PATIENCE)
+        future = client.submit(first_time_long, str(tmp_path / "mark"), workers=["left"], allow_other_workers=True)
+        nodes["left"].says("it has begun")
+        nodes["left"].process.kill()
+        assert future.result(PATIENCE) == nodes["right"].process.pid
+        assert [worker["name"] for worker in client.scheduler_info()["workers"].values()] == ["right"]
+        assert client.counts()["nodes"] == 1
+    broker.says("node.left.*its workers say that it has ended")
+    left = list(runtime.glob("node-*"))
+    assert len(left) == 2
+    third = start("worker", address, "--nworkers", "1", "--name", "third")
+    third.says("worker.started")
+    assert len([path for path in left if path.exists()]) == 1  # the living one's
+    assert len(list(runtime.glob("node-*"))) == 2
+
+
+def test_tokens_of_killed_brokers_are_swept_and_those_of_free_ports_go_with_theirs(
+    start: Callable[..., Program], runtime: Path
+) -> None:
+    def up() -> Program:
+        broker = start("broker", "--bind", "tcp://127.0.0.1:0")
+        assert broker.process.stdout is not None
+        assert broker.process.stdout.readline()
+        return broker
+
+    first, second = up(), up()
+    assert len(list(runtime.glob("token-*"))) == 2
+    first.process.kill()
+    first.rest()
+    third = up()
+    assert len(list(runtime.glob("token-*"))) == 2
+    for broker in (second, third):
+        broker.process.terminate()
+        broker.rest()
+    assert list(runtime.iterdir()) == []
+
+
+# --- addresses and names --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("processes", [True, False])
+def test_a_local_cluster_on_tcp_is_found_by_address(processes: bool, runtime: Path) -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=1, protocol="tcp", processes=processes) as cluster:
+        program = f"from zdist import Client\nwith Client({cluster.broker_address!r}) as c: print(c.submit(abs, -7).result())"
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=child_environment()
+        )
+        assert done.stdout == "7\n", done.stderr
+    assert list(runtime.iterdir()) == []
+
+
+def test_two_nodes_of_one_name_have_workers_of_different_names(start: Callable[..., Program]) -> None:
+    broker = start("broker", "--bind", "tcp://127.0.0.1:0")
+    assert broker.process.stdout is not None
+    address = broker.process.stdout.readline().decode().split()[-1]
+    for _ in range(2):
+        start("worker", address, "--nworkers", "2", "--name", "twin")
+    with Client(address, timeout=PATIENCE, set_as_default=False) as client:
+        client.wait_for_workers(4, timeout=PATIENCE)
+        names = sorted(worker["name"] for worker in client.scheduler_info()["workers"].values())
+        assert names == ["twin-0", "twin-0~2", "twin-1", "twin-1~2"]
+
+        def own_name() -> str:
+            from zdist import get_worker
+
+            return str(get_worker().name)
+
+        for name in names:
+            assert client.submit(own_name, workers=[name], pure=False).result(PATIENCE) == name
