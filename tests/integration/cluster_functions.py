@@ -283,6 +283,29 @@ def explosive_with(nbytes: int) -> Any:
     return ExplosiveHere(), bytes(nbytes)
 
 
+class ExitHere:
+    """Unpickling it ends the program, in a process that has ZDIST_TEST_CLIENT set."""
+
+    def __reduce__(self) -> Any:
+        return _exit_here, ()
+
+
+def _exit_here() -> Any:
+    if os.environ.get("ZDIST_TEST_CLIENT"):
+        raise SystemExit("while it was unpickled")
+    return ExitHere()
+
+
+def exiting() -> Any:
+    return ExitHere()
+
+
+def small_and_large(small: int, large: int) -> Any:
+    import numpy
+
+    return numpy.zeros(small, dtype="u1"), numpy.ones(large, dtype="u1")
+
+
 def raise_kind(kind: type[BaseException]) -> None:
     raise kind("from a task")
 

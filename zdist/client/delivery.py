@@ -137,7 +137,16 @@ class Delivery:
         if collection is None or entry.key not in collection.broken:
             return None
         code, text = collection.broken[entry.key]
-        return PeerUnreachable(text) if code == "closed" else SerializationError(text)
+        if code != "closed":
+            return SerializationError(text)
+        members = self.client._ledger.members
+        outcome = entry.outcome
+        holders = outcome[4] if entry.status == FINISHED and outcome is not None else ()
+        names = ", ".join(members[holder][1] if holder in members else holder for holder in holders)
+        return PeerUnreachable(
+            f"{entry.key} lies on {names or 'no worker any more'}, and with direct=True and fallback='error' there is no "
+            f"way to it: {text}"
+        )
 
     def _missing(self, entries: Sequence[Entry]) -> int:
         return sum(entry not in self.values and not is_here(entry) for entry in entries)

@@ -277,5 +277,7 @@ def decode(
             f"{what} could not be unpickled here: {type(error).__name__}: {error}; "
             "the module must be importable in this process, in the same version as where the value was made"
         ) from error
-    except Exception as error:
+    except KeyboardInterrupt:  # Ctrl-C
+        raise
+    except BaseException as error:  # whatever it is, it is this value's failure
         raise SerializationError(f"{what} could not be unpickled here: {type(error).__name__}: {error}") from error
