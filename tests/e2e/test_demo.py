@@ -129,6 +129,8 @@ def test_demo_agrees_with_a_single_process_and_uses_every_path(folder: Path) -> 
         assert found["paths"][path]["batches"] >= 1
         assert found["paths"][path]["bytes"] > 0
         assert found["paths"][path]["mb_per_second"] > 0
+    assert sum(use["keys"] for path, use in found["paths"].items() if path != "inline") == 3 * 26
+    assert set(found["paths"]) <= {"inline", "local", "shm", "peer", "relay"}
 
 
 def test_demo_shows_tables(folder: Path) -> None:

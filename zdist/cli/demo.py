@@ -71,12 +71,16 @@ def run(files: list[str], workers: int, check: bool) -> dict[str, Any]:
 
     started = time.perf_counter()
     with progress() as bar:
-        with LocalCluster(n_workers=workers, threads_per_worker=1) as cluster, Client(cluster) as client:
+        with (
+            LocalCluster(n_workers=workers, threads_per_worker=1) as cluster,
+            Client(cluster, gather_paths=("peer", "relay"), set_as_default=False) as sockets,
+            Client(cluster) as client,
+        ):
             client.wait_for_workers(workers)
             start = time.perf_counter() - started
             done = showcase.index(client, files, bar("indexing", len(files)))
             empty = showcase.empty_tasks(client)
-            paths = showcase.use_paths(client, bar("arrays", showcase.steps()))
+            paths = showcase.use_paths(client, sockets, bar("arrays", showcase.steps()))
         found = {
             "workers": workers,
             "start_seconds": start,

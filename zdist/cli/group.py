@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "cluster": "zdist.cli.cluster",
     "config": "zdist.cli.config",
     "demo": "zdist.cli.demo",
+    "doctor": "zdist.cli.doctor",
     "worker": "zdist.cli.worker",
 }
 
@@ -43,7 +44,7 @@ class Commands(click.Group):
             raise click.ClickException(str(exc) or type(exc).__name__) from exc
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, package_name="zdist")
 def cli() -> None:
     """Run Python functions on many processes and bring the results home, over ZeroMQ."""

@@ -73,11 +73,12 @@ def empty_tasks(client: Client) -> float:
     return EMPTY_TASKS / (time.perf_counter() - started)
 
 
-def use_paths(client: Client, step: Step) -> dict[str, PathUse]:
+def use_paths(client: Client, sockets: Client, step: Step) -> dict[str, PathUse]:
     """Scatter arrays and bring them home by each path; raises ZdistError if one comes back changed.
 
-    Small ones are doubled by tasks, whose results come with their completion; large ones are fetched from the workers'
-    own sockets (``direct=True``) and through the broker (``direct=False``).
+    Small ones are doubled by tasks, whose results come with their completion. Large ones come as gather chooses, which
+    is by shared memory where there is any; then from the workers' own sockets (``direct=True``) and through the broker
+    (``direct=False``), with ``sockets``, a client that uses nothing else.
     """
     used: dict[str, PathUse] = {}
     for seed, (count, nbytes) in enumerate(SMALL):
@@ -85,37 +86,35 @@ def use_paths(client: Client, step: Step) -> dict[str, PathUse]:
         futures = client.map(double, client.scatter(sent), pure=False)
         _compare([double(numbers) for numbers in sent], _gather(client, futures, None, used))
         step()
-    for direct in (True, False):
+    for way, (by, direct) in enumerate(((client, None), (sockets, True), (sockets, False))):
         for seed, (count, nbytes) in enumerate(LARGE):
-            sent = [make_numbers(seed * 1000 + 100 * direct + i, nbytes) for i in range(count)]
-            _compare(sent, _gather(client, client.scatter(sent), direct, used))
+            sent = [make_numbers(seed * 1000 + 100 * way + i, nbytes) for i in range(count)]
+            _compare(sent, _gather(by, by.scatter(sent), direct, used))
             step()
     return used
 
 
 def steps() -> int:
     """How often ``use_paths`` calls ``step``."""
-    return len(SMALL) + 2 * len(LARGE)
+    return len(SMALL) + 3 * len(LARGE)
 
 
 def _gather(client: Client, futures: Any, direct: bool | None, used: dict[str, PathUse]) -> Any:
     from zdist import wait
 
-    wait(futures)  # so that only the way home is measured
-    before = {id(row): row for row in client.gather_report()}
+    wait(futures)  # so that only the way home is measured,
+    client.gather(futures, direct=direct)  # and not what it costs to touch so much memory for the first time
     started = time.perf_counter()
     values = client.gather(futures, direct=direct)
     seconds = time.perf_counter() - started
     paths = set()
-    for row in client.gather_report():
-        if id(row) not in before:
-            path, worker, keys, nbytes, *_ = row
-            use = used.setdefault(path, PathUse())
-            use.batches += 1
-            use.keys += keys
-            use.bytes += nbytes
-            use.workers.add(worker)
-            paths.add(path)
+    for path, worker, keys, nbytes, *_ in client.gather_report().last:
+        use = used.setdefault(path, PathUse())
+        use.batches += 1
+        use.keys += keys
+        use.bytes += nbytes
+        use.workers.add(worker)
+        paths.add(path)
     for path in paths:
         used[path].seconds += seconds
     return values

@@ -43,6 +43,7 @@ class Ahead:
         self._client = client
         self._errors = errors
         self._delivery = Delivery(client, direct)
+        client._ledger.fetcher.report.begin(alone=False)
         self._items: deque[Item] = deque()
         self._uses: dict[Entry, int] = {}  # in how many items of the window
         self._width = 1
