@@ -76,6 +76,7 @@ class Loop:
         self._turns = threading.Condition(threading.Lock())
         self._driving = False
         self._yielding = False  # the background thread drives, which makes way for guests
+        self._guest = 0  # the thread in `drive` that has the sockets
         self._guests = 0  # threads in `drive` that wait for the sockets
         self._last_guest = 0.0
         self._interrupted = False
@@ -202,7 +203,12 @@ class Loop:
         if sock is None:
             if "://" not in channel:
                 return
-            sock = self.dial(channel, channel)
+            try:
+                sock = self.dial(channel, channel)
+            except (ValueError, zmq.ZMQError) as exc:  # somebody advertises what is no address; or no socket is left
+                self.log.warning("peer.undialled", address=channel[: limits.MAX_NAME], error=str(exc)[: limits.MAX_REASON])
+                self.endpoint.undelivered(route, now)
+                return
         try:
             frames = encode(packet)
         except ProtocolError as exc:
@@ -219,7 +225,7 @@ class Loop:
                 return
             sock.send(frames[0], MORE)
             for i in range(1, last + 1):
-                sock.send(frames[i], NOBLOCK if i == last else MORE, copy=False)
+                sock.send(_received(frames[i]), NOBLOCK if i == last else MORE, copy=False)
         except zmq.ZMQError as exc:
             if exc.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
@@ -259,20 +265,22 @@ class Loop:
         if self._pid != os.getpid():
             raise ClusterClosed("sockets do not survive a fork; make a new Client in the child process")
         end = None if timeout is None else time.monotonic() + timeout
-        if not self._take_over(until, end):
-            return until()
-        # Ctrl-C must not strike in the middle of a transition: it is noted, and raised between two turns
-        main = threading.current_thread() is threading.main_thread()
-        guard = main and _signal.getsignal(SIGINT) is signal.default_int_handler
-        if guard:
-            _signal.signal(SIGINT, self._note_interrupt)
+        handler: Any = None
         try:
+            if not self._take_over(until, end):
+                return until()
+            # Ctrl-C must not strike in the middle of a transition: it is noted, and handled between two turns
+            if threading.current_thread() is threading.main_thread():
+                found = _signal.getsignal(SIGINT)
+                if callable(found):
+                    _signal.signal(SIGINT, self._note_interrupt)
+                    handler = found
             while True:
                 left = None if end is None else end - time.monotonic()
                 self._turn(left if left is None or left > 0 else 0)
-                if self._interrupted:
+                if self._interrupted and handler is not None:
                     self._interrupted = False
-                    raise KeyboardInterrupt
+                    handler(SIGINT, None)  # raises KeyboardInterrupt, unless somebody wants it otherwise
                 if until() or (left is not None and left <= 0):
                     return until()
                 if self._closed or self.failure is not None:
@@ -283,13 +291,17 @@ class Loop:
         except zmq.ZMQError as exc:
             raise self._over() from exc
         finally:
-            if guard:
-                _signal.signal(SIGINT, signal.default_int_handler)
-            with self._turns:
-                self._driving = False
-                self._last_guest = time.monotonic()
-                if self._guests:
-                    self._turns.notify_all()
+            if self._guest == threading.get_ident():
+                with self._turns:
+                    self._driving, self._guest = False, 0
+                    self._last_guest = time.monotonic()
+                    if self._guests:
+                        self._turns.notify_all()
+            if handler is not None:
+                _signal.signal(SIGINT, handler)
+                if self._interrupted:  # since the last turn
+                    self._interrupted = False
+                    handler(SIGINT, None)
 
     def _note_interrupt(self, _number: int, _frame: Any) -> None:
         self._interrupted = True
@@ -302,15 +314,16 @@ class Loop:
                 if self._closed or self.failure is not None:
                     raise self._over()
                 if not self._driving:
+                    self._guest = threading.get_ident()
                     self._driving = self._dirty = True
                     return True
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
                     return False
                 self._guests += 1
-                if self._polling and self._yielding:
-                    os.eventfd_write(self._wake_fd, 1)
                 try:
+                    if self._polling and self._yielding:
+                        os.eventfd_write(self._wake_fd, 1)
                     self._turns.wait(left)
                 finally:
                     self._guests -= 1
@@ -389,3 +402,9 @@ class Loop:
             self._channels.clear()
             self.context.term()
             os.close(self._wake_fd)
+
+
+def _received(data: Any) -> Any:
+    """What is passed on as it came: the frame itself, which ZeroMQ shares, not a buffer whose end it has to report."""
+    frame: Any = data.obj if type(data) is memoryview else None
+    return frame if type(frame) is zmq.Frame and len(frame) == data.nbytes else data
