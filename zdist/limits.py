@@ -75,7 +75,7 @@ LANE_PAUSE: Final = 0.01  # after one to two of these the broker no longer count
 LANE_QUIET: Final = 1.0  # a lane unused for this long is taken away if another client asks for one
 
 # --- data transfers --------------------------------------------------------------------------------
-CHUNK: Final = 5 * MIB // 4  # most bytes of one chunk; its memory is filled and read while it is still in a cache
+CHUNK: Final = 9 * MIB // 4  # most bytes of one chunk, so that what is received is read while it is still in a cache
 REGIONS_KEPT: Final = 256 * MIB  # memory of large values that a process keeps for others, once they are gone,
 REGION_IDLE: Final = 2.0  # for this long
 CHUNK_ROWS: Final = 512  # keys asked for with one request
@@ -84,6 +84,8 @@ LINK_WINDOW: Final = 16 * MIB  # the same for one link
 SHM_MIN: Final = 256 * KIB  # values from this size on go by shared memory between processes of one host
 SHM_MAPPINGS: Final = 16384  # mappings that a process keeps; the kernel allows it 65,530 of all kinds
 RELAY_BUDGET: Final = 64 * MIB  # bytes granted by the broker and not yet taken
+RELAY_CEILING: Final = 96 * MIB  # the same with what was reclaimed from receivers that do not take it
+SILENT_PEER: Final = 30.0  # a connection over which nothing comes for so long is closed, and what is queued in it freed
 GRANT_TIMEOUT: Final = 10.0  # a grant that makes no progress is reclaimed
 REQUEST_TIMEOUT: Final = 5.0  # a data request without an answer goes another way
 PROBE_TIMEOUT: Final = 0.5  # verdict on a peer path
@@ -99,6 +101,7 @@ FUNCTION_CACHE: Final = 512  # unpickled functions per worker
 FUNCTION_CACHE_BYTES: Final = 512 * MIB  # their pickled bytes
 LOG_TAIL: Final = 20  # last lines of a dead worker's output in the report
 LOG_LINES: Final = 1000  # log records kept per worker for get_worker_logs
+CANCELLED_KEPT: Final = 1024  # cancelled keys whose reason a client remembers
 LOST_RETRIES: Final = 3  # times a want for an unknown key is asked again
 
 # --- nodes ---------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 A request is granted before it goes to its holder: at most ``RELAY_BUDGET`` bytes are asked for and not yet taken, and
 the receivers share them by turns, so the broker's memory is bounded whatever the results' sizes. A receiver that does
 not take what it got loses its place in the budget after ``GRANT_TIMEOUT``, but gets nothing more until it takes it.
+What it was sent may still lie in its connection's queue: it counts up to ``RELAY_CEILING`` until the receiver takes it,
+or its connection is found to be gone.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from collections.abc import Callable, Iterable
 
 from zdist.core.machine import Machine, require
 from zdist.errors import ProtocolError
-from zdist.limits import ATTACH_WAIT, CHUNK, GRANT_TIMEOUT, QUEUED_REQUESTS, RELAY_BUDGET
-from zdist.protocol.messages import Data, Get, Message, Taken, payload_size
+from zdist.limits import ATTACH_WAIT, CHUNK, GRANT_TIMEOUT, QUEUED_REQUESTS, RELAY_BUDGET, RELAY_CEILING
+from zdist.protocol.messages import Data, Get, HelloPlease, Message, Taken, payload_size
 
 __all__ = ["Relay"]
 
@@ -46,8 +48,10 @@ class Relay(Machine[str]):
         self.grants: OrderedDict[tuple[str, int], Grant] = OrderedDict()  # least recent progress first
         self.granted = 0  # bytes of all grants
         self.used: dict[str, int] = {}  # the same by receiver
-        self.debts: dict[tuple[str, int], None] = {}  # answered, never taken, reclaimed
-        self.debtors: dict[str, int] = {}  # how many by receiver
+        self.debts: dict[tuple[str, int], int] = {}  # answered, never taken, reclaimed: bytes
+        self.owed = 0  # bytes of all debts
+        self.debtors: dict[str, int] = {}  # how many debts by receiver
+        self.ask_at = float("inf")  # when debtors are asked next whether they are there
         self.queues: OrderedDict[str, deque[Get]] = OrderedDict()  # by receiver, whose turn it is first
         self.early: dict[str, list[tuple[Get, float]]] = {}  # by holder that has no bulk connection yet
         self.ignored = 0
@@ -87,8 +91,9 @@ class Relay(Machine[str]):
             elif grant.holder == session and not grant.answered:
                 self._free(name)
                 self._refuse(grant.receiver, grant.req, grant.keys, "unreachable", reason)
-        if self.debtors.pop(session, None):
-            self.debts = {name: None for name in self.debts if name[0] != session}
+        if session in self.debtors:
+            for name in [name for name in self.debts if name[0] == session]:
+                self._settle(name)
         self._grant(now)
 
     def _keep_early(self, holder: str, early: list[tuple[Get, float]]) -> None:
@@ -178,10 +183,7 @@ class Relay(Machine[str]):
         if name in self.grants:
             self._free(name)
         elif name in self.debts:
-            del self.debts[name]
-            self.debtors[session] -= 1
-            if not self.debtors[session]:
-                del self.debtors[session]
+            self._settle(name)
         else:
             queue = self.queues.get(session, ())
             self._keep_queue(session, [get for get in queue if get.req != taken.req])
@@ -204,9 +206,28 @@ class Relay(Machine[str]):
         grant = self.grants.pop(name)
         self._count(grant, -grant.bytes)
 
+    def _owe(self, grant: Grant, now: float) -> None:
+        """The receiver has not taken its data in time."""
+        name = (grant.receiver, grant.req)
+        self.debts[name] = grant.bytes
+        self.owed += grant.bytes
+        self.debtors[grant.receiver] = self.debtors.get(grant.receiver, 0) + 1
+        self.ask_at = min(self.ask_at, now + GRANT_TIMEOUT)
+
+    def _settle(self, name: tuple[str, int]) -> None:
+        """It has been taken after all, or its way is gone."""
+        session = name[0]
+        self.owed -= self.debts.pop(name)
+        self.debtors[session] -= 1
+        if not self.debtors[session]:
+            del self.debtors[session]
+        if not self.debts:
+            self.ask_at = float("inf")
+
     def _grant(self, now: float) -> None:
         """Pass on requests, one from each receiver in turn, while the budget lasts."""
         blocked = 0
+        budget = min(RELAY_BUDGET, RELAY_CEILING - self.owed)
         while self.queues and blocked < len(self.queues):
             receiver, queue = next(iter(self.queues.items()))
             get = queue[0]
@@ -217,7 +238,7 @@ class Relay(Machine[str]):
                 self.queues.move_to_end(receiver)
                 blocked += 1
                 continue
-            if self.granted + size > RELAY_BUDGET:
+            if self.granted + size > budget:
                 return
             queue.popleft()
             if queue:
@@ -243,13 +264,18 @@ class Relay(Machine[str]):
             name, grant = next(iter(self.grants.items()))
             if grant.since + GRANT_TIMEOUT > now:
                 break
-            self._free(name)
             if grant.answered:
-                self.debts[name] = None
-                self.debtors[grant.receiver] = self.debtors.get(grant.receiver, 0) + 1
-                self.log("warning", "relay.stalled", receiver=grant.receiver)
+                if grant.receiver not in self.debtors:
+                    self.log("warning", "relay.stalled", receiver=grant.receiver)
+                self._owe(grant, now)
+                self._free(name)
             else:
+                self._free(name)
                 self._refuse(grant.receiver, grant.req, grant.keys, "busy", "its holder did not answer in time")
+        if now >= self.ask_at:
+            self.ask_at = now + GRANT_TIMEOUT
+            for session in self.debtors:  # answered by one that lives; a connection that is gone takes nothing
+                self.send(session, HelloPlease())
         for holder, early in list(self.early.items()):
             for get, due in early:
                 if due <= now:
@@ -263,6 +289,8 @@ class Relay(Machine[str]):
         times = [due for early in self.early.values() for _, due in early]
         if self.grants:
             times.append(next(iter(self.grants.values())).since + GRANT_TIMEOUT)
+        if self.debts:
+            times.append(self.ask_at)
         return min(times, default=None)
 
     # --- invariants -----------------------------------------------------------------------------------
@@ -272,6 +300,9 @@ class Relay(Machine[str]):
         require(self.granted == sum(g.bytes for g in self.grants.values()), "relay: granted bytes are not the sum")
         require(all(g.bytes > 0 for g in self.grants.values()), "relay: an empty or negative grant")
         require(self.granted <= RELAY_BUDGET, "relay: over budget")
+        require(self.granted + self.owed <= RELAY_CEILING, "relay: over the ceiling")
+        require(self.owed == sum(self.debts.values()), "relay: owed bytes are not the sum")
+        require((self.ask_at < float("inf")) == bool(self.debts), "relay: debtors are not asked")
         by: dict[str, int] = {}
         for (receiver, req), grant in self.grants.items():
             require(grant.receiver == receiver and grant.req == req, "relay: a grant under another's name")

@@ -15,6 +15,7 @@ from zdist import limits
 from zdist.errors import InvariantError
 from zdist.transport import sockets
 from zdist.transport.loop import Loop
+from zdist.transport.memory import keep_freed_memory
 from zdist.transport.scratch import LockedFile
 from zdist.transport.security import new_token, publish_token, token_path, write_token
 from zdist_broker.endpoint import BrokerEndpoint
@@ -32,8 +33,8 @@ class BrokerServer:
     ``bind``: ``tcp://HOST:PORT`` (port 0: a free one) or ``ipc:///PATH``; ``bulk_bind`` likewise for relayed data, by
     default beside it. ``token_file``: where the cluster token lies or is to be written; by default in the user's
     runtime directory, found there by address while the broker lives. ``inline_result``: bytes up to which results
-    travel with their completion, 0 for none. Leases in seconds. Raises AddressRefused for an address that a network can reach unless
-    ``insecure``, AddressUnavailable for a port in use.
+    travel with their completion, 0 for none. Leases in seconds. Raises AddressRefused for an address that a network can
+    reach unless ``insecure``, AddressUnavailable for a port in use.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class BrokerServer:
         """
         self.loop.log.info("broker.up", address=self.address, bulk=self.bulk_address, cluster=self.cluster)
         if own_process:
+            keep_freed_memory()
             gc.freeze()
             gc.disable()
         collected = time.monotonic()

@@ -30,6 +30,7 @@ from zdist.transport import shm
 from zdist.transport.address import broker_address, check_host
 from zdist.transport.driver import Driver
 from zdist.transport.host import host_id
+from zdist.transport.memory import keep_freed_memory
 from zdist.transport.security import TokenSource
 
 __all__ = ["Client"]
@@ -55,9 +56,8 @@ class Client(Submitting, Gathering, Scattering, Admin):
         token_file: where the cluster token lies, if not where the broker of the same user has put it.
         token: the token itself, or a function that finds it, called before each hello.
         fallback: what ``direct=True`` does where the peer path is closed: "relay" (with one warning) or "error".
-
-        shared_memory: bytes, also as a text ("4 GiB"), of large arguments and scattered data that lie in the shared memory
-            of this machine, where workers on it find them; 0: none, and none is read. Default: half of what is free.
+        shared_memory: bytes (or "4 GiB") of large arguments and scattered data to be put into shared memory, where workers
+            of this host find them; 0: none, and none is read. Default: half of what is free.
 
     Raises:
         BrokerUnreachable: no broker answered in time; says what to check.
@@ -114,7 +114,7 @@ class Client(Submitting, Gathering, Scattering, Admin):
         maps = near is not None and SHM in self._options["paths"]
         info = {"name": self.name, "host": host_id(), "pid": os.getpid(), "shm": maps}
         ledger = Ledger(f"c-{nonce}", token, info, **self._options, host=near)
-        ledger.fetcher.memory = BlobMemory()
+        ledger.fetcher.memory = BlobMemory(keep_freed_memory)
         return ledger
 
     def _find(self, target: Any, cluster_kwargs: dict[str, Any]) -> str:

@@ -51,6 +51,10 @@ def dealer(ctx: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[byte
     """A DEALER connected to a broker or a worker's data socket."""
     sock: zmq.Socket[bytes] = ctx.socket(zmq.DEALER)
     _options(sock)
+    # the other side closes a connection on which no ping came for that long, and drops what it had queued for it
+    sock.setsockopt(zmq.HEARTBEAT_IVL, int(limits.SILENT_PEER * 250))
+    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(limits.SILENT_PEER * 1000))
+    sock.setsockopt(zmq.HEARTBEAT_TTL, int(limits.SILENT_PEER * 1000))
     try:
         sock.connect(address)
     except zmq.ZMQError as exc:

@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from zdist.errors import ProtocolError
-from zdist.limits import ATTACH_WAIT, CHUNK, GRANT_TIMEOUT, QUEUED_REQUESTS, RELAY_BUDGET
-from zdist.protocol.messages import Buffer, Data, Get, Probe, Taken
+from zdist.limits import ATTACH_WAIT, CHUNK, GRANT_TIMEOUT, MIB, QUEUED_REQUESTS, RELAY_BUDGET, RELAY_CEILING
+from zdist.protocol.messages import Buffer, Data, Get, HelloPlease, Probe, Taken
 from zdist_broker.relay import Relay
 
 
@@ -78,11 +78,11 @@ def test_nobody_asks_in_anothers_name_or_answers_what_was_not_asked() -> None:
 
 
 def test_the_budget_bounds_what_is_under_way() -> None:
-    clients = [f"c-{n}" for n in range(20)]
+    clients = [f"c-{n}" for n in range(2 * RELAY_BUDGET // CHUNK)]
     b = Bench("w-0", *clients)
     passed = sum(len(b.get(c, 1).get("w-0", [])) for c in clients)
     assert passed == RELAY_BUDGET // CHUNK
-    assert b.relay.granted == RELAY_BUDGET
+    assert RELAY_BUDGET - CHUNK < b.relay.granted <= RELAY_BUDGET
     b.data("w-0", "c-0", 1)
     assert len(b.send("c-0", Taken(1))["w-0"]) == 1
 
@@ -124,13 +124,14 @@ def test_a_holder_that_is_about_to_connect_is_waited_for() -> None:
 
 def test_a_holder_that_goes_is_answered_for() -> None:
     b = Bench("w-0", "c-0", "c-1")
-    for req in range(10):
+    requests = RELAY_BUDGET // CHUNK
+    for req in range(requests):
         b.get("c-0", req)
     b.get("c-1", 0)
     b.data("w-0", "c-1", 0)
     b.relay.gone("w-0", 1.0)
     out = b.out()
-    assert absent(out, "c-0") == ["unreachable"] * 10
+    assert absent(out, "c-0") == ["unreachable"] * requests
     assert "c-1" not in out  # it has what it asked for
     assert b.relay.granted == CHUNK
     b.send("c-1", Taken(0))
@@ -149,11 +150,12 @@ def test_a_broken_connection_frees_what_went_over_it() -> None:
 
 def test_a_receiver_that_gives_up_frees_its_grant_before_the_data() -> None:
     b = Bench("w-0", "c-0")
-    for req in range(6):
+    requests = RELAY_BUDGET // CHUNK
+    for req in range(requests):
         b.get("c-0", req)
     queued = sum(len(q) for q in b.relay.queues.values())
     assert queued
-    b.send("c-0", Taken(5))
+    b.send("c-0", Taken(requests - 1))
     assert sum(len(q) for q in b.relay.queues.values()) == queued - 1
     b.send("c-0", Taken(0))
     assert b.data("w-0", "c-0", 0) == {}
@@ -172,6 +174,64 @@ def test_a_receiver_that_does_not_take_loses_the_budget_but_gets_no_more() -> No
     assert b.get("c-0", 3) == {}
     assert list(b.get("c-1", 1)) == ["w-0"]
     assert list(b.send("c-0", Taken(1))) == ["w-0"]  # it reads again
+
+
+def stall(b: Bench, *receivers: str) -> int:
+    """These ask for all that they get, have it sent, and take nothing until it is reclaimed; bytes of that."""
+    asked = []
+    for receiver in receivers:
+        for req in range(RELAY_BUDGET // CHUNK):
+            asked += [(m.receiver, m.req) for m in b.get(receiver, req).get("w-0", ()) if isinstance(m, Get)]
+    for receiver, req in asked:
+        b.data("w-0", receiver, req)
+    b.tick(GRANT_TIMEOUT)
+    return len(asked) * CHUNK
+
+
+def test_what_lies_in_the_queues_of_stalled_receivers_counts_up_to_the_ceiling() -> None:
+    stalled, more = [f"c-{n}" for n in range(10)], [f"c-{n}" for n in range(10, 40)]
+    b = Bench("w-0", "c-live", *stalled, *more)
+    first = stall(b, *stalled)
+    assert RELAY_BUDGET / 2 < b.relay.owed == first <= RELAY_BUDGET
+    assert list(b.get("c-live", 0)) == ["w-0"]  # there is room for others still
+    b.data("w-0", "c-live", 0)
+    b.send("c-live", Taken(0))
+    second = stall(b, *more)
+    assert RELAY_CEILING - CHUNK < b.relay.owed + b.relay.granted <= RELAY_CEILING and second
+    assert b.get("c-live", 1) == {}  # no room for anybody: it waits
+    for receiver in stalled:
+        b.relay.detached(receiver, b.now)  # their connections were closed, and what was queued there is freed
+    assert "w-0" in b.out()
+    assert b.relay.owed <= second
+
+
+def test_debtors_are_asked_whether_they_are_there() -> None:
+    b = Bench("w-0", "c-0", "c-1")
+    stall(b, "c-0")
+    assert b.relay.deadline() == b.now + GRANT_TIMEOUT
+    assert b.tick(GRANT_TIMEOUT) == {"c-0": [HelloPlease()]}
+    assert b.tick(GRANT_TIMEOUT - 1) == {}
+    b.relay.joined("c-0", b.now)  # it is, and has taken nothing yet
+    assert b.relay.owed
+    for _, req in list(b.relay.debts):
+        b.send("c-0", Taken(req))
+    assert b.relay.owed == 0 and not b.relay.debtors
+    assert HelloPlease() not in b.tick(10 * GRANT_TIMEOUT).get("c-0", [])
+
+
+def test_ten_greedy_receivers_get_the_same() -> None:
+    b = Bench("w-0", *(f"c-{n}" for n in range(10)))
+    served: dict[str, int] = {}
+    under: list[tuple[str, int]] = []
+    for n in range(10):
+        for req in range(100):
+            under += [(m.receiver, m.req) for m in b.get(f"c-{n}", req).get("w-0", ()) if isinstance(m, Get)]
+    for _ in range(500):
+        receiver, req = under.pop(0)
+        served[receiver] = served.get(receiver, 0) + 1
+        b.data("w-0", receiver, req)
+        under += [(m.receiver, m.req) for m in b.send(receiver, Taken(req)).get("w-0", ()) if isinstance(m, Get)]
+    assert len(served) == 10 and max(served.values()) <= 1.5 * min(served.values())
 
 
 def test_a_holder_that_does_not_answer_is_given_up() -> None:
@@ -205,16 +265,23 @@ def test_bad_requests_are_ignored() -> None:
 
 
 class RelayLife(RuleBasedStateMachine):
-    """Anything in any order: the books agree after each step and are empty when everybody has gone."""
+    """Anything in any order: the books agree after each step and are empty when everybody has gone; and once all do as
+    they should, whoever has asked and still waits is answered."""
 
     @initialize()
     def begin(self) -> None:
         self.bench = Bench("a", "b", "c")
         self.asked: list[tuple[str, str, int, int]] = []
+        self.waiting: dict[tuple[str, int], None] = {}  # receiver and request: neither answered nor given up
+        self.got: dict[tuple[str, int], None] = {}  # answered with data, not taken
 
-    @rule(r=st.sampled_from("abc"), h=st.sampled_from("abcd"), req=st.integers(0, 9), size=st.integers(1, 12))
+    @rule(r=st.sampled_from("abc"), h=st.sampled_from("abcd"), req=st.integers(0, 9), size=st.integers(1, 8 * MIB))
     def get(self, r: str, h: str, req: int, size: int) -> None:
-        self.note(self.bench.get(r, req, size << 20, holder=h))
+        ignored = self.bench.relay.ignored
+        out = self.bench.get(r, req, size, holder=h)
+        if self.bench.relay.ignored == ignored and r in self.bench.relay.connected:
+            self.waiting[r, req] = None
+        self.note(out)
 
     @rule(n=st.integers(0, 99), take=st.booleans(), share=st.integers(0, 4))
     def answer(self, n: int, take: bool, share: int) -> None:
@@ -222,15 +289,21 @@ class RelayLife(RuleBasedStateMachine):
             holder, receiver, req, size = self.asked.pop(n % len(self.asked))
             self.note(self.bench.data(holder, receiver, req, size * share // 4))
             if take:
-                self.note(self.bench.send(receiver, Taken(req)))
+                self.taken(receiver, req)
 
     @rule(r=st.sampled_from("abc"), req=st.integers(0, 9))
     def taken(self, r: str, req: int) -> None:
+        self.waiting.pop((r, req), None)
+        self.got.pop((r, req), None)
         self.note(self.bench.send(r, Taken(req)))
 
     @rule(s=st.sampled_from("abcd"), how=st.sampled_from(("gone", "detached", "joined")))
     def session(self, s: str, how: str) -> None:
         getattr(self.bench.relay, how)(s, self.bench.now)
+        if how != "joined":  # it knows nothing of what it has asked
+            for table in (self.waiting, self.got):
+                for name in [name for name in table if name[0] == s]:
+                    del table[name]
         self.note(self.bench.out())
 
     @rule(seconds=st.sampled_from((0.1, 1.0, 11.0)))
@@ -238,17 +311,29 @@ class RelayLife(RuleBasedStateMachine):
         self.note(self.bench.tick(seconds))
 
     def note(self, out: dict[str, list[object]]) -> None:
-        for holder, messages in out.items():
+        for session, messages in out.items():
             for m in messages:
                 if isinstance(m, Get):
-                    self.asked.append((holder, m.receiver, m.req, min(m.rows[0][2], CHUNK)))
+                    self.asked.append((session, m.receiver, m.req, min(m.rows[0][2], CHUNK)))
+                elif isinstance(m, Data):
+                    self.waiting.pop((session, m.req), None)
+                    if m.rows:
+                        self.got[session, m.req] = None
 
     def teardown(self) -> None:
         relay = self.bench.relay
+        for _ in range(200):
+            while self.got:
+                self.taken(*next(iter(self.got)))
+            for _ in range(len(self.asked)):
+                self.answer(0, True, 4)
+            self.pause(1.0)
+        assert not self.waiting
         for s in "abcd":
             relay.gone(s, self.bench.now)
         self.bench.tick(ATTACH_WAIT)
-        assert not (relay.granted or relay.grants or relay.queues or relay.early or relay.debts or relay.used)
+        assert not (relay.granted or relay.owed or relay.grants or relay.queues or relay.early)
+        assert not (relay.debts or relay.used or relay.debtors)
 
 
 TestRelayLife = RelayLife.TestCase
