@@ -9,7 +9,7 @@ from typing import Any
 from zdist import serialize
 from zdist.client.base import Base, Wait
 from zdist.client.future import Future, future_of, origins
-from zdist.client.submitting import _check_key, names
+from zdist.client.submitting import _check_key, keep, names
 from zdist.client.waiting import seconds
 from zdist.core.entry import FINISHED, Entry
 
@@ -109,11 +109,12 @@ class Scattering(Base):
                 with self._lock:
                     known = ledger.data(key, token)
                 if known is None:
-                    blob = serialize.dumps(item, what="data to scatter")
-                    kept = [] if origins.foreign is None else [self._import(future) for future in origins.foreign]
+                    blob = serialize.dumps(item, what="data to scatter", share=True)
+                    kept_blob = keep(self, key, blob)
+                    kept = [] if origins.foreign is None else self._joined(origins.foreign)
                     origins.foreign = None
                     with self._lock:
-                        entry = ledger.hold([(key, blob, kind)], finished=False, refs=blob.refs, token=token)[0]
+                        entry = ledger.hold([(key, kept_blob, kind)], finished=False, refs=blob.refs, token=token)[0]
                     del kept
                     fresh.append(entry)
                 else:

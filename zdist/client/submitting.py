@@ -11,6 +11,7 @@ from zdist import limits, serialize
 from zdist.client.base import Base
 from zdist.client.future import Future, future_of, origins
 from zdist.core.entry import CANCELLED, Entry, Row, Work
+from zdist.core.store import Blob
 from zdist.errors import SerializationError
 from zdist.protocol.messages import Buffer, Options, Payload
 
@@ -40,7 +41,7 @@ class Held:
             known[2] += 1
             return str(known[1])
         client = self.client
-        blob = serialize.dumps(obj, what="argument")
+        blob = serialize.dumps(obj, what="argument", share=True)
         kind = serialize.type_name(obj)
         if self.content:
             digest = hashlib.blake2b(digest_size=16)
@@ -50,7 +51,10 @@ class Held:
         else:
             key = f"data-{client._nonce}{next(client._counter)}"
         with client._lock:
-            self.entries += client._ledger.hold([(key, blob, kind)], finished=True)
+            held = client._ledger.store.get(key)
+        kept = keep(client, key, blob) if held is None else held.blob
+        with client._lock:
+            self.entries += client._ledger.hold([(key, kept, kind)], finished=True)
         self.known[id(obj)] = [obj, key, 1]
         return key
 
@@ -67,6 +71,12 @@ class Held:
         if self.entries is not None:
             self.client._dropped.extend(self.entries)
             self.entries = None
+
+
+def keep(client: Base, key: str, blob: serialize.Blob) -> Blob:
+    """A value's bytes as they are now, for as long as the cluster wants them: in shared memory if there is room."""
+    segment = client._memory.write(key, 0, blob) if client._memory is not None else None
+    return segment or blob.snapshot()
 
 
 class Submitting(Base):
@@ -120,6 +130,7 @@ class Submitting(Base):
         else:
             options = ()
         work = self._work(blob, options, key is None)
+        own = False  # is the key made for this call alone?
         if key is None:
             if pure is None or pure:
                 key = f"{blob.name}-{_token(blob, args, kwargs)}"
@@ -128,6 +139,7 @@ class Submitting(Base):
                     return known
             else:
                 key = f"{blob.name}-{self._nonce}{next(self._counter)}"
+                own = True
         else:
             _check_key(key)
         held = Held(self, not work.named)
@@ -136,7 +148,7 @@ class Submitting(Base):
             payload, deps = serialize.dumps_args(args, kwargs, held.find, what=f"arguments of {blob.name}")
             kept = self._foreign() if origins.foreign is not None else None
             with self._lock:
-                entry = self._ledger.submit(work, ((key, _payload(payload), deps),))[0]
+                entry = self._ledger.submit(work, ((key, _payload(payload), deps),), own=own)[0]
             del kept  # pinned
         finally:
             origins.client = origins.foreign = None
@@ -273,7 +285,7 @@ class Submitting(Base):
     def _foreign(self) -> list[Future]:
         """Futures of other clients among the arguments join this client; keep the list until the row pins them."""
         foreign, origins.foreign = origins.foreign or [], None
-        return [self._import(future) for future in foreign]
+        return self._joined(foreign)
 
     # --- dask graphs -------------------------------------------------------------------------------
 

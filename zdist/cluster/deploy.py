@@ -24,7 +24,7 @@ from zdist.cluster.children import broker_command, node_command, readable
 from zdist.cluster.local import cpu_count
 from zdist.errors import ClusterClosed, ConfigError, ZdistError
 from zdist.node.process import child_environment
-from zdist.transport.security import find_token, new_token, runtime_dir, token_path, write_token
+from zdist.transport.security import find_token, new_token, runtime_dir, sweep_runtime, token_path, write_token
 
 if TYPE_CHECKING:
     from zdist.config.schema import Config, NodeConfig
@@ -137,6 +137,7 @@ def down(path: str | os.PathLike[str], *, timeout: float = 10.0) -> Cluster | No
         if cluster is not None:
             _end(cluster, timeout)
         shutil.rmtree(directory, ignore_errors=True)
+    sweep_runtime()
     return cluster
 
 

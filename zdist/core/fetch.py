@@ -11,29 +11,30 @@ from typing import Any, Final
 
 from zdist.core.carried import Report
 from zdist.core.gather import PATHS
-from zdist.core.links import CLOSED, OPEN, RELAY, Link
+from zdist.core.links import CLOSED, OPEN, RELAY, SHM, Host, Link
 from zdist.core.machine import BULK, Route
-from zdist.core.steering import SILENT, Steering
-from zdist.core.transfer import Request, Ticket, Transfer, unwrap
+from zdist.core.sharing import BUSY_PAUSE, Sharing
+from zdist.core.steering import SILENT
+from zdist.core.transfer import Map, Request, Ticket, Transfer, unwrap
 from zdist.errors import InvariantError
 from zdist.protocol.messages import Data, Message, Payload, ProbeReply, Taken, payload_size
 
 __all__ = ["Fetcher"]
 
-BUSY_PAUSE: Final = 0.05  # after the answer "busy"
 GONE: Final = 4096  # sessions remembered as gone
 
-Arrived = tuple[tuple[int, ...], str, int, list[Any], int, str]
+Arrived = tuple[tuple[int, ...], str, int, Any, int, str]
 Failure = tuple[tuple[int, ...], str, str, str, tuple[str, ...]]
 
 
-class Fetcher(Steering):
+class Fetcher(Sharing):
     """Requests, windows, timeouts and paths of everything that one client or worker fetches.
 
     Owner: construct with its own ``self.send``; route Data and ProbeReply to ``handle``; call ``tick`` when
     ``deadline`` is due; after each call take and clear:
 
-    * ``arrived``: (tickets, key, attempt, pieces, bytes, path). Pieces are consecutive buffers of the blob.
+    * ``arrived``: (tickets, key, attempt, data, bytes, path). Data is a list of consecutive buffers of the blob; with
+      the path "shm" it is the blob that the driver has made.
     * ``failed``: (tickets, key, code, text, holders). Codes: "missing" (every holder said that it does not have
       it), "unreachable" (some did not answer: ask the broker where it is now), "unpicklable" (text says why), "closed"
       (the paths allowed are closed). The holders are those that said no. A failed key is over.
@@ -50,8 +51,10 @@ class Fetcher(Steering):
         *,
         paths: Sequence[str] = PATHS,
         fallback: bool = True,
+        host: Host | None = None,
+        map: Callable[[Map], None] | None = None,
     ) -> None:
-        super().__init__(send, session, token, paths, fallback)
+        super().__init__(send, session, token, paths, fallback, host, map)
         self.tables: dict[bool | None, dict[str, Transfer]] = {None: {}, True: {}, False: {}}
         self.arrived: list[Arrived] = []
         self.failed: list[Failure] = []
@@ -76,7 +79,7 @@ class Fetcher(Steering):
             del self.gone[next(iter(self.gone))]
         self.gone[session] = None
         moved = self.unpark(session)
-        for link in (self.links.peers.get(session), self.links.relays.get(session)):
+        for link in (self.links.shms.get(session), self.links.peers.get(session), self.links.relays.get(session)):
             if link is not None:
                 moved += self.evacuate(link)
                 self.requests.settle(link, now)
@@ -156,6 +159,7 @@ class Fetcher(Steering):
         if not caller.keys:
             del self.tickets[ticket]
         if ended:
+            self.give_up_shared()
             for request in list(self.requests.open.values()):
                 if request.link.path == RELAY and all(row[0].done for row in request.rows.values()):
                     self.requests.give_up(request)
@@ -173,6 +177,7 @@ class Fetcher(Steering):
                 continue
             self.shelve(transfer)
             transfer.holders, transfer.absent, transfer.strikes = tuple(holders), None, 0
+            transfer.unshared = False
             if transfer.total < 0 and nbytes:
                 transfer.nbytes = nbytes
             if transfer.attempt < 0:
@@ -209,7 +214,10 @@ class Fetcher(Steering):
             if late is not None and late.route.channel == route.channel:
                 self._late(late, message, now)
             return
-        if request.link.route.channel != route.channel:
+        if request.route is None or request.route.channel != route.channel:
+            return
+        if request.link.path == SHM:
+            self.shared(request, message, now)
             return
         self.learned = True
         link, rows = request.link, request.rows
@@ -228,7 +236,7 @@ class Fetcher(Steering):
                 transfer.active -= 1
                 if size == total and attempt == transfer.attempt and not offset and not transfer.got and size <= row[2]:
                     link.carried_keys += 1  # the usual case: the whole blob at once
-                    self._finish(transfer, [unwrap(piece) for piece in pieces], total, link.path)
+                    self.finish(transfer, [unwrap(piece) for piece in pieces], total, link.path)
                 elif self._accept(transfer, row[1], row[2], link, attempt, total, offset, size, pieces, now):
                     again.append(transfer)
         self.requests.answered(request, max(1, link.carried_keys - before), nbytes, now)
@@ -246,14 +254,14 @@ class Fetcher(Steering):
         """The answer to a request that was given up: the link lives, and whole blobs are still welcome."""
         del self.requests.stale[message.req]
         link.progress = now
-        link.strikes = 0
+        link.strikes, link.silence = 0, 0.0
         for key, attempt, total, offset, pieces in message.rows:
             transfer = self.tables[None].get(key)
             if transfer is None or transfer.attempt not in (-1, attempt) or transfer.got:
                 continue
             if not offset and sum(map(payload_size, pieces)) == total:
                 transfer.attempt = attempt
-                self._finish(transfer, [unwrap(piece) for piece in pieces], total, link.path)
+                self.finish(transfer, [unwrap(piece) for piece in pieces], total, link.path)
 
     def _accept(
         self, transfer: Transfer, asked: int, length: int, link: Link,
@@ -279,7 +287,7 @@ class Fetcher(Steering):
             return False
         if size == total and not transfer.got:
             link.carried_keys += 1
-            self._finish(transfer, [unwrap(piece) for piece in pieces], total, link.path)
+            self.finish(transfer, [unwrap(piece) for piece in pieces], total, link.path)
             return False
         if transfer.total < 0:
             transfer.total = total
@@ -287,13 +295,13 @@ class Fetcher(Steering):
                 transfer.gaps = [(start, min(end, total)) for start, end in transfer.gaps if start < total]
         if size:
             if transfer.parts is None:
-                transfer.parts = {}
-            transfer.parts[offset] = pieces
+                transfer.parts = self.memory.assembly(total)
+            transfer.parts.write(offset, [unwrap(piece) for piece in pieces])
             transfer.got += size
             transfer.strikes = 0
         if transfer.got == total:
             link.carried_keys += 1
-            self._finish(transfer, transfer.pieces(), total, link.path)
+            self.finish(transfer, transfer.pieces(), total, link.path)
             return False
         transfer.again(asked + size, asked + length)
         if not size and asked < total:
@@ -331,11 +339,12 @@ class Fetcher(Steering):
 
     # --- endings ---------------------------------------------------------------------------------
 
-    def _finish(self, transfer: Transfer, pieces: list[Any], nbytes: int, path: str) -> None:
+    def finish(self, transfer: Transfer, data: Any, nbytes: int, path: str) -> None:
+        """It is all here."""
         tickets = tuple(transfer.tickets)
         self._end(transfer)
         key = transfer.key
-        self.arrived.append((tickets, key, transfer.attempt, pieces, nbytes, path))
+        self.arrived.append((tickets, key, transfer.attempt, data, nbytes, path))
         for ticket in tickets:
             keys = self.tickets[ticket].keys
             del keys[key]
@@ -369,6 +378,12 @@ class Fetcher(Steering):
         for ticket in tickets:
             if ticket in self.tickets and not self.tickets[ticket].keys:
                 del self.tickets[ticket]
+
+    def deadline(self) -> float | None:
+        """When ``tick`` is next needed; at once while the owner has not taken what came, or the driver has to look."""
+        if self.arrived or self.failed or self.requests.looking:
+            return 0.0
+        return super().deadline()
 
     def check(self) -> None:
         """Raise InvariantError if the state contradicts itself."""

@@ -3,7 +3,8 @@
 The model: a link needs its delay (round trip and slowness), then a little for each key and its bytes over its
 bandwidth, after what is already queued on it. Peer links work side by side; relay links share the broker. A plan's
 cost is the time until the last link is done. A holder's keys all go one way, since it is the same process and the same
-cable that serves both: what a split would gain by the model it would not gain in the world.
+cable that serves both: what a split would gain by the model it would not gain in the world. Shared memory is a way for
+large values only and needs neither process nor cable, so it is weighed for these on top of that.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from zdist.core.links import CLOSED, KEY_SECONDS, OPEN, PEER, RELAY, UNKNOWN, Link, Links
+from zdist.core.links import CLOSED, KEY_SECONDS, OPEN, PEER, RELAY, SHM, UNKNOWN, Link, Links
 
 __all__ = ["NONE", "PATHS", "WAIT", "Batch", "plan_cost", "plan_gather"]
 
-PATHS: Final = (PEER, RELAY)
+PATHS: Final = (SHM, PEER, RELAY)
+SAME_HOST: Final = "same host"
 WAIT: Final = "wait"  # a verdict is due that may open a path
 NONE: Final = "none"  # no way to any holder
 
 Want = tuple[Any, int, Sequence[str]]  # key (or whatever stands for it), bytes, holders
+Grouped = dict[tuple[str, ...], tuple[list[Any], list[int]]]  # keys and sizes by holders
+Groups = list[tuple[tuple[str, ...], list[Any], list[int]]]
 
 
 class Batch(NamedTuple):
-    """Keys that go one way. ``path``: "peer", "relay", "wait" or "none"; ``seconds``: expected until all are here."""
+    """Keys that go one way. ``path``: one of PATHS, "wait" or "none"; ``seconds``: expected until all are here."""
 
     path: str
     holder: str  # "" for wait and none
@@ -36,15 +40,14 @@ class Batch(NamedTuple):
 class _Ways:
     """The usable links to one holder under one ``direct``."""
 
-    __slots__ = ("peer", "reason", "relay", "wait")
+    __slots__ = ("peer", "reason", "relay", "shm", "wait")
 
     def __init__(self, links: Links, holder: str, direct: bool | None, paths: Sequence[str], fallback: bool) -> None:
+        shm = links.shm(holder) if SHM in paths and direct is not False else None
+        self.shm = shm if shm is not None and shm.state == OPEN else None
         peer = links.peer(holder) if PEER in paths and direct is not False else None
         relay = links.by_relay(holder) if RELAY in paths else None
-        if peer is None:
-            self.reason = "direct=False" if direct is False else "no peer socket"
-        else:
-            self.reason = f"peer path {peer.state}: {peer.text}" if peer.text else f"peer path {peer.state}"
+        self.reason = "direct=False" if direct is False else _why(peer, holder, paths)
         if direct and not holder.startswith("c-"):  # a client can be reached by relay only
             closed = peer is None or peer.state == CLOSED
             if not (closed and fallback):
@@ -53,6 +56,17 @@ class _Ways:
         self.relay = relay if relay is not None and relay.state == OPEN else None
         self.peer = peer if peer is not None and peer.state == OPEN else None
         self.wait = recovering or (peer is not None and peer.state == UNKNOWN and self.relay is None)
+
+
+def _why(peer: Link | None, holder: str, paths: Sequence[str]) -> str:
+    """Why not by peer."""
+    if PEER not in paths:
+        return "gather_paths leaves the peer path out"
+    if peer is None:
+        return "a client holds it, and has no socket of its own" if holder.startswith("c-") else "no peer address known"
+    if peer.state == UNKNOWN:
+        return "peer path not probed yet"
+    return f"peer path {peer.state}: {peer.text}" if peer.text else f"peer path {peer.state}"
 
 
 class _Load:
@@ -88,24 +102,60 @@ def plan_gather(
     """Divide wants into batches, each with a holder and a path, so that the last is expected home soonest.
 
     Parameters: ``wants`` are (key, bytes, holders) with each key once; ``direct`` as in ``Client.gather`` (None
-    chooses, True prefers the peer path and waits for its verdict, False takes the relay); ``paths`` that may be used at
-    all; ``fallback`` whether ``direct=True`` may end on the relay where the peer path is closed. Every key is in
-    exactly one batch; those that cannot go now are in one with the path "wait" or "none". Never a closed path.
+    chooses, True prefers the peer path and waits for its verdict, False takes the relay; True allows shared memory too,
+    since nothing passes the broker); ``paths`` that may be used at all; ``fallback`` whether ``direct=True`` may end on
+    the relay where the peer path is closed. Every key is in exactly one batch; those that cannot go now are in one with
+    the path "wait" or "none". Never a closed path.
     """
+    wants = list(wants)
     ways: dict[str, _Ways] = {}
-    groups: dict[tuple[str, ...], tuple[list[Any], list[int]]] = {}
+    groups: Grouped = {}
+    large: Grouped = {}  # of these, those that shared memory is for
+    host = links.host if SHM in paths and direct is not False else None
+    least = float("inf") if host is None else host.least
     for key, nbytes, holders in wants:
         name = holders if type(holders) is tuple else tuple(holders)
-        group = groups.get(name)
+        table = groups if nbytes < least else large
+        group = table.get(name)
         if group is None:
-            groups[name] = group = ([], [])
+            table[name] = group = ([], [])
             for holder in name:
                 if holder not in ways:
                     ways[holder] = _Ways(links, holder, direct, paths, fallback)
         group[0].append(key)
         group[1].append(nbytes)
-    if len(groups) == len(ways) == 1:
-        return [_single(keys, sum(sizes), ways[holders[0]], links, direct) for holders, (keys, sizes) in groups.items()]
+    near = {holders: group for holders, group in large.items() if any(ways[holder].shm for holder in holders)}
+    if not large:
+        return _unshared(groups, ways, links, direct)
+    other = plan_gather(wants, links, direct, paths=[path for path in paths if path != SHM], fallback=fallback)
+    if not near:
+        return other
+    shared = _shared(groups, large, near, ways, links, direct)
+    if any(batch.path not in PATHS for batch in other) or plan_cost(shared, links) <= plan_cost(other, links):
+        return shared
+    return other
+
+
+def _shared(
+    groups: Grouped, large: Grouped, near: Grouped, ways: dict[str, _Ways], links: Links, direct: bool | None
+) -> list[Batch]:
+    """What can go by shared memory goes that way, all else as it would without."""
+    parts = [(holders, keys, sizes) for holders, (keys, sizes) in near.items()]
+    plan = _assign(parts, {holder: way.shm for holder, way in ways.items()}, SHM, links)
+    rest = dict(groups)
+    for holders, (keys, sizes) in large.items():
+        if holders not in near:
+            some = rest.get(holders, ([], []))
+            rest[holders] = ([*some[0], *keys], [*some[1], *sizes])
+    return [*_batches(plan, ways, links, SAME_HOST), *_unshared(rest, ways, links, direct)]
+
+
+def _unshared(groups: Grouped, ways: dict[str, _Ways], links: Links, direct: bool | None) -> list[Batch]:
+    """The plan without shared memory."""
+    if len(groups) == 1:
+        for holders, (keys, sizes) in groups.items():
+            if len(holders) == 1:
+                return [_single(keys, sum(sizes), ways[holders[0]], links, direct)]
     routable, batches = [], []
     for holders, (keys, sizes) in groups.items():
         if any(ways[h].peer or ways[h].relay for h in holders):
@@ -144,13 +194,9 @@ def plan_cost(batches: Iterable[Batch], links: Links) -> float:
     plan: Plan = {}
     for batch in batches:
         if batch.path in PATHS:
-            link = links.peer(batch.holder) if batch.path == PEER else links.by_relay(batch.holder)
-            if link is not None:
-                plan.setdefault(link, _Load(link)).add(batch.keys, batch.nbytes)
+            link = links.find(batch.path, batch.holder)
+            plan.setdefault(link, _Load(link)).add(batch.keys, batch.nbytes)
     return _cost(plan, links)[0]
-
-
-Groups = list[tuple[tuple[str, ...], list[Any], list[int]]]
 
 
 def _best(groups: Groups, ways: dict[str, _Ways], links: Links, direct: bool | None) -> list[Batch]:
@@ -172,14 +218,14 @@ def _best(groups: Groups, ways: dict[str, _Ways], links: Links, direct: bool | N
 
 
 def _batches(plan: Plan, ways: dict[str, _Ways], links: Links, why: str) -> list[Batch]:
-    """A plan as batches; ``why`` is the reason of those that go by peer."""
+    """A plan as batches; ``why`` is the reason of those that do not go by relay."""
     total = links.relay_load + sum(load.nbytes for load in plan.values() if load.link.path == RELAY)
     batches = []
     for link, load in plan.items():
         keys = load.parts[0] if len(load.parts) == 1 else [key for part in load.parts for key in part]
         way = ways[link.holder]
-        reason = why if link.path == PEER else "relay faster" if way.peer is not None else way.reason
-        seconds = load.finish if link.path == PEER else _relayed(load, total, links)
+        reason = why if link.path != RELAY else "relay faster" if way.peer is not None else way.reason
+        seconds = load.finish if link.path != RELAY else _relayed(load, total, links)
         batches.append(Batch(link.path, link.holder, keys, load.nbytes, seconds, reason))
     return batches
 
@@ -209,7 +255,7 @@ def _spread(loads: list[_Load], keys: list[Any], sizes: list[int], links: Links)
     """Divide keys between links, each to the one that would finish it first."""
     finish = [load.finish for load in loads]
     broker = links.relay.speed
-    per_byte = [1 / (load.link.speed if load.link.path == PEER else min(load.link.speed, broker)) for load in loads]
+    per_byte = [1 / (load.link.speed if load.link.path != RELAY else min(load.link.speed, broker)) for load in loads]
     taken: list[tuple[list[Any], list[int]]] = [([], []) for _ in loads]
     choices = range(1, len(loads))
     for key, nbytes in zip(keys, sizes, strict=True):
@@ -257,5 +303,5 @@ def _relayed(load: _Load, total: int, links: Links) -> float:
 def _cost(plan: Plan, links: Links) -> tuple[float, float]:
     """Seconds until the last link is done; among plans that are equal in that, the sum over all links decides."""
     total = links.relay_load + sum(load.nbytes for link, load in plan.items() if link.path == RELAY)
-    ends = [load.finish if link.path == PEER else _relayed(load, total, links) for link, load in plan.items()]
+    ends = [load.finish if link.path != RELAY else _relayed(load, total, links) for link, load in plan.items()]
     return max(ends, default=0.0), sum(ends)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from zdist.core.fetch import Fetcher
+from zdist.core.links import SHM
 from zdist.core.store import Entry, Pieces, Store
 from zdist.core.task import Input, Task
 from zdist.protocol.messages import Attempt, Key, Locate, Payload, Replicate, Session
@@ -111,10 +112,10 @@ class Inputs:
         fetcher.arrived.clear()
         fetcher.failed.clear()
         fetcher.warnings.clear()
-        for _tickets, key, attempt, pieces, nbytes, _path in arrived:
+        for _tickets, key, attempt, data, nbytes, path in arrived:
             if key not in self.table:
                 continue  # dropped in the same turn
-            entry = self.store.get(key) or self.store.put_blob(key, attempt, Pieces(pieces), "")
+            entry = self.store.get(key) or self.store.put_blob(key, attempt, data if path == SHM else Pieces(data), "")
             self.held.append((key, entry.attempt, nbytes, entry.type))
             self.stored(entry, now)
         for _tickets, key, code, text, holders in failed:

@@ -21,11 +21,13 @@ from zdist.limits import (
     PROBE_RETRY_MAX,
     PROBE_TIMEOUT,
     REQUEST_TIMEOUT,
+    SHM_MIN,
 )
 from zdist.protocol.messages import Message, Probe, ProbeReply
 
-__all__ = ["CLOSED", "OPEN", "PEER", "RELAY", "UNKNOWN", "Estimate", "Link", "Links", "Member", "Probes"]
+__all__ = ["CLOSED", "OPEN", "PEER", "RELAY", "SHM", "UNKNOWN", "Estimate", "Host", "Link", "Links", "Member", "Probes"]
 
+SHM: Final = "shm"
 PEER: Final = "peer"
 RELAY: Final = "relay"
 UNKNOWN: Final = "unknown"
@@ -39,7 +41,9 @@ TOKEN: Final = "token"  # what answers there does not accept our token
 DEAF: Final = "deaf"  # probes are answered, requests for data are not
 
 KEY_SECONDS: Final = 4e-6  # what one more key costs its holder and us, whatever the path
-PRIOR: Final = {PEER: (0.0005, 500e6), RELAY: (0.001, 200e6)}  # round trip and bytes/s before anything is measured
+# Round trip and bytes/s before anything is measured. Of shared memory nothing is: what it costs, the page faults, the
+# reader pays later, so what happens on the way says nothing about it.
+PRIOR: Final = {SHM: (0.0001, 4e9), PEER: (0.0005, 500e6), RELAY: (0.001, 200e6)}
 SHARED: Final = 1.5  # the relay has to be so much faster: it is everybody's, and what contends for our own CPU and
 #  memory moves every estimate by as much
 STALE: Final = 300.0  # a bandwidth that was not confirmed for this long is forgotten
@@ -47,11 +51,13 @@ FIRST_WINDOW: Final = MIB  # in flight on a link of unknown bandwidth, in chunks
 MIN_CHUNK: Final = 64 * KIB
 AHEAD_SECONDS: Final = 0.25  # worth of transfer time that a link may have in flight
 SAMPLE_BYTES: Final = 256 * KIB  # fewer say nothing about bandwidth
+SMALL_SECONDS: Final = 4 * KEY_SECONDS  # what a key takes of the time of a sample of values that are not large
 SAMPLE_SECONDS: Final = 0.02  # what queued up while we were busy arrives at once; a sample spans several turns
 LEAST_SECONDS: Final = 0.001  # no transfer is taken for shorter than this
 UNREACHABLE_PAUSE: Final = 0.1  # before the relay is asked again for a holder that it cannot reach; doubles
 UNREACHABLE_PAUSE_MAX: Final = 1.0
 UNREACHABLE_GRACE: Final = 5.0  # seconds of that before the owner is told, who asks the broker
+FORGIVEN: Final = 30.0  # after which a relay link that fell silent is as good as any
 PROBES_AT_ONCE: Final = 32  # each may open a connection
 MAX_PATIENCE: Final = 60.0
 
@@ -66,10 +72,20 @@ class Member(NamedTuple):
     node: str
 
 
+class Host(NamedTuple):
+    """The host whose processes share memory with this one; values of ``least`` bytes or more go that way."""
+
+    id: str
+    least: int = SHM_MIN
+
+
 class Estimate:
     """Round trip, slowness to answer (seconds) and bandwidth (bytes/s) of something that carries data."""
 
-    __slots__ = ("bandwidth", "fresh", "lag", "mark", "measured", "pending", "prior", "rtt", "rtt_known", "weight")
+    __slots__ = (
+        "bandwidth", "fresh", "lag", "mark", "measured", "pending", "prior", "rough", "rtt", "rtt_known", "small",
+        "weight",
+    )  # fmt: skip
 
     def __init__(self, path: str) -> None:
         self.rtt, self.prior = PRIOR[path]
@@ -80,6 +96,8 @@ class Estimate:
         self.measured = 0.0  # when
         self.mark = 0.0  # since when the bytes in ``pending`` have been arriving
         self.pending = 0
+        self.small = 0  # keys among them that are not large
+        self.rough = True  # bandwidth is measured, if at all, by such keys only
         self.fresh = True  # the first sample after an idle time contains a round trip
 
     @property
@@ -103,26 +121,31 @@ class Estimate:
     def started(self, now: float) -> None:
         """A request leaves while nothing was under way."""
         if self.bandwidth and now - self.measured > STALE:
-            self.bandwidth = 0.0
-        self.mark, self.pending, self.fresh = now, 0, True
+            self.bandwidth, self.rough = 0.0, True
+        self.mark, self.pending, self.small, self.fresh = now, 0, 0, True
 
-    def carried(self, nbytes: int, now: float, last: bool) -> None:
-        """Bytes arrived; ``last``: nothing more is under way."""
+    def carried(self, nbytes: int, now: float, last: bool, small: int = 0) -> None:
+        """Bytes arrived, ``small`` of the keys being so small that they cost time of their own; ``last``: nothing more
+        is under way."""
         self.pending += nbytes
+        self.small += small
         elapsed = now - self.mark
         if self.pending < SAMPLE_BYTES or (elapsed < SAMPLE_SECONDS and not last):
             return
+        bare = max(elapsed - self.small * SMALL_SECONDS, elapsed / 4)
         if self.fresh:
-            self._sample(self.pending / max(elapsed - min(self.rtt, elapsed / 2), LEAST_SECONDS))
+            self._sample(self.pending / max(bare - min(self.rtt, bare / 2), LEAST_SECONDS))
         elif elapsed >= SAMPLE_SECONDS:
-            self._sample(self.pending / elapsed)
-        self.measured, self.mark, self.pending, self.fresh = now, now, 0, False
+            self._sample(self.pending / bare)
+        self.measured, self.mark, self.pending, self.small, self.fresh = now, now, 0, 0, False
 
     def _sample(self, sample: float) -> None:
         """What a link can do is nearer to its best than to its average, as several share this machine; a large drop
-        is the link's own."""
-        if not self.bandwidth:
-            self.bandwidth = sample
+        is the link's own. Large values tell more than others."""
+        if self.small and not self.rough:
+            return
+        if not self.bandwidth or self.rough > bool(self.small):
+            self.bandwidth, self.rough = sample, bool(self.small)
         elif self.bandwidth / 4 < sample < self.bandwidth:
             self.bandwidth += 0.1 * (sample - self.bandwidth)
         else:
@@ -130,20 +153,21 @@ class Estimate:
 
     def skip(self, now: float) -> None:
         """Small answers arrived, which say nothing about bandwidth."""
-        self.mark, self.pending, self.fresh = now, 0, False
+        self.mark, self.pending, self.small, self.fresh = now, 0, 0, False
 
 
 class Link(Estimate):
     """One path to one holder, and what is under way on it."""
 
     WINDOW: Final = LINK_WINDOW
-    LARGE: Final = 16 * KIB  # bytes a key from which a reply counts for bandwidth, below for the round trip
+    LARGE: Final = 16 * KIB  # bytes a key from which a reply tells the bandwidth,
+    MIDDLING: Final = 2 * KIB  # from which it does so roughly, and below which it tells the round trip
     KEY_SECONDS: Final = KEY_SECONDS
 
     __slots__ = (
         "backlog", "carried_bytes", "carried_keys", "closed_until", "fault", "holder", "inflight", "lost", "missed",
-        "misses", "name", "path", "probe", "progress", "queue", "reason", "requests", "retry", "route", "since",
-        "starving", "state", "strikes", "text",
+        "misses", "name", "path", "probe", "progress", "queue", "reason", "requests", "retry", "route", "silence",
+        "since", "starving", "state", "strikes", "text",
     )  # fmt: skip
 
     def __init__(self, holder: str, path: str, route: Route, name: str) -> None:
@@ -159,6 +183,7 @@ class Link(Estimate):
         self.misses = 0  # answers "unreachable" in a row,
         self.missed = 0.0  # since when
         self.lost = False  # and that for too long
+        self.silence = 0.0  # seconds that it was waited for in vain when it was last used
         self.inflight = 0  # bytes asked for and not got
         self.requests: dict[int, float] = {}  # under way: request, when sent
         self.progress = 0.0  # when something last arrived
@@ -171,11 +196,16 @@ class Link(Estimate):
         self.reason = ""
 
     @property
+    def delay(self) -> float:
+        """Seconds until the first byte of an answer."""
+        return self.rtt + self.lag + self.silence
+
+    @property
     def window(self) -> int:
         """Bytes that may be in flight."""
         if not self.bandwidth:
             return max(FIRST_WINDOW >> self.strikes, MIN_CHUNK)
-        ahead = int(self.bandwidth * (AHEAD_SECONDS + self.delay))
+        ahead = int(self.bandwidth * (AHEAD_SECONDS + self.rtt + self.lag))
         return max(MIN_CHUNK, min(LINK_WINDOW, max(ahead, MIB) >> self.strikes))
 
     @property
@@ -204,7 +234,7 @@ class Link(Estimate):
         self.state, self.text, self.fault, self.retry = OPEN, "", "", PROBE_RETRY
 
     def closed(self, text: str, now: float, fault: str = SILENT) -> None:
-        """A peer path does not work; it is probed again after a pause that doubles each time."""
+        """The path does not work; it is tried again after a pause that doubles each time."""
         self.state, self.text, self.fault = CLOSED, text, fault
         self.closed_until = now + self.retry
         self.retry = min(self.retry * 2, PROBE_RETRY_MAX)
@@ -220,6 +250,11 @@ class Link(Estimate):
         self.lost = now - self.missed >= UNREACHABLE_GRACE
         self.closed_until = now + (PROBE_RETRY if self.lost else pause)
 
+    def forgive(self, now: float) -> None:
+        """What kept it silent may be over: that is not held against it for ever."""
+        if self.silence and now > self.closed_until + FORGIVEN:
+            self.silence = 0.0
+
     @property
     def recovering(self) -> bool:
         """Closed for a moment only: worth waiting for."""
@@ -230,9 +265,11 @@ class Link(Estimate):
 
 
 class Links:
-    """The links of one process, and the members they lead to."""
+    """The links of one process, and the members they lead to. ``host``: None if it shares no memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: Host | None = None) -> None:
+        self.host = host
+        self.shms: dict[str, Link] = {}
         self.members: dict[str, Member] = {}
         self.relay = Estimate(RELAY)  # the broker as a whole
         self.relay_load = 0  # bytes queued or in flight on all relay links
@@ -254,6 +291,16 @@ class Links:
         """The link to a worker's own socket; None for a client or an unknown worker."""
         return self.peers.get(holder)
 
+    def shm(self, holder: str) -> Link | None:
+        """The link through the memory of this host; None for a holder that is known to be elsewhere."""
+        link = self.shms.get(holder)
+        if link is None and self.host is not None:
+            member = self.members.get(holder)
+            if member is None or member.host == self.host.id:  # where a client is, only a look can tell
+                name = (member.name or member.address) if member else holder
+                link = self.shms[holder] = Link(holder, SHM, BULK, name)
+        return link
+
     def by_relay(self, holder: str) -> Link:
         """The link through the broker."""
         link = self.relays.get(holder)
@@ -263,13 +310,20 @@ class Links:
             link = self.relays[holder] = Link(holder, RELAY, BULK, name)
         return link
 
+    def find(self, path: str, holder: str) -> Link:
+        """The link that a batch of a plan names."""
+        if path == RELAY:
+            return self.by_relay(holder)
+        return (self.peers if path == PEER else self.shms)[holder]
+
     def all(self) -> list[Link]:
         """Every link, in the order in which they came to be known."""
-        return [*self.peers.values(), *self.relays.values()]
+        return [*self.shms.values(), *self.peers.values(), *self.relays.values()]
 
     def remove(self, holder: str) -> None:
         """Forget a holder."""
         self.members.pop(holder, None)
+        self.shms.pop(holder, None)
         self.relays.pop(holder, None)
         link = self.peers.pop(holder, None)
         if link is not None and self.addresses.get(link.route.channel) is link:

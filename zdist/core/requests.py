@@ -11,9 +11,9 @@ from heapq import heappop, heappush
 from typing import Final
 
 from zdist.core.carried import Report
-from zdist.core.links import AHEAD_SECONDS, CLOSED, MAX_PATIENCE, RELAY, Link, Links
+from zdist.core.links import AHEAD_SECONDS, CLOSED, MAX_PATIENCE, OPEN, PEER, RELAY, SHM, Link, Links
 from zdist.core.machine import BULK, Route
-from zdist.core.transfer import Request, Transfer
+from zdist.core.transfer import Map, Request, Transfer
 from zdist.errors import InvariantError
 from zdist.limits import CHUNK, CHUNK_ROWS, REQUEST_TIMEOUT, TRANSFER_WINDOW
 from zdist.protocol.messages import Get, Message, Taken
@@ -26,10 +26,18 @@ STALE: Final = 1024  # requests given up whose answers are still recognised
 
 
 class Requests:
-    """Queues, windows and requests of all links."""
+    """Queues, windows and requests of all links. ``map`` takes the commands for shared memory."""
 
-    def __init__(self, send: Callable[[Route, Message], None], session: str, token: str, links: Links) -> None:
-        self.send, self.session, self.token, self.links = send, session, token, links
+    def __init__(
+        self,
+        send: Callable[[Route, Message], None],
+        session: str,
+        token: str,
+        links: Links,
+        map: Callable[[Map], None] | None,
+    ) -> None:
+        self.send, self.session, self.token, self.links, self.map = send, session, token, links, map
+        self.looking: dict[int, None] = {}  # requests whose Map is not answered
         self.open: dict[int, Request] = {}
         self.stale: dict[int, Link] = {}  # given up
         self.inflight = 0
@@ -100,11 +108,13 @@ class Requests:
 
     def _ask(self, link: Link, now: float) -> bool:
         """Send one request; False when there is nothing to ask for or no room."""
+        if link.path == SHM:
+            return self._look(link, now)
         chunk = link.chunk
         room = link.window - link.inflight
         shared = self._room(link)
         budget = full = min(chunk, room, shared)
-        request = Request(self.serial + 1, link, now)
+        request = Request(self.serial + 1, link, now, link.route)
         rows, queue = request.rows, link.queue
         asked: list[tuple[str, int, int]] = []
         backlog = 0
@@ -114,7 +124,7 @@ class Requests:
                 heappop(queue)
                 continue
             need = transfer.need()
-            piece = need if need < chunk else chunk
+            piece = need if need <= chunk else -(-need // -(-need // chunk))  # in equal parts: no small rest at the end
             if piece > budget:
                 if not asked and piece > shared and not link.starving:
                     link.starving = True
@@ -160,6 +170,50 @@ class Requests:
         return room
 
     def _send(self, request: Request, rows: tuple[tuple[str, int, int], ...]) -> None:
+        self._begin(request)
+        link = request.link
+        token = "" if link.path == RELAY else self.token
+        self.send(link.route, Get(request.req, token, link.holder, self.session, rows))
+
+    def _look(self, link: Link, now: float) -> bool:
+        """Have the driver look for all that is queued in the holder's shared memory. Nothing is reserved for it."""
+        request, queue = Request(self.serial + 1, link, now, None), link.queue
+        while queue and len(request.rows) < CHUNK_ROWS:
+            _, spot, transfer = queue[0]
+            if transfer.spot == spot:
+                if transfer.key in request.rows:
+                    break
+                self.unqueue(transfer)
+                transfer.active += 1
+                request.rows[transfer.key] = (transfer, 0, transfer.take(), transfer.epoch)
+            heappop(queue)
+        if not queue:
+            self.queued.pop(link, None)
+        if not request.rows:
+            return False
+        self._begin(request)
+        self.look(request)
+        return True
+
+    def look(self, request: Request) -> None:
+        """Have the driver map what a request still lacks."""
+        assert self.map is not None
+        self.looking[request.req] = None
+        rows = tuple([(key, row[0].attempt) for key, row in request.rows.items()])
+        self.map(Map(request.req, request.link.holder, rows))
+
+    def share(self, request: Request, now: float) -> None:
+        """Ask the holder to put what a request still lacks into shared memory. That takes no bytes, so any way will do:
+        its own socket if that is known to be open, else the relay."""
+        peer = self.links.peer(request.link.holder)
+        request.route, request.sent = (peer.route if peer is not None and peer.state == OPEN else BULK), now
+        request.link.requests[request.req] = now
+        self.due = min(self.due, now + request.link.stall)
+        token = "" if request.route == BULK else self.token
+        rows = tuple([(key, 0, 1) for key in request.rows])
+        self.send(request.route, Get(request.req, token, request.link.holder, self.session, rows, True))
+
+    def _begin(self, request: Request) -> None:
         link, now = request.link, request.sent
         self.serial = request.req
         self.open[request.req] = request
@@ -180,8 +234,6 @@ class Requests:
             self.due = now + link.stall  # whatever it was is over
         else:
             self.due = min(self.due, now + link.stall)
-        token = "" if link.path == RELAY else self.token
-        self.send(link.route, Get(request.req, token, link.holder, self.session, rows))
 
     # --- ending ----------------------------------------------------------------------------------
 
@@ -192,11 +244,13 @@ class Requests:
         self.release(request)
         link.progress = now
         link.strikes = 0
+        link.silence = 0.0
         link.carried_bytes += nbytes
-        if nbytes >= keys * Link.LARGE and nbytes:
-            link.carried(nbytes, now, not link.requests)
+        if nbytes >= keys * Link.MIDDLING and nbytes:
+            small = keys if nbytes < keys * Link.LARGE else 0
+            link.carried(nbytes, now, not link.requests, small)
             if link.path == RELAY:
-                self.links.relay.carried(nbytes, now, not self.relayed)
+                self.links.relay.carried(nbytes, now, not self.relayed, small)
         else:
             link.skip(now)
             if link.path == RELAY:
@@ -209,6 +263,7 @@ class Requests:
         link = request.link
         del self.open[request.req]
         del link.requests[request.req]
+        self.looking.pop(request.req, None)
         link.inflight -= request.nbytes
         self.inflight -= request.nbytes
         if link.path == RELAY:
@@ -222,10 +277,11 @@ class Requests:
     def give_up(self, request: Request) -> None:
         """No answer is waited for any more; the relay is told, so that it frees its grant."""
         self.release(request)
-        if len(self.stale) >= STALE:
-            del self.stale[next(iter(self.stale))]
-        self.stale[request.req] = request.link
-        if request.link.path == RELAY:
+        if request.link.path != SHM:
+            if len(self.stale) >= STALE:
+                del self.stale[next(iter(self.stale))]
+            self.stale[request.req] = request.link
+        if request.route == BULK:
             self.send(BULK, Taken(request.req))
 
     def settle(self, link: Link, now: float) -> None:
@@ -237,17 +293,21 @@ class Requests:
         link.carried_keys = link.carried_bytes = 0
 
     def patience(self, link: Link) -> float:
-        """Seconds without progress after which a link's requests count as lost. The relay serves many at once."""
-        patience = link.patience
-        if link.path == RELAY and (speed := self.links.relay.bandwidth):
-            patience = max(patience, min(MAX_PATIENCE, REQUEST_TIMEOUT + 2 * self.relayed / speed))
-        return patience
+        """Seconds without progress after which a link's requests count as lost. The relay serves many at once, and is
+        waited for as long as a peer path would be where that is open."""
+        if link.path != RELAY:
+            return link.patience
+        shared = 2 * self.relayed / speed if (speed := self.links.relay.bandwidth) else 0.0
+        peer = self.links.peers.get(link.holder)
+        if peer is not None and peer.state == OPEN:
+            return min(MAX_PATIENCE, (0.5 + max(link.stall, 1.0 + shared)) * (1 << min(link.strikes, 2)))
+        return max(link.patience, min(MAX_PATIENCE, REQUEST_TIMEOUT + shared)) if shared else link.patience
 
     def next_due(self) -> float:
         """When a link with requests has to be looked at."""
         due = float("inf")
         for link in self.active:
-            limit = self.patience(link) if link.path == RELAY or link.probe else link.stall
+            limit = self.patience(link) if link.path != PEER or link.probe else link.stall
             due = min(due, link.oldest() + limit)
         return due
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from typing import Final
 
+from zdist.core.assembly import Memory, NoMemory
 from zdist.core.gather import NONE, WAIT, plan_gather
-from zdist.core.links import CLOSED, DEAF, OPEN, PEER, RELAY, UNKNOWN, Link, Links, Probes
+from zdist.core.links import CLOSED, DEAF, OPEN, PEER, RELAY, SHM, UNKNOWN, Host, Link, Links, Probes
 from zdist.core.machine import Route
 from zdist.core.requests import Requests
-from zdist.core.transfer import Request, Ticket, Transfer
+from zdist.core.transfer import Map, Request, Ticket, Transfer
 from zdist.errors import InvariantError
 from zdist.protocol.messages import Message
 
@@ -36,12 +37,20 @@ class Steering:
     """Plans, verdicts and timeouts of transfers; the callers behind them are the Fetcher's."""
 
     def __init__(
-        self, send: Callable[[Route, Message], None], session: str, token: str, paths: Sequence[str], fallback: bool
+        self,
+        send: Callable[[Route, Message], None],
+        session: str,
+        token: str,
+        paths: Sequence[str],
+        fallback: bool,
+        host: Host | None,
+        map: Callable[[Map], None] | None,
     ) -> None:
         self.send, self.session, self.paths, self.fallback = send, session, tuple(paths), fallback
-        self.links = Links()
+        self.links = Links(host)
         self.probes = Probes(send, token, self.verdict)
-        self.requests = Requests(send, session, token, self.links)
+        self.memory: Memory = NoMemory()  # for large blobs
+        self.requests = Requests(send, session, token, self.links, map)
         self.tickets: dict[int, Ticket] = {}
         self.parked: dict[str, dict[Transfer, None]] = {}  # by holder: waiting for a verdict
         self.later: list[tuple[float, int, Transfer | Link]] = []  # heap: to be looked at again at a time
@@ -71,7 +80,7 @@ class Steering:
 
     def plan(self, transfers: Iterable[Transfer], now: float) -> None:
         """Find a way for transfers; those that are queued, done or have all asked for already are left alone."""
-        by_direct: dict[bool | None, list[Transfer]] = {}
+        by_direct: dict[tuple[bool | None, bool], list[Transfer]] = {}
         seen: dict[tuple[str, ...], None] = {}
         for transfer in dict.fromkeys(transfers):
             if transfer.done or transfer.link is not None or not transfer.need():
@@ -87,15 +96,24 @@ class Steering:
                 self.fail(transfer, "missing", told or "no holders", now)
                 continue
             seen[transfer.holders] = None
-            by_direct.setdefault(transfer.direct, []).append(transfer)
-        if PEER in self.paths and (None in by_direct or True in by_direct):
-            for holder in dict.fromkeys(holder for holders in seen for holder in holders):
-                if (link := self.links.peer(holder)) is not None and link.state != OPEN:
-                    self.probes.consider(link, now)
-        for direct, some in by_direct.items():
+            by_direct.setdefault((transfer.direct, transfer.whole), []).append(transfer)
+        if any(direct is not False for direct, _ in by_direct):
+            self._look_at(dict.fromkeys(holder for holders in seen for holder in holders), now)
+        for (direct, whole), some in by_direct.items():
             wants = [(transfer, transfer.expected(), transfer.holders) for transfer in some]
-            for batch in plan_gather(wants, self.links, direct, paths=self.paths, fallback=self.fallback):
+            paths = self.paths if whole else [path for path in self.paths if path != SHM]
+            for batch in plan_gather(wants, self.links, direct, paths=paths, fallback=self.fallback):
                 self._take_up(batch.path, batch.holder, batch.keys, batch.reason, now)
+
+    def _look_at(self, holders: Iterable[str], now: float) -> None:
+        """Links to these are about to be used: probe those of which nothing is known, try closed ones again."""
+        for holder in holders:
+            if PEER in self.paths and (link := self.links.peer(holder)) is not None and link.state != OPEN:
+                self.probes.consider(link, now)
+            if (link := self.links.shms.get(holder)) is not None and link.state == CLOSED and now >= link.closed_until:
+                link.state = OPEN  # to look costs next to nothing; what became of it is known in this turn
+            if (link := self.links.relays.get(holder)) is not None:
+                link.forgive(now)
 
     def _take_up(self, path: str, holder: str, transfers: list[Transfer], reason: str, now: float) -> None:
         """Do with one batch what the plan says."""
@@ -114,7 +132,7 @@ class Steering:
                 for name in transfer.holders:
                     self.parked.setdefault(name, {})[transfer] = None
         else:
-            link = self.links.peers[holder] if path == PEER else self.links.by_relay(holder)
+            link = self.links.find(path, holder)
             link.reason = reason
             self.requests.enqueue(transfers, link)
             if path == RELAY and transfers[0].direct:
@@ -228,6 +246,7 @@ class Steering:
     def tick(self, now: float) -> None:
         """Time passes: timeouts, probes, second thoughts."""
         self.probes.tick(now)
+        self.memory.sweep(now)
         while self.later and self.later[0][0] <= now:
             what = heappop(self.later)[2]
             if isinstance(what, Transfer):
@@ -248,8 +267,19 @@ class Steering:
         self.pump(now)
         self.requests.due = self.requests.next_due()
 
+    def unshare(self, transfers: Iterable[Transfer], now: float) -> None:
+        """These are to be had as bytes only."""
+        some = list(transfers)
+        for transfer in some:
+            transfer.unshared = True
+        self.plan(some, now)
+
     def _overdue(self, link: Link, now: float) -> None:
         """Give up requests that had no answer for too long; probe a peer path that has fallen silent."""
+        if link.path == SHM:
+            if now >= link.oldest() + link.patience:
+                self.unshare(self.evacuate(link), now)
+            return
         since = link.oldest()
         if now < since + self.requests.patience(link):  # the same sums as for the deadline, or ticks would spin
             if link.path == PEER and now >= since + link.stall:
@@ -273,6 +303,12 @@ class Steering:
             else:
                 link.state = UNKNOWN
             self.verdict(link, now)
+        else:
+            link.unreachable("the broker has relayed nothing of late", now)
+            link.silence = now - since
+            self.at(link.closed_until, link)
+            moved += self.requests.clear(link)
+            self.requests.settle(link, now)
         self.plan(moved, now)
 
     def deadline(self) -> float | None:
@@ -285,6 +321,8 @@ class Steering:
             due = probe
         if self.replan_at and self.replan_at < due:
             due = self.replan_at
+        if self.memory.due < due:
+            due = self.memory.due
         return due if due != float("inf") else None
 
     def check(self) -> None:

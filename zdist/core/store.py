@@ -4,21 +4,21 @@ The contract of Get and Data: each Get is answered by exactly one Data. Its rows
 as far as one chunk (``limits.CHUNK`` bytes) goes; a row may be shorter than asked, and rows that no longer fit are left
 out: the asker sees both from the numbers and asks again for the rest. Keys that are not held here, have no bytes or
 have none yet are in ``absent``. A Get for values that are still live objects waits until they are frozen, but not
-longer than ``BUSY_AFTER``.
+longer than ``BUSY_AFTER``. A Get with ``shm`` waits in the same way until what it names lies in shared memory.
 """
 
 from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from zdist.core.machine import Route
 from zdist.errors import InvariantError
-from zdist.limits import CHUNK, OWN_FRAME, REQUEST_TIMEOUT
+from zdist.limits import CHUNK, OWN_FRAME, REQUEST_TIMEOUT, SHM_MIN
 from zdist.protocol.messages import Buffer, Data, Get, Message, Payload
 
-__all__ = ["FREEZING", "FROZEN", "LIVE", "UNFREEZABLE", "Blob", "Entry", "Pieces", "Store", "Whole"]
+__all__ = ["FREEZING", "FROZEN", "LIVE", "SHARING", "UNFREEZABLE", "Blob", "Entry", "Pieces", "Store", "Whole"]
 
 BUSY_AFTER: Final = REQUEST_TIMEOUT / 5  # a request that waits for freezing is answered "busy" after this time
 REFUSALS: Final = 1024  # hops remembered as refused, so that each is logged once
@@ -27,6 +27,7 @@ LIVE: Final = 0  # a value, no bytes yet
 FREEZING: Final = 1  # the owner was asked for the bytes
 FROZEN: Final = 2  # has a blob
 UNFREEZABLE: Final = 3  # cannot be pickled; ``text`` says why
+SHARING: Final = 4  # has a blob, and the owner was asked to put it into shared memory
 
 NO_VALUE: Final = object()
 
@@ -34,10 +35,18 @@ Bytes = bytes | bytearray | memoryview
 
 
 class Blob(Protocol):
-    """A value's immutable bytes (zdist.serialize.Blob has this shape)."""
+    """A value's immutable bytes (zdist.serialize.Blob has this shape). ``shared``: others of this host can map them."""
 
     @property
     def nbytes(self) -> int: ...
+
+    @property
+    def shared(self) -> bool: ...
+
+    @property
+    def pieces(self) -> list[Any]:
+        """All of it as buffers to unpickle from; those that are writable are the taker's own."""
+        ...
 
     def slice(self, offset: int, length: int) -> list[Any]:
         """The bytes from ``offset`` on as consecutive buffers, cut along the blob's own seams, not copied."""
@@ -48,6 +57,7 @@ class Pieces:
     """A blob made of consecutive buffers: what arrived from elsewhere, or one small payload."""
 
     __slots__ = ("nbytes", "pieces")
+    shared: ClassVar[bool] = False
 
     def __init__(self, pieces: Iterable[Bytes]) -> None:
         self.pieces = list(pieces)
@@ -73,10 +83,16 @@ class Whole:
     """A blob in one bytes object."""
 
     __slots__ = ("data", "nbytes")
+    shared: ClassVar[bool] = False
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.nbytes = len(data)
+
+    @property
+    def pieces(self) -> list[Any]:
+        """The one buffer."""
+        return [self.data]
 
     def slice(self, offset: int, length: int) -> list[Any]:
         """One buffer covering ``length`` bytes from ``offset`` on, as far as there are any."""
@@ -103,12 +119,12 @@ class Entry:
         self.waiters: dict[int, _Waiting] | None = None
 
     def __repr__(self) -> str:
-        state = ("live", "freezing", "frozen", "unfreezable")[self.state]
+        state = ("live", "freezing", "frozen", "unfreezable", "sharing")[self.state]
         return f"<Entry {self.key} attempt {self.attempt}, {self.nbytes} B {self.type}, {state}>"
 
 
 class _Waiting:
-    """A request that waits for keys to be frozen."""
+    """A request that waits for keys to be frozen, or put into shared memory."""
 
     __slots__ = ("get", "left", "route", "since")
 
@@ -122,7 +138,9 @@ class Store:
 
     Owner: route every Get from a "data" hop or from BULK to ``serve``; answer each ``freeze(key, attempt)`` callback by
     ``frozen`` or ``unfreezable`` (may be at once, inside the callback); call ``tick`` when ``deadline`` is due.
-    ``log`` is the owner's ``Machine.log``.
+    ``log`` is the owner's ``Machine.log``. ``share(key, attempt)``, if there is shared memory, asks for a value of
+    ``least`` bytes or more to be put there: answered by ``frozen`` with whatever blob came of it, or ``unshared`` if
+    the one that there is has to do.
     """
 
     def __init__(
@@ -131,7 +149,11 @@ class Store:
         token: str,
         freeze: Callable[[str, int], None],
         log: Callable[..., None] | None = None,
+        share: Callable[[str, int], None] | None = None,
+        least: int = SHM_MIN,
     ) -> None:
+        self.share = share
+        self.least = least
         self.send = send
         self.token = token
         self.freeze = freeze
@@ -149,7 +171,7 @@ class Store:
         entry = self.entries.get(key)
         if entry is None or entry.attempt != attempt:
             return self._replace(entry, Entry(key, attempt, nbytes, type_name, value))
-        if entry.state != FROZEN:
+        if entry.blob is None:
             self.total += nbytes - entry.nbytes
             entry.nbytes = nbytes
         entry.value, entry.has_value, entry.type = value, True, type_name or entry.type
@@ -202,13 +224,13 @@ class Store:
         """Answer a Get by one Data, at once or when what it asks for is frozen. A wrong token from a data hop is
         ignored and logged, once a hop."""
         if route.channel == "data" and not hmac.compare_digest(message.token.encode(), self.token.encode()):
-            self._refuse(route)
+            self.refuse(route)
             return
         entries = self.entries
         live: dict[str, Entry] = {}
         for row in message.rows:
             entry = entries.get(row[0])
-            if entry is not None and entry.state < FROZEN:
+            if entry is not None and (self._waits_to_share(entry) if message.shm else entry.state < FROZEN):
                 live[row[0]] = entry
         if not live:
             self._answer(route, message)
@@ -216,30 +238,55 @@ class Store:
         self.serial += 1
         self.waiting[self.serial] = waiting = _Waiting(route, message, now)
         waiting.left = len(live)
-        ask = [entry for entry in live.values() if entry.state == LIVE]
+        ask = [entry for entry in live.values() if entry.state in (LIVE, FROZEN)]
         for entry in live.values():
             if entry.waiters is None:
                 entry.waiters = {}
             entry.waiters[self.serial] = waiting
-            entry.state = FREEZING
+            entry.state = FREEZING if entry.blob is None else SHARING
+        order = self.share if message.shm and self.share is not None else self.freeze
         for entry in ask:
-            if self.entries.get(entry.key) is entry and entry.state == FREEZING:
-                self.freeze(entry.key, entry.attempt)
+            if self.entries.get(entry.key) is entry and entry.state in (FREEZING, SHARING):
+                order(entry.key, entry.attempt)
 
-    def frozen(self, key: str, attempt: int, blob: Blob | bytes, now: float) -> None:
-        """The bytes that ``freeze`` asked for; serves those who waited. Ignored when the entry is gone or newer."""
+    def _waits_to_share(self, entry: Entry) -> bool:
+        """Is there a point in waiting until the value lies in shared memory?"""
+        if self.share is None or entry.nbytes < self.least:
+            return False
+        return entry.state != UNFREEZABLE and (entry.blob is None or not entry.blob.shared)
+
+    def frozen(self, key: str, attempt: int, blob: Blob | bytes, now: float, keep: bool = True) -> None:
+        """The bytes that ``freeze`` or ``share`` asked for; serves those who waited. Ignored when the entry is gone or
+        newer. Not ``keep``: nothing needs the live object beside them."""
         entry = self.entries.get(key)
-        if entry is not None and entry.attempt == attempt and entry.state != FROZEN:
-            self._settle(entry, FROZEN, Whole(blob) if isinstance(blob, bytes) else blob, "")
+        if entry is None or entry.attempt != attempt:
+            return
+        made = Whole(blob) if isinstance(blob, bytes) else blob
+        if entry.state == SHARING:
+            entry.blob = made
+            self.unshared(key, attempt)
+        elif entry.blob is None:
+            self._settle(entry, FROZEN, made, "")
+        if not keep and entry.blob is made:
+            entry.has_value = False  # in this order, since threads look at both without a lock
+            entry.value = None
+
+    def unshared(self, key: str, attempt: int) -> None:
+        """The bytes stay where they are; those who waited are told."""
+        entry = self.entries.get(key)
+        if entry is not None and entry.attempt == attempt and entry.state == SHARING:
+            entry.state = FROZEN
+            if entry.waiters is not None:
+                self._release(entry)
 
     def unfreezable(self, key: str, attempt: int, text: str, now: float) -> None:
         """The value cannot be pickled; those who waited, and all who ask later, are told why."""
         entry = self.entries.get(key)
-        if entry is not None and entry.attempt == attempt and entry.state != FROZEN:
+        if entry is not None and entry.attempt == attempt:
             self._settle(entry, UNFREEZABLE, None, text)
 
     def _settle(self, entry: Entry, state: int, blob: Blob | None, text: str) -> None:
-        if entry.state == FROZEN:
+        if entry.blob is not None:
             return
         entry.state, entry.blob, entry.text = state, blob, text
         if blob is not None and blob.nbytes != entry.nbytes:
@@ -281,13 +328,16 @@ class Store:
         """One Data with what there is of the rows asked for, up to a chunk."""
         rows: list[tuple[str, int, int, int, tuple[Payload, ...]]] = []
         absent: list[tuple[str, str, str]] = []
+        if get.shm:
+            self._answer_shared(route, get)
+            return
         room = CHUNK
         entries = self.entries
         for key, offset, length in get.rows:
             entry = entries.get(key)
             if entry is None:
                 absent.append((key, "unknown", ""))
-            elif entry.state == FROZEN:
+            elif entry.blob is not None:
                 if room <= 0 or offset < 0 or length < 0:
                     continue
                 total, blob = entry.nbytes, entry.blob
@@ -307,7 +357,26 @@ class Store:
         route = route if route.channel == "data" else Route(route.channel)
         self.send(route, Data(get.req, get.receiver, tuple(rows), tuple(absent)))
 
-    def _refuse(self, route: Route) -> None:
+    def _answer_shared(self, route: Route, get: Get) -> None:
+        """One Data with what of the rows lies in shared memory now."""
+        shared: list[tuple[str, int, int]] = []
+        absent: list[tuple[str, str, str]] = []
+        for key, _, _ in get.rows:
+            entry = self.entries.get(key)
+            if entry is None:
+                absent.append((key, "unknown", ""))
+            elif entry.state == UNFREEZABLE:
+                absent.append((key, "unpicklable", entry.text))
+            elif entry.blob is not None and entry.blob.shared:
+                shared.append((key, entry.attempt, entry.nbytes))
+            else:
+                coming = entry.state in (FREEZING, SHARING) and self._waits_to_share(entry)
+                absent.append((key, "busy" if coming else "heap", ""))
+        route = route if route.channel == "data" else Route(route.channel)
+        self.send(route, Data(get.req, get.receiver, (), tuple(absent), tuple(shared)))
+
+    def refuse(self, route: Route) -> None:
+        """A data hop without the token: it gets no answer, and is logged once."""
         if route.hop in self.refused:
             return
         if len(self.refused) >= REFUSALS:
@@ -322,9 +391,9 @@ class Store:
             raise InvariantError("store: total is not the sum")
         counts: dict[int, int] = {}
         for entry in self.entries.values():
-            if (entry.state == FROZEN) != (entry.blob is not None):
+            if (entry.state in (FROZEN, SHARING)) != (entry.blob is not None):
                 raise InvariantError(f"store: {entry!r} and its blob disagree")
-            if entry.waiters is not None and entry.state != FREEZING:
+            if entry.waiters is not None and entry.state not in (FREEZING, SHARING):
                 raise InvariantError(f"store: {entry!r} has waiters")
             for serial in entry.waiters or {}:
                 counts[serial] = counts.get(serial, 0) + 1

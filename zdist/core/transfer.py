@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
+from zdist.core.assembly import Assembly
 from zdist.core.links import Link
+from zdist.core.machine import Route
 from zdist.limits import KIB
-from zdist.protocol.messages import Buffer, Payload
+from zdist.protocol.messages import Attempt, Buffer, Key, Payload, Session
 
-__all__ = ["Request", "Ticket", "Transfer"]
+__all__ = ["Map", "Request", "Ticket", "Transfer"]
 
 UNSIZED: Final = 64 * KIB  # asked for at first when nobody knows the size
 SLACK: Final = 512  # asked for beyond an announced size: envelope and pickle
@@ -21,7 +23,7 @@ class Transfer:
 
     __slots__ = (
         "absent", "active", "attempt", "direct", "done", "epoch", "gaps", "got", "holders", "key", "link", "nbytes",
-        "next", "parts", "patient", "priority", "queued", "spot", "strikes", "tickets", "total",
+        "next", "parts", "patient", "priority", "queued", "spot", "strikes", "tickets", "total", "unshared",
     )  # fmt: skip
 
     def __init__(
@@ -35,7 +37,7 @@ class Transfer:
         self.tickets: list[int] = []
         self.next = 0  # nothing from here on was asked for yet
         self.gaps: list[tuple[int, int]] | None = None  # start and end of what has to be asked for again
-        self.parts: dict[int, tuple[Payload, ...]] | None = None
+        self.parts: Assembly | None = None  # what has come, if it takes more than one range
         self.got = 0
         self.active = 0  # ranges under way
         self.epoch = 0  # grows when it starts over; answers to earlier questions are void
@@ -44,6 +46,7 @@ class Transfer:
         self.queued = 0  # with so many bytes in the link's backlog,
         self.spot = 0  # at this place of the queue
         self.patient = False  # no path led to any holder, and it has waited for a moment since
+        self.unshared = False  # its holders have it as bytes only
         self.done = False
 
     def expected(self) -> int:
@@ -81,6 +84,17 @@ class Transfer:
         self.next += size
         return start, size
 
+    @property
+    def whole(self) -> bool:
+        """Can all of it still be had in one go? Nothing of it is here or under way."""
+        return not (self.unshared or self.got or self.active)
+
+    def take(self) -> int:
+        """Take all of it at once; only while it is ``whole``. Returns the length of the range."""
+        self.gaps, self.next = None, 0
+        self.next = length = self.need()
+        return length
+
     def again(self, start: int, end: int) -> None:
         """A range has to be asked for again."""
         if self.total >= 0:
@@ -96,11 +110,11 @@ class Transfer:
         self.gaps, self.parts = None, None
         self.active = 0
         self.epoch += 1
+        self.unshared = False
 
     def pieces(self) -> list[Any]:
         """The whole blob as consecutive buffers."""
-        parts = self.parts or {}
-        return [unwrap(piece) for start in sorted(parts) for piece in parts[start]]
+        return self.parts.pieces() if self.parts is not None else []
 
     def __repr__(self) -> str:
         return f"<Transfer {self.key} {self.got} of {self.total} B from {len(self.holders)}>"
@@ -114,13 +128,25 @@ def unwrap(piece: Payload) -> bytes | bytearray | memoryview:
 Row: TypeAlias = tuple[Transfer, int, int, int]  # transfer, offset, length, the transfer's epoch
 
 
+class Map(NamedTuple):
+    """Command: map blobs that a holder of this host keeps in shared memory; answered by ``Fetcher.mapped``.
+
+    Attempt -1: any; of a newer computation will do too.
+    """
+
+    req: int
+    holder: Session
+    rows: tuple[tuple[Key, Attempt], ...]
+
+
 class Request:
-    """A Get under way."""
+    """A Get under way, or a Map. ``route``: where the Get went. ``shared``: the holder says that it lies there."""
 
-    __slots__ = ("link", "nbytes", "req", "rows", "sent")
+    __slots__ = ("link", "nbytes", "req", "route", "rows", "sent", "shared")
 
-    def __init__(self, req: int, link: Link, now: float) -> None:
-        self.req, self.link, self.sent = req, link, now
+    def __init__(self, req: int, link: Link, now: float, route: Route | None) -> None:
+        self.req, self.link, self.sent, self.route = req, link, now, route
+        self.shared = False
         self.rows: dict[str, Row] = {}
         self.nbytes = 0
 

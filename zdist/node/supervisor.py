@@ -26,7 +26,7 @@ from zdist.node.process import Output, WorkerProcess, WorkerSettings
 from zdist.transport import shm
 from zdist.transport.host import host_id
 from zdist.transport.scratch import Scratch
-from zdist.transport.security import runtime_dir
+from zdist.transport.security import NODES, runtime_dir, sweep_runtime
 
 if TYPE_CHECKING:
     from zdist.transport.driver import Driver
@@ -52,8 +52,8 @@ class Supervisor:
     """Runs one node until it is told to stop.
 
     Parameters: ``settings`` of the workers, with the broker's address; ``token``, which finds the cluster's; the node's
-    ``name``; how many ``workers``; ``lifeline``, a descriptor whose end ends the node and that may carry orders, answered on
-    ``answers``; ``stderr``, where the workers' output goes; ``runtime``, a directory for the slots (default: its own).
+    ``name``; how many ``workers``; ``lifeline``, a descriptor whose end ends the node and that may carry orders,
+    answered on ``answers``; ``stderr``, where the workers' output goes; ``runtime``, a directory for the slots (default: its own).
     Raises AddressRefused where the workers' data sockets could be reached over a network without leave.
     """
 
@@ -80,7 +80,9 @@ class Supervisor:
         self.lifeline = lifeline
         self.answers = answers
         self.orders = b""
-        self.own_runtime = None if runtime else Scratch(runtime_dir(), "node-")
+        if not runtime:
+            sweep_runtime()
+        self.own_runtime = None if runtime else Scratch(runtime_dir(), NODES)
         self.runtime = runtime or (str(self.own_runtime.path) if self.own_runtime else "")
         self.driver: Driver | None = None
         self.workers: dict[str, WorkerProcess] = {}

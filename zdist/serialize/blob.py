@@ -7,7 +7,7 @@ a set of bits: CLOUD says that cloudpickle made the pickle, DEEP that the pickle
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 import msgpack
 
@@ -56,24 +56,32 @@ class Blob:
     """A value's immutable bytes.
 
     ``pieces`` joined are the stream: envelope and pickle, then each large buffer. ``refs`` are the keys of futures
-    inside the value: whoever holds the blob must keep these alive.
+    inside the value: whoever holds the blob must keep these alive. ``large`` are the bytes of the large buffers.
     """
 
-    __slots__ = ("nbytes", "pieces", "refs")
+    __slots__ = ("large", "nbytes", "pieces", "refs")
+    shared: ClassVar[bool] = False  # it lies in this process's own memory
 
-    def __init__(self, pieces: list[bytes | memoryview], refs: tuple[str, ...] = ()) -> None:
+    def __init__(self, pieces: list[bytes | memoryview], refs: tuple[str, ...] = (), large: int = 0) -> None:
         self.pieces = pieces
         self.refs = refs
+        self.large = large
         self.nbytes = sum(map(size, pieces))
 
     @classmethod
     def of(cls, serializer: int, frames: list[bytes | memoryview], refs: tuple[str, ...] = ()) -> Blob:
         """The stream of these frames; the envelope is joined to the pickle unless that would copy much."""
         first = frames[0]
-        opening = envelope(serializer, [size(frame) for frame in frames])
+        lengths = [size(frame) for frame in frames]
+        opening, large = envelope(serializer, lengths), sum(lengths[1:])
         if len(first) < OWN_FRAME:
-            return cls([opening + bytes(first), *frames[1:]], refs)
-        return cls([opening, *frames], refs)
+            return cls([opening + bytes(first), *frames[1:]], refs, large)
+        return cls([opening, *frames], refs, large)
+
+    def snapshot(self) -> Blob:
+        """The same in memory that nobody else can write to; for a blob made with ``share``."""
+        pieces = [piece if type(_base(piece)) is bytes else bytes(piece) for piece in self.pieces]
+        return Blob(pieces, self.refs, self.large)
 
     def tobytes(self) -> bytes:
         """The whole stream in one piece."""
@@ -103,6 +111,11 @@ class Blob:
         return f"Blob({self.nbytes} B in {len(self.pieces)} pieces)"
 
 
+def _base(piece: Piece) -> Any:
+    """The object whose memory a piece is."""
+    return piece.obj if isinstance(piece, memoryview) else piece
+
+
 def size(piece: Piece) -> int:
     """Bytes of a piece."""
     return piece.nbytes if isinstance(piece, memoryview) else len(piece)
@@ -125,7 +138,7 @@ def parse(data: Stream) -> tuple[int, Piece, list[Piece]]:
         data = data.pieces
     pieces = [data] if isinstance(data, bytes | bytearray | memoryview) else list(data)
     views = [memoryview(piece).cast("B") if size(piece) else memoryview(b"") for piece in pieces]
-    serializer, lengths, start = _open(views)
+    serializer, lengths, start = opening(views)
     total = sum(map(len, views))
     if start + sum(lengths) != total:
         raise SerializationError(f"a payload has {total} bytes where its envelope says {start + sum(lengths)}")
@@ -136,8 +149,8 @@ def parse(data: Stream) -> tuple[int, Piece, list[Piece]]:
     return serializer, pickled, [_own(parts, views) for parts in rest]
 
 
-def _open(views: list[memoryview]) -> tuple[int, list[int], int]:
-    """Serializer, frame lengths and the envelope's size."""
+def opening(views: list[memoryview]) -> tuple[int, list[int], int]:
+    """Serializer, frame lengths and the envelope's size. Raises SerializationError for what is no stream."""
     unpacker = msgpack.Unpacker(max_buffer_size=MAX_ENVELOPE, read_size=KIB, use_list=True)
     room = MAX_ENVELOPE
     try:
@@ -146,10 +159,10 @@ def _open(views: list[memoryview]) -> tuple[int, list[int], int]:
                 chunk = view[at : min(at + KIB, room)]
                 unpacker.feed(chunk)
                 try:
-                    opening = unpacker.unpack()
+                    found = unpacker.unpack()
                 except msgpack.OutOfData:
                     continue
-                return (*_checked(opening), unpacker.tell())
+                return (*_checked(found), unpacker.tell())
             room -= min(len(view), room)
     except (ValueError, msgpack.UnpackException) as error:
         raise SerializationError(f"a payload does not begin with an envelope: {error}") from None

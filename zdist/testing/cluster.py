@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from zdist.core.endpoint import PeerEndpoint
 from zdist.core.ledger import Ledger
+from zdist.core.links import Host
 from zdist.core.node import Ended, EndWorker, NodeMachine, StartWorker
 from zdist.core.task import Input, Task
-from zdist.core.worker import Exit, Freeze, RunCall, WorkerMachine
+from zdist.core.transfer import Map
+from zdist.core.worker import Exit, Freeze, RunCall, Share, WorkerMachine
 from zdist.protocol.messages import Key, Output
 from zdist.testing.network import Network, Process
 from zdist_broker.endpoint import BrokerEndpoint
 from zdist_broker.machine import BrokerMachine, Expel, Shutdown
 from zdist_broker.relay import Relay
 
-__all__ = ["SimBlob", "SimBroker", "SimClient", "SimCluster", "SimNode", "SimWorker", "value_of"]
+__all__ = ["SimBlob", "SimBroker", "SimClient", "SimCluster", "SimMemory", "SimNode", "SimWorker", "value_of"]
 
 TOKEN = "simulated"
+SHARED = 64  # bytes from which values go by shared memory
 
 
 def value_of(key: Key, inputs: list[bytes]) -> bytes:
@@ -38,17 +41,68 @@ def value_of(key: Key, inputs: list[bytes]) -> bytes:
 
 
 class SimBlob:
-    """Frozen bytes of a value, in the shape that the store expects."""
+    """Frozen bytes of a value, in the shape that the store expects; ``memory``: of a host, if they lie there."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, memory: SimMemory | None = None, key: Key = "", attempt: int = 0) -> None:
         self.data = data
+        self.memory = memory
+        self.key = key
+        self.attempt = attempt
 
     @property
     def nbytes(self) -> int:
         return len(self.data)
 
+    @property
+    def pieces(self) -> list[bytes]:
+        return [self.data]
+
+    @property
+    def shared(self) -> bool:
+        return self.memory is not None and self.memory.segments.get(self.key) is self
+
     def slice(self, offset: int, length: int) -> list[bytes]:
         return [self.data[offset : offset + length]]
+
+
+class SimMemory:
+    """What a process has in its host's shared memory. It is often full, and its directory sometimes cannot be read."""
+
+    def __init__(self, cluster: SimCluster, host: str, session: str) -> None:
+        self.random = cluster.network.random
+        self.host = cluster.memory.setdefault(host, {})
+        self.session = session
+        self.segments: dict[Key, SimBlob] = {}
+        self.host[session] = self.segments
+
+    def write(self, key: Key, attempt: int, data: bytes) -> SimBlob | None:
+        """Put bytes there, if there is room."""
+        if len(data) < SHARED or self.random.random() < 0.2:
+            return None
+        blob = self.segments[key] = SimBlob(data, self, key, attempt)
+        return blob
+
+    def read(self, command: Map) -> tuple[dict[Key, SimBlob], str]:
+        """What a Map asks for; bytes and attempt are all that is taken over."""
+        there = self.host.get(command.holder)
+        if there is None or self.random.random() < 0.03:
+            return {}, "no shared memory of its holder here"
+        found = {}
+        for key, attempt in command.rows:
+            blob = there.get(key)
+            if blob is not None and blob.attempt >= attempt:
+                found[key] = SimBlob(blob.data, None, key, blob.attempt)
+        return found, ""
+
+    def forget(self, held: Container[Key]) -> None:
+        """What the process does not hold any more goes."""
+        for key in [key for key in self.segments if key not in held]:
+            del self.segments[key]
+
+    def close(self) -> None:
+        """The process has ended; a while later somebody has swept up after it."""
+        if self.host.get(self.session) is self.segments:
+            del self.host[self.session]
 
 
 def joined(pieces: list[Any]) -> bytes:
@@ -90,7 +144,9 @@ class SimWorker(Process):
             node=node.machine.session,
             host=node.machine.host,
             threads=cluster.network.random.randint(1, 2),
+            shared=SHARED,
         )
+        self.memory = SimMemory(cluster, node.machine.host, session)
         self.machine.address = f"sim://{session}"
         self.endpoint = PeerEndpoint(self.machine, session, TOKEN)
         self.running: list[Task] = []
@@ -102,6 +158,7 @@ class SimWorker(Process):
 
     def after_turn(self) -> None:
         """Threads that are free take work."""
+        self.memory.forget(self.machine.store.entries)
         random = self.network.random
         while len(self.running) < self.machine.threads:
             task = self.machine.next_task(self.network.now)
@@ -109,6 +166,7 @@ class SimWorker(Process):
                 break
             self.running.append(task)
             self.cluster.starts[task.key] += 1
+            self.cluster.early += task.early is not None
             seconds = random.choice((0.00001, 0.001, 0.05)) * random.random()
             self.network.after(seconds, lambda task=task, seconds=seconds: self._finish(task, seconds))  # type: ignore[misc]
 
@@ -147,14 +205,18 @@ class SimWorker(Process):
     def _result(self, task: Task, micros: int, value: bytes, kind: bytes, now: float) -> None:
         frozen: tuple[bytes | None, Any, str, int, bool] = (value, None, "", len(value), True)
         if kind == b"frozen":
-            frozen = (None, SimBlob(value), "", len(value), self.network.random.random() < 0.5)
+            blob = (self.memory.write(task.key, task.attempt, value) if task.deliver > 1 else None) or SimBlob(value)
+            frozen = (None, blob, "", len(value), self.network.random.random() < 0.5)
         elif kind == b"lazy":
             frozen = (None, None, "", 2 * len(value), True)
         self.machine.finished(task, micros, value, "bytes", frozen, now)
 
     def execute(self, command: object) -> None:
-        if isinstance(command, Freeze):
+        if isinstance(command, Freeze | Share):
             self.network.after(self.network.random.random() * 0.002, lambda: self._freeze(command))
+        elif isinstance(command, Map):
+            found, closed = self.memory.read(command)
+            self.machine.fetcher.mapped(command.req, found, closed, self.network.now)
         elif isinstance(command, RunCall):
             self.machine.called(command.req, True, b"called")
             self.soon()
@@ -163,12 +225,17 @@ class SimWorker(Process):
         else:
             super().execute(command)
 
-    def _freeze(self, command: Freeze) -> None:
-        if self.alive:
-            entry = self.machine.store.get(command.key)
-            if entry is not None and entry.has_value:
-                self.machine.frozen(command.key, command.attempt, SimBlob(joined([entry.value])), self.network.now)
-            self.soon()
+    def _freeze(self, command: Freeze | Share) -> None:
+        if not self.alive:
+            return
+        key, attempt = command
+        entry = self.machine.store.get(key)
+        if entry is not None and entry.attempt == attempt:
+            data = joined([entry.value] if entry.has_value else entry.blob.pieces)
+            segment = self.memory.write(key, attempt, data) if isinstance(command, Share) else None
+            keep = segment is None or self.network.random.random() < 0.5
+            self.machine.frozen(key, attempt, segment or SimBlob(data), self.network.now, keep)
+        self.soon()
 
     def end(self, code: int) -> None:
         """The process ends; its node notices a little later, and knows what was running."""
@@ -176,6 +243,7 @@ class SimWorker(Process):
             return
         running = tuple((task.key, task.attempt) for task in self.running)
         self.crash()
+        self.network.after(self.network.random.random(), self.memory.close)
         self.cluster.losses += 1
         self.network.after(self.network.random.random() * 0.01, lambda: self.node.child_exited(self, code, running))
 
@@ -235,19 +303,35 @@ class SimNode(Process):
 class SimClient(Process):
     """A client; a script calls its ledger and then ``soon``."""
 
-    def __init__(self, cluster: SimCluster, name: str) -> None:
+    def __init__(self, cluster: SimCluster, name: str, host: str) -> None:
         super().__init__(cluster.network, name)
         self.cluster = cluster
         session = "c-" + hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
-        self.ledger = Ledger(session, TOKEN, {"name": name, "host": name, "pid": 1})
+        info = {"name": name, "host": host, "pid": 1, "shm": True}
+        self.ledger = Ledger(session, TOKEN, info, host=Host(host, SHARED))
+        self.memory = SimMemory(cluster, host, session)
         self.endpoint = PeerEndpoint(self.ledger, session, TOKEN)
         self.soon()
 
     def resolve(self, channel: str) -> tuple[Process, str] | None:
         return self.cluster.resolve(channel)
 
+    def snapshot(self, key: Key, data: bytes) -> SimBlob:
+        """What is to be held: in shared memory, if there is room."""
+        return self.memory.write(key, 0, data) or SimBlob(data)
+
+    def after_turn(self) -> None:
+        self.memory.forget(self.ledger.store.entries)
+
+    def crash(self) -> None:
+        super().crash()
+        self.network.after(self.network.random.random(), self.memory.close)
+
     def execute(self, command: object) -> None:
-        if not isinstance(command, Output):
+        if isinstance(command, Map):
+            found, closed = self.memory.read(command)
+            self.ledger.fetcher.mapped(command.req, found, closed, self.network.now)
+        elif not isinstance(command, Output):
             self.cluster.ended.append((self.name, command))
 
 
@@ -257,12 +341,14 @@ class SimCluster:
     def __init__(self, seed: int, *, nodes: int = 2, workers: int = 2, clients: int = 2) -> None:
         self.network = Network(seed)
         self.starts: Counter[Key] = Counter()
+        self.early = 0  # of them those that a lane's copy of the order brought about
         self.losses = 0  # workers that ended, however
         self.ended: list[tuple[str, object]] = []
+        self.memory: dict[str, dict[str, dict[Key, SimBlob]]] = {}  # by host and session
         self.addresses: dict[str, tuple[Process, str]] = {}
         self.broker = SimBroker(self.network, epoch=1)
         self.nodes = [SimNode(self, f"node-{index}", workers) for index in range(nodes)]
-        self.clients = [SimClient(self, f"client-{index}") for index in range(clients)]
+        self.clients = [SimClient(self, f"client-{index}", f"node-{index}") for index in range(clients)]
 
     def listen(self, worker: SimWorker) -> None:
         """A worker's data socket can be dialled."""
@@ -277,6 +363,11 @@ class SimCluster:
     def workers(self) -> list[SimWorker]:
         """The workers that are alive."""
         return [worker for node in self.nodes for worker in node.children.values() if worker.alive]
+
+    def segments(self) -> dict[str, list[Key]]:
+        """Keys in shared memory, by the session that has put them there."""
+        sessions = {session: list(keys) for host in self.memory.values() for session, keys in host.items() if keys}
+        return {f"memory of {session}": keys for session, keys in sessions.items()}
 
     def run(self, until: Callable[[], bool], limit: float) -> bool:
         """Let virtual time pass until ``until()`` or for ``limit`` seconds."""

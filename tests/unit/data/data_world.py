@@ -7,9 +7,10 @@ import random
 from typing import Any
 
 from zdist.core.fetch import Fetcher
-from zdist.core.links import Link
+from zdist.core.links import Host, Link
 from zdist.core.machine import BULK, Route
 from zdist.core.store import Pieces, Store
+from zdist.core.transfer import Map
 from zdist.limits import TRANSFER_WINDOW
 from zdist.protocol.messages import Data, Get, Message, Probe, ProbeReply, Taken
 
@@ -17,13 +18,27 @@ ME = "c-me"
 TOKEN = "secret"
 
 
+class Segment(Pieces):
+    """A blob in a holder's shared memory; ``attempt`` as its header says."""
+
+    shared = True
+
+    def __init__(self, pieces: Any, attempt: int) -> None:
+        super().__init__(pieces)
+        self.attempt = attempt
+
+
 class Holder:
-    """One worker or client that holds things."""
+    """One worker or client that holds things. ``memory``: "open", "closed" (nobody else can map it), "full" or "lost"
+    (what is put there cannot be found)."""
 
     def __init__(self, world: World, session: str) -> None:
         self.world, self.session = world, session
         self.freezes: list[tuple[str, int]] = []
-        self.store = Store(self.send, TOKEN, self.freeze)
+        self.shares: list[tuple[str, int]] = []
+        self.memory = "open"
+        self.segments: dict[str, Segment] = {}
+        self.store = Store(self.send, TOKEN, self.freeze, share=self.share if world.least else None, least=world.least)
         self.peer = "open"  # "open" | "blackhole" | "wrong"
         self.relay = "open"  # "open" | "unreachable" | "blackhole"
         self.alive = True
@@ -36,6 +51,30 @@ class Holder:
     def freeze(self, key: str, attempt: int) -> None:
         self.freezes.append((key, attempt))
         self.world.after(self.world.freeze_seconds, lambda: self.thaw(key, attempt))
+
+    def share(self, key: str, attempt: int) -> None:
+        self.shares.append((key, attempt))
+        self.world.after(self.world.freeze_seconds, lambda: self.move(key, attempt))
+
+    def move(self, key: str, attempt: int) -> None:
+        """Put a value into shared memory if it can be pickled and there is room."""
+        entry = self.store.get(key)
+        if entry is None or (entry.blob is None and self.memory == "full"):
+            self.thaw(key, attempt)
+        elif self.memory == "full":
+            self.store.unshared(key, attempt)
+        elif entry.blob is None and self.values[key] == b"":
+            self.thaw(key, attempt)
+        else:
+            pieces = self.world.cut(self.values[key]).pieces if entry.blob is None else entry.blob.pieces
+            self.store.frozen(key, attempt, self.put(key, attempt, pieces), self.world.now)
+
+    def put(self, key: str, attempt: int, pieces: Any) -> Segment:
+        """A segment, where others find it unless it is lost."""
+        segment = Segment(pieces, attempt)
+        if self.memory != "lost":
+            self.segments[key] = segment
+        return segment
 
     def thaw(self, key: str, attempt: int) -> None:
         value = self.values[key]
@@ -55,9 +94,24 @@ class Holder:
 
 
 class World:
-    """``loss`` and ``repeat`` are probabilities per message, ``delay`` the most seconds a message takes."""
+    """``loss`` and ``repeat`` are probabilities per message, ``delay`` the most seconds a message takes; with ``least``
+    values of that size or more can go by the memory of the host."""
 
-    def __init__(self, seed: int = 0, *, loss: float = 0.0, repeat: float = 0.0, delay: float = 0.01, **fetcher: Any):
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        loss: float = 0.0,
+        repeat: float = 0.0,
+        delay: float = 0.01,
+        least: int = 0,
+        **fetcher: Any,
+    ):
+        self.least = least
+        self.maps: list[Map] = []  # commands of the fetcher that are not done
+        self.mapped: list[Map] = []  # that are
+        if least:
+            fetcher |= {"host": Host("host", least), "map": self.maps.append}
         self.random = random.Random(seed)
         self.loss, self.repeat, self.delay = loss, repeat, delay
         self.freeze_seconds = 0.001
@@ -76,11 +130,24 @@ class World:
 
     # --- building --------------------------------------------------------------------------------
 
-    def add(self, session: str, *, member: bool = True) -> Holder:
+    def add(self, session: str, *, member: bool = True, host: str = "host") -> Holder:
         holder = self.holders[session] = Holder(self, session)
         if member:
-            self.fetcher.members([(session, holder.address, session + "-name", "host", "n-1")])
+            self.fetcher.members([(session, holder.address, session + "-name", host, "n-1")])
         return holder
+
+    def look(self) -> None:
+        """Do what a driver does with the fetcher's commands."""
+        while self.maps:
+            command = self.maps.pop(0)
+            self.mapped.append(command)
+            holder = self.holders.get(command.holder)
+            if holder is None or holder.memory == "closed":
+                self.fetcher.mapped(command.req, {}, "no shared memory here", self.now)
+                continue
+            there = {key: holder.segments.get(key) for key, _ in command.rows}
+            found = {key: there[key] for key, attempt in command.rows if there[key] and there[key].attempt >= attempt}
+            self.fetcher.mapped(command.req, found, "", self.now)
 
     def cut(self, value: bytes) -> Pieces:
         """The bytes as a blob of random pieces."""
@@ -153,8 +220,8 @@ class World:
 
     def drain(self) -> None:
         f = self.fetcher
-        for tickets, key, _, pieces, nbytes, path in f.arrived:
-            data = b"".join(bytes(p) for p in pieces)
+        for tickets, key, _, found, nbytes, path in f.arrived:
+            data = b"".join(bytes(p) for p in (found.pieces if path == "shm" else found))
             assert len(data) == nbytes
             for ticket in tickets:
                 assert (ticket, key) not in self.arrived and (ticket, key) not in self.failed
@@ -168,6 +235,7 @@ class World:
         f.failed.clear()
 
     def check(self) -> None:
+        self.look()
         self.fetcher.check()
         assert 0 <= self.fetcher.requests.inflight <= TRANSFER_WINDOW
         for link in self.fetcher.links.all():

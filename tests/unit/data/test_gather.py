@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zdist.core.gather import NONE, PATHS, WAIT, Batch, plan_cost, plan_gather
-from zdist.core.links import CLOSED, OPEN, PEER, RELAY, UNKNOWN, Links
+from zdist.core.links import CLOSED, OPEN, PEER, RELAY, SHM, UNKNOWN, Host, Links
 from zdist.limits import MIB
 
 # state of the peer paths of w-1 and w-2; peer speed, relay speed (MB/s, 0: not measured)
@@ -109,10 +109,71 @@ def test_nobody_holds_it() -> None:
 sessions = [f"w-{i}" for i in range(5)] + ["c-9"]
 
 
+# where w-1 and w-2 are, which shared memories are closed, direct, options, expected path of large keys at A, B, C
+NEAR = [
+    ("on this host", {}, (), None, {}, (SHM, SHM, SHM)),
+    ("one is elsewhere", {A: "far"}, (), None, {}, (PEER, SHM, SHM)),
+    ("closed", {}, (A, C), None, {}, (PEER, SHM, RELAY)),
+    ("not through the broker", {A: "far"}, (C,), True, {}, (PEER, SHM, RELAY)),
+    ("through the broker", {}, (), False, {}, (RELAY, RELAY, RELAY)),
+    ("not allowed", {}, (), None, {"paths": (PEER, RELAY)}, (PEER, PEER, RELAY)),
+    ("nothing else is allowed", {A: "far"}, (C,), None, {"paths": (SHM,)}, (NONE, SHM, NONE)),
+]
+
+
+def neighbours(where: dict[str, str], closed: tuple[str, ...]) -> Links:
+    links = Links(Host("h", MIB))
+    links.learn([(s, f"tcp://h:{s}", s, where.get(s, "h"), "n-1") for s in (A, B)])
+    for session in (A, B):
+        links.peers[session].opened()
+    for session in closed:
+        link = links.shm(session)
+        assert link is not None
+        link.closed("no shared memory of its holder here", 0.0)
+    return links
+
+
+@pytest.mark.parametrize(("where", "closed", "direct", "options", "expected"), [row[1:] for row in NEAR],
+                         ids=[row[0] for row in NEAR])  # fmt: skip
+def test_shared_memory(where: dict, closed: tuple, direct: bool | None, options: dict, expected: tuple) -> None:
+    links = neighbours(where, closed)
+    large = [(f"{holder}.{i}", MIB, (holder,)) for i in range(8) for holder in (A, B, C)]
+    small = [(f"small {holder}", MIB - 1, (holder,)) for holder in (A, B, C)]
+    plan = plan_gather([*large, *small], links, direct, **options)
+    found = {key: batch for batch in plan for key in batch.keys}
+    assert len(found) == len(large) + len(small) == sum(len(batch.keys) for batch in plan)
+    assert [found[f"{holder}.0"].path for holder in (A, B, C)] == list(expected)
+    assert not any(found[key].path == SHM for key, _, _ in small)
+    assert {batch.reason for batch in plan if batch.path == SHM} <= {"same host"}
+
+
+def test_a_holder_elsewhere_has_no_shared_memory_here() -> None:
+    links = neighbours({A: "far"}, ())
+    assert links.shm(A) is None and links.shm(B) is not None
+    assert Links().shm(B) is None
+
+
+def test_of_several_holders_one_of_this_host_is_taken() -> None:
+    links = neighbours({A: "far"}, ())
+    plan = plan_gather([(i, MIB, (A, B)) for i in range(10)], links)
+    assert [(batch.path, batch.holder, len(batch.keys)) for batch in plan] == [(SHM, B, 10)]
+
+
+def test_a_network_that_is_faster_than_memory_is_taken() -> None:
+    links = neighbours({}, ())
+    links.peers[A].bandwidth = 50e9
+    plan = plan_gather([(i, 100 * MIB, (A,)) for i in range(10)], links)
+    assert {batch.path for batch in plan} == {PEER}
+
+
 @st.composite
 def situations(draw: st.DrawFn) -> tuple[Links, list[tuple[str, int, tuple[str, ...]]]]:
-    links = Links()
-    links.learn([(s, f"tcp://h:{s}", s, "h", "n-1") for s in sessions[:5]])
+    links = Links(draw(st.sampled_from((None, Host("h"), Host("h", 1)))))
+    links.learn([(s, f"tcp://h:{s}", s, draw(st.sampled_from(("h", "far"))), "n-1") for s in sessions[:5]])
+    for session in sessions:
+        link = links.shm(session)
+        if link is not None and draw(st.integers(0, 3)) == 0:
+            link.closed("no shared memory of its holder here", 0.0)
     speeds = st.sampled_from((0.0, 1e5, 1e7, 1e8, 1e9))
     for session in sessions:
         relay = links.by_relay(session)
@@ -124,7 +185,7 @@ def situations(draw: st.DrawFn) -> tuple[Links, list[tuple[str, int, tuple[str, 
         if session in links.peers:
             peer = links.peers[session]
             peer.state = draw(st.sampled_from((OPEN, CLOSED, UNKNOWN)))
-            peer.bandwidth = draw(speeds)
+            peer.bandwidth = draw(st.one_of(speeds, st.just(20e9)))
             peer.rtt = draw(st.sampled_from((1e-4, 0.05)))
             peer.inflight = draw(st.sampled_from((0, 0, 10 * MIB)))
     links.relay.bandwidth = draw(speeds)
@@ -135,11 +196,15 @@ def situations(draw: st.DrawFn) -> tuple[Links, list[tuple[str, int, tuple[str, 
 
 
 def state(links: Links, batch: Batch) -> str:
-    return (links.peers[batch.holder] if batch.path == PEER else links.by_relay(batch.holder)).state
+    return links.find(batch.path, batch.holder).state
+
+
+def subsets(paths: tuple[str, ...]) -> list[tuple[str, ...]]:
+    return [tuple(path for i, path in enumerate(paths) if bits >> i & 1) for bits in range(1, 1 << len(paths))]
 
 
 @settings(max_examples=150, deadline=None)
-@given(situations(), st.sampled_from((None, True, False)), st.sampled_from((PATHS, (PEER,), (RELAY,))), st.booleans())
+@given(situations(), st.sampled_from((None, True, False)), st.sampled_from(subsets(PATHS)), st.booleans())
 def test_every_key_once_never_a_closed_path(
     situation: tuple[Links, list], direct: bool | None, paths: tuple[str, ...], fallback: bool
 ) -> None:
@@ -155,7 +220,9 @@ def test_every_key_once_never_a_closed_path(
             if batch.path in PATHS:
                 assert batch.holder in holders
                 assert batch.path in paths and state(links, batch) == OPEN
-                assert not (direct is False and batch.path == PEER)
+                assert not (direct is False and batch.path != RELAY)
+                if batch.path == SHM:
+                    assert links.host is not None and by_key[key][0] >= links.host.least
                 if direct and batch.path == RELAY:
                     workers = [h for h in holders if h in links.peers and PEER in paths]
                     assert all(links.peers[h].state == CLOSED for h in workers)
@@ -164,18 +231,28 @@ def test_every_key_once_never_a_closed_path(
                 open_relay = RELAY in paths and any(links.by_relay(h).state == OPEN for h in holders)
                 open_peer = PEER in paths and any(h in links.peers and links.peers[h].state != CLOSED for h in holders)
                 assert not open_relay and not open_peer
+                assert not (SHM in paths and open_memory(links, by_key[key]))
+            elif direct is not False and SHM in paths:
+                assert not open_memory(links, by_key[key])
 
 
-@settings(max_examples=150, deadline=None)
-@given(situations())
-def test_never_worse_than_the_best_fixed_path(situation: tuple[Links, list]) -> None:
+def open_memory(links: Links, want: tuple[int, tuple[str, ...]]) -> bool:
+    """Can it be mapped from one of its holders?"""
+    if links.host is None or want[0] < links.host.least:
+        return False
+    return any((link := links.shm(holder)) is not None and link.state == OPEN for holder in want[1])
+
+
+@settings(max_examples=300, deadline=None)
+@given(situations(), st.sampled_from((None, True, False)), st.sampled_from(subsets(PATHS)))
+def test_never_worse_than_the_best_fixed_path(
+    situation: tuple[Links, list], direct: bool | None, paths: tuple[str, ...]
+) -> None:
     links, wants = situation
     wants = [row for row in wants if row[2]]
-    chosen = plan_cost(plan_gather(wants, links), links)
-    for direct in (True, False):
-        fixed = plan_gather(wants, links, direct)
-        if all(batch.path in PATHS for batch in fixed):
-            assert chosen <= plan_cost(fixed, links) * (1 + 1e-9)
+    fixed = plan_gather(wants, links, direct, paths=paths)
+    if all(batch.path in PATHS for batch in fixed):
+        assert plan_cost(plan_gather(wants, links), links) <= plan_cost(fixed, links) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("holders", [[(f"w-{i}",) for i in range(50)], [("w-0", "w-1"), ("w-1", "w-2", "w-3")]])

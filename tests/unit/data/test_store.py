@@ -115,6 +115,127 @@ def test_long_freezing_is_answered_busy(held: Fixture) -> None:
     assert len(held.out) == 1
 
 
+# --- shared memory --------------------------------------------------------------------------------------
+
+
+class Segment(Pieces):
+    shared = True
+
+
+class Sharing(Fixture):
+    """A store whose owner has shared memory for values of 100 bytes or more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shares: list[tuple[str, int]] = []
+        self.store.share = lambda key, attempt: self.shares.append((key, attempt))
+        self.store.least = 100
+
+    def ask(self, *keys: str, now: float = 0.0) -> Data | None:
+        before = len(self.out)
+        self.store.serve(HOP, Get(7, "t", "w-1", "c-1", tuple((key, 0, 1) for key in keys), True), now)
+        self.store.check()
+        return self.out[-1][1] if len(self.out) > before else None
+
+
+@pytest.fixture
+def near() -> Sharing:
+    return Sharing()
+
+
+BIG = bytes(200)
+
+
+def test_what_lies_in_shared_memory_is_said_without_its_bytes(near: Sharing) -> None:
+    near.store.put_blob("k", 3, Segment([BIG]), "bytes")
+    assert near.ask("k", "j") == Data(7, "c-1", (), (("j", "unknown", ""),), (("k", 3, 200),))
+    assert near.get(("k", 10, 20)).rows == (("k", 3, 200, 10, (bytes(20),)),)  # type: ignore[union-attr]
+
+
+def test_a_live_value_is_frozen_into_shared_memory_and_need_not_stay(near: Sharing) -> None:
+    near.store.put_value("k", 3, BIG, 200, "bytes")
+    assert near.ask("k") is None and near.ask("k") is None
+    assert near.get(("k", 0, 0)) is None  # somebody from elsewhere waits for the bytes
+    assert near.shares == [("k", 3)] and near.freezes == []
+    segment = Segment([BIG, b"+"])
+    near.store.frozen("k", 3, segment, 0.0, keep=False)
+    near.store.check()
+    assert [len(data.shared) + len(data.rows) for _, data in near.out] == [1, 1, 1]
+    entry = near.store.get("k")
+    assert entry is not None and entry.blob is segment and not entry.has_value and entry.value is None
+    assert near.store.total == 201
+
+
+def test_a_blob_moves_and_is_served_meanwhile(near: Sharing) -> None:
+    near.store.put_blob("k", 3, Pieces([BIG]), "bytes")
+    near.store.set_value("k", 3, "object")
+    assert near.ask("k") is None
+    assert near.get(("k", 0, 5)) is not None
+    segment = Segment([BIG])
+    near.store.frozen("k", 3, segment, 0.0)
+    near.store.check()
+    assert near.out[-1][1].shared == (("k", 3, 200),)
+    entry = near.store.get("k")
+    assert entry is not None and entry.blob is segment and entry.value == "object"
+
+
+@pytest.mark.parametrize("how", ["unshared", "heap blob", "unpicklable"])
+def test_what_cannot_be_shared_is_said_to_be_so(near: Sharing, how: str) -> None:
+    if how == "unshared":
+        near.store.put_blob("k", 3, Pieces([BIG]), "bytes")
+    else:
+        near.store.put_value("k", 3, object(), 200, "object")
+    assert near.ask("k") is None
+    if how == "unshared":
+        near.store.unshared("k", 3)
+    elif how == "heap blob":
+        near.store.frozen("k", 3, BIG, 0.0)
+    else:
+        near.store.unfreezable("k", 3, "a lock", 0.0)
+    near.store.check()
+    code = ("k", "unpicklable", "a lock") if how == "unpicklable" else ("k", "heap", "")
+    assert near.out[-1][1] == Data(7, "c-1", (), (code,), ())
+    assert near.store.deadline() is None
+
+
+def test_small_values_and_stores_without_shared_memory_answer_at_once(near: Sharing, held: Fixture) -> None:
+    near.store.put_value("k", 3, 1, 99, "int")
+    assert near.ask("k") == Data(7, "c-1", (), (("k", "heap", ""),), ())
+    held.store.put_value("k", 3, 1, 200, "int")
+    held.store.serve(HOP, Get(7, "t", "w-1", "c-1", (("k", 0, 1),), True), 0.0)
+    assert held.out[-1][1].absent == (("k", "heap", ""),)
+    assert near.shares == held.freezes == []
+
+
+def test_long_sharing_is_answered_busy(near: Sharing) -> None:
+    near.store.put_blob("k", 3, Pieces([BIG]), "bytes")
+    near.store.put_blob("s", 1, Segment([BIG]), "bytes")
+    near.ask("k", "s")
+    near.store.tick(BUSY_AFTER)
+    near.store.check()
+    assert near.out[-1][1] == Data(7, "c-1", (), (("k", "busy", ""),), (("s", 1, 200),))
+    near.store.unshared("k", 3)
+    near.store.check()
+    assert len(near.out) == 1
+
+
+@pytest.mark.parametrize("how", ["drop", "replace"])
+def test_what_goes_while_it_is_moved_is_answered(near: Sharing, how: str) -> None:
+    near.store.put_blob("k", 3, Pieces([BIG]), "bytes")
+    near.ask("k")
+    if how == "drop":
+        near.store.drop("k", 0.0)
+    else:
+        near.store.put_blob("k", 4, Segment([BIG]), "bytes")
+    near.store.check()
+    data = near.out[-1][1]
+    assert data.absent == ((("k", "unknown", ""),) if how == "drop" else ()) and len(data.shared) == (how == "replace")
+    near.store.frozen("k", 3, Segment([BIG]), 0.0)
+    near.store.unshared("k", 3)
+    near.store.check()
+    assert len(near.out) == 1
+
+
 @pytest.mark.parametrize("how", ["drop", "replace"])
 def test_what_goes_while_it_is_waited_for_is_answered(held: Fixture, how: str) -> None:
     held.store.put_value("k", 3, object(), 100, "object")
