@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -206,6 +207,128 @@ def log_something(text: str) -> None:
     import logging
 
     logging.getLogger("zdist.tests").warning(text)
+
+
+def marked(nbytes: int) -> Any:
+    """A result that knows which object it was where it was made."""
+    import numpy
+
+    class Marked(list):  # type: ignore[type-arg]
+        pass
+
+    value = Marked([numpy.zeros(nbytes, dtype="u1")])
+    value.made = (os.getpid(), id(value))
+    return value
+
+
+def is_the_one_made(value: Any) -> tuple[bool, bool]:
+    """Is it that very object, and was it made in this process?"""
+    return id(value) == value.made[1], os.getpid() == value.made[0]
+
+
+def same_objects(nbytes: int, how: str, direct: bool | None) -> list[tuple[bool, bool]]:
+    """Submit and gather results that are made on this worker."""
+    import zdist
+
+    client, here = zdist.get_client(), zdist.get_worker().address
+    futures = [client.submit(marked, nbytes, workers=[here], pure=False) for _ in range(3)]
+    if how == "wait":
+        zdist.wait(futures)
+    if how == "result":
+        values = [future.result() for future in futures]
+    elif how == "iterator":
+        values = list(client.gather(iter(futures), direct=direct))
+    else:
+        values = client.gather(futures, direct=direct)
+    ones = [is_the_one_made(value) for value in values]
+    again = client.gather(futures, direct=direct)
+    return [*ones, *[(a is b, True) for a, b in zip(values, again, strict=True)]]
+
+
+class Keys:
+    """Carries futures to a task by their keys, so that they arrive as futures and not as values."""
+
+    def __init__(self, futures: Any) -> None:
+        self.futures = futures
+        self.keys = [future.key for future in futures]
+
+    def __getstate__(self) -> Any:
+        return {"keys": self.keys}
+
+
+def gather_inside(given: Keys) -> Any:
+    import zdist
+
+    client = zdist.get_client()
+    return [int(array[0]) for array in client.gather([zdist.Future(key, client) for key in given.keys])]
+
+
+def level(depth: int, width: int) -> int:
+    """A tree of tasks that gather tasks."""
+    import zdist
+
+    if not depth:
+        return 1
+    client = zdist.get_client()
+    return 1 + sum(client.gather([client.submit(level, depth - 1, width, pure=False) for _ in range(width)]))
+
+
+def level_by(depth: int, how: str) -> int:
+    """The same in a chain, by another way of waiting."""
+    import zdist
+
+    if not depth:
+        return 0
+    client = zdist.get_client()
+    future = client.submit(level_by, depth - 1, how, pure=False)
+    if how == "iterator":
+        (below,) = client.gather(iter([future]))
+    elif how == "wait":
+        zdist.wait([future])
+        below = future.result()
+    elif how == "as_completed":
+        ((_, below),) = zdist.as_completed([future], with_results=True)
+    else:
+        below = future.result()
+    return 1 + below
+
+
+def away_and_back(gate: Gate) -> list[bool]:
+    """Whether this task is out of its pool: before, and after a gather that had to wait."""
+    import zdist
+    from zdist import context
+
+    task = context.current.get()
+    client = zdist.get_client()
+    seen = [task.seceded]
+    client.gather(client.submit(wait_at, gate, pure=False))
+    seen.append(task.seceded)
+    with contextlib.suppress(TimeoutError):
+        client.gather(client.submit(slow_inc, 1, 0.3, pure=False), timeout=0.05)
+    return [*seen, task.seceded]
+
+
+_inside = 0
+_most = 0
+_counting = threading.Lock()
+
+
+def crowd(n: int) -> int:
+    """Gather, then work: how many worked at the same time on this worker, at most."""
+    import zdist
+
+    global _inside, _most
+    client = zdist.get_client()
+    client.gather([client.submit(inc, i, pure=False) for i in range(n)])
+    with _counting:
+        _inside += 1
+        _most = max(_most, _inside)
+    end = time.monotonic() + 0.02
+    while time.monotonic() < end:
+        pass
+    with _counting:
+        _inside -= 1
+    return _most
 
 
 # --- bad input ---------------------------------------------------------------------------------------

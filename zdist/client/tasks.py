@@ -103,12 +103,11 @@ def worker_client(timeout: float | str | None = None, separate_thread: bool = Tr
         SecededLimit: ``limits.SECEDED_PER_WORKER`` tasks of this worker have left the pool already.
     """
     task = _task("worker_client")
-    client = get_client(timeout=timeout)
     leaves = separate_thread and not task.seceded
     if leaves:
         task.secede()
     try:
-        yield client
+        yield get_client(timeout=timeout)
     finally:
         if leaves:
             task.rejoin()

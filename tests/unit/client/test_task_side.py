@@ -64,6 +64,28 @@ def test_the_worker_and_client_of_a_task(task: Task, client: FakeClient) -> None
     assert tasks.get_client("ipc:///broker") is client
 
 
+def test_who_makes_the_client_waits_for_the_pool_only_when_others_can_have_it(
+    task: Task, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All threads of the pool may be waiting for it."""
+    seen: list[Any] = []
+
+    def make(worker: Any) -> FakeClient:
+        seen.append(task.seceded)
+        return client
+
+    def rejoin() -> None:
+        other = threading.Thread(target=lambda: seen.append(context.client_of(WORKER)))
+        other.start()
+        other.join(5)
+        task.seceded = False
+
+    monkeypatch.setattr(context, "client_factory", make)
+    monkeypatch.setattr(task, "rejoin", rejoin)
+    assert tasks.get_client() is client and seen == [True, client] and not task.seceded
+    assert tasks.get_client() is client and seen == [True, client]
+
+
 def test_one_client_for_all_tasks_of_a_worker(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     started = threading.Barrier(4)
