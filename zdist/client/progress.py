@@ -6,22 +6,17 @@ ten futures and for a million. Semantics of ``progress``: dask.distributed 2021.
 
 from __future__ import annotations
 
-import html
-import sys
 import threading
 import time
 from collections.abc import Coroutine
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
-from zdist.client.base import Wait
+from zdist.client.base import Base, Wait
 from zdist.client.containers import flatten
 from zdist.client.future import Future
+from zdist.client.screens import Notebook, Row, Screen, in_notebook, terminal
 from zdist.core.collect import Collection, Signal
 from zdist.core.entry import FINISHED, PENDING, Entry
-
-if TYPE_CHECKING:
-    from zdist.client.base import Base
 
 __all__ = ["progress", "shown"]
 
@@ -30,165 +25,8 @@ T = TypeVar("T")
 REFRESH: Final = 0.1  # seconds between looks: no more often than the eye can follow
 BARS: Final = 20  # functions that have a bar of their own
 OTHERS: Final = "others"
+AT_ONCE: Final = 10_000  # futures looked at under one lock
 PARTIAL: Final = 1000  # of no more keys than these is looked at how much of each is here
-BAR_WIDTH: Final = 30
-UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
-
-
-class Row(NamedTuple):
-    """One bar. ``size``: bytes in all, 0 where nobody knows; ``here``: how many of them have come."""
-
-    what: str
-    done: int
-    all: int
-    failed: int
-    here: int = 0
-    size: int = 0
-
-    @property
-    def fraction(self) -> float:
-        if self.size:
-            return min(1.0, self.here / self.size)
-        return self.done / self.all if self.all else 1.0
-
-    @property
-    def numbers(self) -> str:
-        return f"{self.done:,}/{self.all:,}"
-
-    @property
-    def volume(self) -> str:
-        return f"{amount(self.here)} of {amount(self.size)}" if self.size else ""
-
-    @property
-    def trouble(self) -> str:
-        return f"{self.failed:,} failed" if self.failed else ""
-
-
-def amount(nbytes: int) -> str:
-    """Bytes for people, in powers of 1000."""
-    size = float(nbytes)
-    for unit in UNITS:
-        if size < 999.5 or unit == UNITS[-1]:
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.1f} {unit}"
-
-
-# --- screens ------------------------------------------------------------------------------------------
-
-
-class Screen(Protocol):
-    """Where rows are drawn; the same rows, in the same order, each time. A context manager that tidies up."""
-
-    def __enter__(self) -> object: ...
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: Any) -> None: ...
-    def draw(self, rows: list[Row]) -> None: ...
-
-
-class Nowhere:
-    """Nobody is looking."""
-
-    def __enter__(self) -> None: ...
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: Any) -> None: ...
-    def draw(self, rows: list[Row]) -> None: ...
-
-
-class Terminal:
-    """Bars on standard error, with rich, which is loaded at the first use. In a file only the last state is written."""
-
-    def __init__(self, console: Any, keep: bool) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(BAR_WIDTH),
-            TextColumn("{task.fields[count]}"),
-            TextColumn("{task.fields[volume]}"),
-            TextColumn("{task.fields[trouble]}", style="red"),
-            TimeElapsedColumn(),
-            console=console,
-            auto_refresh=False,
-            transient=not keep,
-            # what others print meanwhile goes above the bars; not if it would end up elsewhere than it was meant to
-            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
-        )
-        self._ids: list[Any] = []
-
-    def __enter__(self) -> None:
-        self._bars.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
-
-    def draw(self, rows: list[Row]) -> None:
-        """Set all bars and paint them."""
-        for i, row in enumerate(rows):
-            texts: dict[str, Any] = {"count": row.numbers, "volume": row.volume, "trouble": row.trouble}
-            if i == len(self._ids):
-                self._ids.append(self._bars.add_task(row.what, total=1.0, **texts))
-            self._bars.update(self._ids[i], completed=row.fraction, **texts)
-        self._bars.refresh()
-
-
-class Notebook:
-    """HTML in the output of a cell, replaced in place; as text where nobody can show HTML."""
-
-    def __init__(self) -> None:
-        self._handle: Any = None
-        self._rows: list[Row] = []
-
-    def __enter__(self) -> None: ...
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: Any) -> None: ...
-
-    def draw(self, rows: list[Row]) -> None:
-        """Show the rows for the first time, or put them in the place of the last ones."""
-        if self._handle is None:
-            from IPython.display import display  # type: ignore[import-not-found,unused-ignore]
-
-            self._handle = display(Picture(rows), display_id=True)
-        elif rows != self._rows and self._handle is not None:
-            self._handle.update(Picture(rows))
-        self._rows = rows
-
-
-class Picture:
-    """Rows as IPython displays them."""
-
-    def __init__(self, rows: list[Row]) -> None:
-        self.rows = rows
-
-    def _repr_html_(self) -> str:
-        lines = []
-        for row in self.rows:
-            cells = [row.numbers, row.volume, f"<b>{row.trouble}</b>" if row.failed else ""]
-            bar = f"<progress max='1' value='{row.fraction:.4f}'></progress>"
-            lines.append(
-                f"<tr><td style='text-align:left'>{html.escape(row.what)}</td><td>{bar}</td>"
-                + "".join(f"<td>{cell}</td>" for cell in cells if cell)
-                + "</tr>"
-            )
-        return f"<table>{''.join(lines)}</table>"
-
-    def __repr__(self) -> str:
-        return "\n".join(" ".join(filter(None, (r.what, r.numbers, r.volume, r.trouble))) for r in self.rows)
-
-
-def in_notebook() -> bool:
-    """Whether this is the kernel of a notebook."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "kernel", None) is not None
-
-
-def terminal(keep: bool, always: bool) -> Screen:
-    """Standard error; nothing is drawn if that is no terminal, unless ``always``."""
-    if sys.stderr is None or not (always or sys.stderr.isatty()):
-        return Nowhere()
-    from rich.console import Console
-
-    return Terminal(Console(stderr=True, force_jupyter=False), keep)
 
 
 # --- progress of futures --------------------------------------------------------------------------------
@@ -220,8 +58,11 @@ class Count(Signal):
 
     def resolved(self, entry: Entry, /) -> None:
         """One is done."""
-        self.failed += entry.status != FINISHED
-        super().resolved(entry)
+        self.left -= 1
+        if entry.status != FINISHED:
+            self.failed += 1
+        if self.notify is not None and self.left <= 0:
+            self.notify()
 
 
 class Tally:
@@ -231,22 +72,27 @@ class Tally:
         self.futures = futures
         self.counts: list[Count] = []
         groups: dict[str, None] = {}
-        known: dict[tuple[str, int], Count] = {}
         clients = {id(future.client): future.client for future in futures}
         for client in clients.values():
-            with client._lock:
-                for future in futures:
-                    if future.client is not client:
-                        continue
-                    group = group_of(future.key) if multi else "tasks"
-                    if group not in groups:
-                        group = group if len(groups) < BARS else OTHERS
-                        groups[group] = None
-                    count = known.get((group, id(client)))
-                    if count is None:
-                        count = known[group, id(client)] = Count(group, client)
-                        self.counts.append(count)
-                    count.add(future._entry)
+            mine = futures if len(clients) == 1 else [future for future in futures if future.client is client]
+            known: dict[str, Count] = {}
+            for start in range(0, len(mine), AT_ONCE):
+                with client._lock:
+                    for future in mine[start : start + AT_ONCE]:
+                        group = group_of(future.key) if multi else "tasks"
+                        if group not in known:
+                            group = self._enroll(group, client, groups, known)
+                        known[group].add(future._entry)
+
+    def _enroll(self, group: str, client: Base, groups: dict[str, None], known: dict[str, Count]) -> str:
+        """Have a count for a group that this client's futures are met in for the first time; the group it is in."""
+        if group not in groups:
+            group = group if len(groups) < BARS else OTHERS
+            groups[group] = None
+        if group not in known:
+            known[group] = Count(group, client)
+            self.counts.append(known[group])
+        return group
 
     def pending(self) -> Count | None:
         """A group with futures that are not done; None if there is none."""

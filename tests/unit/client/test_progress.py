@@ -18,7 +18,8 @@ from fake_driver import FakeBroker, FakeDriver
 
 from zdist.client import progress as module
 from zdist.client.client import Client
-from zdist.client.progress import BARS, Row, Tally, amount, progress
+from zdist.client.progress import BARS, Tally, progress
+from zdist.client.screens import Row, amount, in_notebook
 from zdist.core.collect import Collection
 from zdist.errors import ClusterClosed
 
@@ -251,7 +252,7 @@ def test_a_terminal_with_ipython_is_no_notebook(
     progress(client.map(square, range(3)))
     assert capsys.readouterr() == ("", "")
     ipython.get_ipython = lambda: None  # type: ignore[attr-defined]
-    assert not module.in_notebook()
+    assert not in_notebook()
 
 
 def test_a_gather_in_a_notebook_is_drawn_in_place(client: Client, notebook: Display, slowly: None) -> None:
