@@ -116,14 +116,16 @@ class Process:
 
 
 class Host:
-    """A machine: namespaces for network and mounts, held by a process."""
+    """A machine: namespaces for network and mounts, held by a process. ``folder`` is removed with it, however that
+    ends."""
 
-    def __init__(self, name: str, number: int) -> None:
+    def __init__(self, name: str, number: int, folder: Path | None = None) -> None:
         self.name = name
         self.address = f"{NET}.{number}.2"
         self.gateway = f"{NET}.{number}.1"
-        begin = 'mount -t tmpfs -o mode=1777 tmpfs /dev/shm && "$0" link set lo up && echo up && exec cat'
-        command = [tool("unshare"), "--net", "--mount", "sh", "-c", begin, tool("ip")]
+        begin = 'mount -t tmpfs -o mode=1777 tmpfs /dev/shm && "$0" link set lo up && echo up && '
+        begin += "exec cat" if folder is None else 'cat; rm -rf "$1"'
+        command = [tool("unshare"), "--net", "--mount", "sh", "-c", begin, tool("ip"), str(folder or "")]
         self.holder = Process(f"host {name}", command, log=subprocess.STDOUT)
         try:
             if (said := self.holder.line()) != "up":
@@ -161,7 +163,7 @@ class Lab:
         self.token_file = str(self.folder / "token")
         self.log = open(self.folder / "log", "ab")  # noqa: SIM115 (closed with the lab)
         try:
-            self.router = Host("router", 0)
+            self.router = Host("router", 0, self.folder)
             self.router.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
         except BaseException:
             self.close()

@@ -8,6 +8,7 @@ False plus 10 ms; for a new client one probe and one chunk on the slow path are 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,6 +137,7 @@ def main() -> int:
     parser.add_argument("--size", action="append", choices=list(SHORT), help="default: all")
     parser.add_argument("--rounds", type=int, default=7, help="gathers of each kind; fewer where they take long")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and what was set up is taken down
     if why := namespaces_refused():
         print(f"no laboratory here: {why}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""The networks that the laboratory knows: what lies between client, broker and two workers, each on a host of its own."""
+"""The networks that the laboratory knows: what lies between client, broker and two workers, each on its own host."""
 
 from __future__ import annotations
 
