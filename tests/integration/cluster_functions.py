@@ -132,6 +132,28 @@ def interval(path: str, seconds: float) -> tuple[str, float, float]:
     return worker_address(), start, time.monotonic()
 
 
+def one_is_changed(array: Any) -> int:
+    """Writes to its argument."""
+    array[0] += 1
+    return int(array[0])
+
+
+def hold_the_lock(seconds: float, path: str) -> None:
+    """Sleep in C with the interpreter's lock held: nothing of this process runs meanwhile."""
+    import ctypes
+
+    Path(path).touch()
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
+def ways_of_inputs(dask_worker: Any) -> dict[str, int]:
+    """How many keys this worker has fetched, by path."""
+    found: dict[str, int] = {}
+    for row in dask_worker.machine.fetcher.report:
+        found[row.path] = found.get(row.path, 0) + row.keys
+    return found
+
+
 # --- tasks that use the cluster themselves -------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ import pytest
 from cluster_checks import WITHIN, eventually, gone, still_works
 
 from zdist import Client, LocalCluster
+from zdist.transport.shm import sweep_all
 
 
 def processes_marked(mark: str) -> list[psutil.Process]:
@@ -31,8 +32,10 @@ def processes_marked(mark: str) -> list[psutil.Process]:
     return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def shared_memory() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if "zdist" in name} if os.path.isdir("/dev/shm") else set()
+def shared_memory(place: Path) -> list[str]:
+    """What is left in the place of /dev/shm when what was killed has been swept, as the next start would do."""
+    sweep_all()
+    return [str(path.relative_to(place)) for path in place.rglob("*")]
 
 
 def own_threads() -> set[str]:
@@ -49,17 +52,20 @@ def nothing_left() -> Iterator[Path]:
         patch.setenv("ZDIST_TEST_MARK", mark)
         patch.setenv("ZDIST_RUNTIME_DIR", str(runtime))
         patch.delenv("ZDIST_TOKEN", raising=False)
-        threads, segments = own_threads(), shared_memory()
+        memory = Path(tempfile.mkdtemp(prefix="zt-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+        patch.setenv("ZDIST_SHM_DIR", str(memory))
+        threads = own_threads()
         yield runtime
         try:
             gone(lambda: [(p.pid, p.cmdline()) for p in processes_marked(mark)], "processes")
             gone(lambda: own_threads() - threads, "threads")
             gone(lambda: sorted(str(path.relative_to(runtime)) for path in runtime.rglob("*")), "files")
-            gone(lambda: shared_memory() - segments, "shared memory")
+            gone(lambda: shared_memory(memory), "shared memory")
         finally:
             for process in processes_marked(mark):
                 process.kill()
             shutil.rmtree(runtime, ignore_errors=True)
+            shutil.rmtree(memory, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

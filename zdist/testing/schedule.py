@@ -12,8 +12,8 @@ from typing import Any
 
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Work
 from zdist.errors import InvariantError
-from zdist.protocol.messages import Key, Options
-from zdist.testing.cluster import SimBlob, SimClient, SimCluster, joined, value_of
+from zdist.protocol.messages import Key, Options, function_digest
+from zdist.testing.cluster import SimClient, SimCluster, joined, value_of
 
 __all__ = ["Report", "Schedule"]
 
@@ -26,6 +26,7 @@ class Report:
 
     def __init__(self) -> None:
         self.tasks = 0
+        self.early = 0  # started by a lane
         self.faults: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
 
@@ -53,11 +54,12 @@ class Script:
         self.collections: list[tuple[list[Entry], Any]] = []
         self.serial = 0
         self.work = [self._work(retries) for retries in (0, 1, 2)]
+        self.own = Work(function_digest(b"pickled lone"), "lone", b"pickled lone", (), True)
 
     def _work(self, retries: int) -> Work:
         options = tuple(Options(retries=retries)) if retries else ()
-        digest = f"function-{retries}".encode().ljust(32, b".")
-        return Work(digest, "function", b"pickled function", options, False)
+        blob = f"pickled function {retries}".encode()
+        return Work(function_digest(blob), "function", blob, options, False)
 
     def act(self) -> None:
         """One random action; then another one later, until the schedule says that it is enough."""
@@ -67,6 +69,8 @@ class Script:
             (6, self.submit), (2, self.submit_shared), (3, self.collect), (2, self.release),
             (1, self.cancel), (1, self.scatter), (1, self.adopt), (1, self.hold_argument),
         ]  # fmt: skip
+        if self.random.random() < 0.1:
+            return self.lone(self.random.choice((8, 40)), self.client.network.now + 5.0)
         self.random.choices([a for _, a in actions], [w for w, _ in actions])[0]()
         self.client.soon()
         self.client.network.after(self.random.expovariate(1 / 0.08), self.act)
@@ -94,6 +98,40 @@ class Script:
             pool.append(key)
         self.held += self.client.ledger.submit(self.work[retries], rows)
 
+    def lone(self, count: int, end: float) -> None:
+        """One task after the other, each when the one before it is done (mostly): lanes are for these."""
+        network, ledger = self.client.network, self.client.ledger
+        if not self.client.alive or not count or network.now > end:
+            return self.act()
+        hasty = self.random.random() < 0.02
+        if self.client.paused or (ledger.flying and not hasty):
+            return network.after(max(0.001, 0.5 * network.delay), lambda: self.lone(count, end))
+        self.serial += 1
+        key = f"{self.client.name}-lone-{self.serial}"
+        kind = b"raise" if self.random.random() < 0.02 else self.random.choice(KINDS[:4])
+        self.schedule.specify(key, (), kind, 0)
+        entry = ledger.submit(self.own, [(key, kind, ())], own=True)[0]
+        fate = self.random.random()
+        if fate < 0.4:
+            self.held.append(entry)
+        elif fate < 0.95:
+            self._let_go(entry)
+        else:  # before it is done
+            network.after(self.random.random() * 4 * network.delay, lambda: self._give_up(entry))
+        self.client.soon()
+        network.after(max(0.001, 0.5 * network.delay), lambda: self.lone(count - 1, end))
+
+    def _let_go(self, entry: Entry) -> None:
+        """Release it as soon as it is done."""
+        if self.client.alive and entry.status == PENDING:
+            self.client.network.after(max(0.002, self.client.network.delay), lambda: self._let_go(entry))
+        else:
+            self._give_up(entry)
+
+    def _give_up(self, entry: Entry) -> None:
+        self.client.ledger.dropped.append(entry)
+        self.client.soon()
+
     def submit_shared(self) -> None:
         """Tasks that other clients submit as well: an equal key is equal work."""
         number = self.random.randrange(6)
@@ -102,7 +140,7 @@ class Script:
         if any(self.client.ledger.entries.get(dep) is None for dep in deps):
             return
         self.schedule.specify(key, deps, b"inline", 0)
-        work = Work(b"shared".ljust(32, b"."), "shared", b"pickled", (), True)
+        work = Work(function_digest(b"pickled shared"), "shared", b"pickled shared", (), True)
         self.held += self.client.ledger.submit(work, [(key, b"inline", deps)])
 
     def collect(self) -> None:
@@ -135,7 +173,7 @@ class Script:
         self.serial += 1
         key = f"data-{self.client.name}-{self.serial}"
         value = self.schedule.specify(key, (), b"inline", 0)
-        entries = self.client.ledger.hold([(key, SimBlob(value), "bytes")], finished=False)
+        entries = self.client.ledger.hold([(key, self.client.snapshot(key, value), "bytes")], finished=False)
         self.client.ledger.place(entries, (), self.random.choice((0, 1, 1, 2)))
         self.held += entries
 
@@ -144,7 +182,7 @@ class Script:
         self.serial += 1
         key = f"arg-{self.client.name}-{self.serial}"
         value = self.schedule.specify(key, (), b"inline", 0)
-        self.held += self.client.ledger.hold([(key, SimBlob(value), "bytes")], finished=True)
+        self.held += self.client.ledger.hold([(key, self.client.snapshot(key, value), "bytes")], finished=True)
         task = f"on-{key}"
         self.schedule.specify(task, (key,), b"inline", 0)
         self.held += self.client.ledger.submit(self.work[0], [(task, b"inline", (key,))])
@@ -300,6 +338,7 @@ class Schedule:
         self.network.run(lambda: False, 2.5)
         self.network.run(lambda: self.report.tasks >= self.minimum, 60.0)
         self.finishing = True
+        self.report.early = self.cluster.early
         self.network.run(lambda: False, 16.0)  # the last partition heals, the last pause ends
 
     def _living(self) -> list[Script]:
@@ -403,4 +442,4 @@ class Schedule:
         tables = self.cluster.broker.machine.tables
         if tables.tasks or tables.cached or tables.placing:
             found["broker"] = (list(tables.tasks.values())[:3], list(tables.placing)[:3], tables.cached)
-        return found
+        return found | self.cluster.segments()
