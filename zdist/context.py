@@ -151,14 +151,13 @@ def client_of(worker: Any) -> Any:
     known = _clients.get(id(worker))
     if known is not None:
         return known[1]
-    with ExitStack() as back:  # into the pool, but not before the others, which may fill it, can have the client
-        with _making:
-            known = _clients.get(id(worker))
-            if known is None:
-                if client_factory is None:
-                    raise RuntimeError(f"worker {worker.name} offers its tasks no client (it was started without one)")
-                back.enter_context(away())
-                known = _clients[id(worker)] = (worker, client_factory(worker))
+    with ExitStack() as back, _making:  # back into the pool only when the others, which may fill it, can have it too
+        known = _clients.get(id(worker))
+        if known is None:
+            if client_factory is None:
+                raise RuntimeError(f"worker {worker.name} offers its tasks no client (it was started without one)")
+            back.enter_context(away())
+            known = _clients[id(worker)] = (worker, client_factory(worker))
     return known[1]
 
 

@@ -1,6 +1,6 @@
-"""What gather promises, clause by clause: containers, errors, duplicates, and what a future can have become.
+"""What gather promises, clause by clause: containers, iterators, queues and errors.
 
-Paths, time, interruptions and tasks: the other files named test_gather_semantics_*.
+What futures can have become, paths, time, interruptions and tasks: the other files named test_gather_semantics_*.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import cluster_functions as functions
 import pytest
-from cluster_checks import eventually
+from cluster_checks import about_data, eventually, idle, sent
 
 from zdist import CancelledError, Client, Future, LocalCluster, SerializationError, wait
 
@@ -44,26 +44,6 @@ class Record:
     future: Any
 
 
-def sent(client: Client) -> list[Any]:
-    """The messages that this client sends, from now on: a list that grows."""
-    seen: list[Any] = []
-    driver: Any = client._driver
-    flush = driver.endpoint.flush
-
-    def watch(now: float) -> Any:
-        packets = list(flush(now))
-        seen.extend(message for _, packet in packets for message in packet.messages)
-        return packets
-
-    driver.endpoint.flush = watch
-    return seen
-
-
-def about_data(seen: list[Any]) -> list[str]:
-    """Of these those that are no part of a connection's own life."""
-    return [name for name in (type(message).__name__ for message in seen) if name not in ("Ping", "Probe", "Taken")]
-
-
 # --- accepts, and returns the same type ------------------------------------------------------------------
 
 
@@ -76,7 +56,8 @@ def test_every_container_comes_back_as_its_own_kind(client: Client) -> None:
         ({"a": a, "b": [b]}, {"a": 1, "b": [2]}), (Point(a, (b, {"k": a})), Point(1, (2, {"k": 1}))),
         (tagged, Tagged([1])), (Pair(a, b), Pair(1, 2)), (Bag([a]), Bag([1])), (Frozen([b]), Frozen([2])),
         (OrderedDict(y=a, x=b), OrderedDict(y=1, x=2)), (defaultdict(list, k=a), defaultdict(list, k=1)),
-        (Counter({"n": b}), Counter({"n": 2})), ([Point(Tagged([(a,)]), {1: {2: {b}}})], [Point([(1,)], {1: {2: {2}}})]),
+        (Counter({"n": b}), Counter({"n": 2})),
+        ([Point(Tagged([(a,)]), {1: {2: {b}}})], [Point([(1,)], {1: {2: {2}}})]),
     ]:  # fmt: skip
         result = client.gather(given)
         assert result == expected and type(result) is type(expected), given
@@ -135,16 +116,6 @@ def test_an_iterator_closed_early_frees_everything(client: Client, gate: functio
     idle(client)
     assert list(values) == []
     gate.open()
-
-
-def idle(client: Client) -> None:
-    """Nothing is collected, asked for or reserved any more."""
-    ledger: Any = client._ledger
-    assert not ledger.collections.open and not ledger.fetcher.tickets
-    requests = ledger.fetcher.requests
-    eventually(lambda: not requests.open and requests.inflight == 0 == requests.relayed, "no credits are in use")
-    with client._lock:
-        ledger.check()
 
 
 @pytest.mark.parametrize("kind", [queue.Queue, queue.LifoQueue, queue.PriorityQueue])
@@ -232,8 +203,9 @@ def test_skip_at_any_depth(client: Client, gate: functions.Gate) -> None:
     gone.cancel()
     gate.open()
     for given, expected in [
-        (bad, None), (gone, None), ([good, bad, gone], [1]), ((bad,), ()), ({bad, good}, {1}), (frozenset([gone]), frozenset()),
-        ({"a": bad, "b": good}, {"b": 1}), (Point(bad, good), Point(None, 1)), ([Point(good, [gone, good])], [Point(1, [1])]),
+        (bad, None), (gone, None), ([good, bad, gone], [1]), ((bad,), ()), ({bad, good}, {1}),
+        (frozenset([gone]), frozenset()), ({"a": bad, "b": good}, {"b": 1}), (Point(bad, good), Point(None, 1)),
+        ([Point(good, [gone, good])], [Point(1, [1])]),
         ([[[bad]], {"k": {"l": [bad, 5]}}], [[[]], {"k": {"l": [5]}}]), (Tagged([bad, good]), Tagged([1])),
         (Pair(bad, good), (1,)), (OrderedDict(a=good, b=bad), OrderedDict(a=1)), ([bad, bad, good, bad], [1]),
     ]:  # fmt: skip
@@ -297,131 +269,3 @@ def test_a_task_never_steers_the_program_that_asks(client: Client, kind: type[Ba
     below = client.submit(functions.inc, bad)
     with pytest.raises(RuntimeError, match=kind.__name__):
         below.result(timeout=20)
-
-
-# --- duplicates, nothing, and what a future can have become ------------------------------------------------
-
-
-def test_duplicates_are_fetched_once_and_are_one_object(client: Client) -> None:
-    pytest.importorskip("numpy")
-    future = client.submit(functions.filled, 3, 300_000, pure=False)
-    wait(future)
-    seen = sent(client)
-    a, (b, inner), d = client.gather([future, (future, {"k": Future(future.key, client)}), future])
-    assert a is b is inner["k"] is d and a[0] == 3
-    names = [row[0] for message in seen if type(message).__name__ == "Get" for row in message.rows]
-    assert len(names) <= 1  # none by shared memory
-    small = client.submit(functions.same, [1, 2])
-    first, second, (third,) = client.gather([small, small, (small,)])
-    assert first is second is third
-
-
-@pytest.mark.parametrize("empty", [[], (), {}, set(), frozenset(), Point([], {}), [[], {"k": ()}], iter(()), 7, "key", None])
-def test_nothing_to_gather_sends_nothing(client: Client, empty: Any) -> None:
-    assert client.nthreads()
-    seen = sent(client)
-    result = client.gather(empty)
-    assert (list(result) == []) if isinstance(empty, Iterator) else (result == empty and type(result) is type(empty))
-    assert client.nthreads() and about_data(seen) == ["Ask"]
-
-
-def test_nothing_to_gather_needs_no_connection(cluster: LocalCluster) -> None:
-    client = Client(cluster, set_as_default=False)
-    done = client.submit(functions.inc, 1)
-    wait(done)
-    client.close()
-    assert client.gather([]) == [] and client.gather({"k": ()}) == {"k": ()} and list(client.gather(iter(()))) == []
-    assert client.gather([done]) == [2]  # its value had come along
-
-
-def test_unfinished_futures_are_waited_for(client: Client, gate: functions.Gate) -> None:
-    slow = client.submit(functions.wait_at, gate, 5)
-    opener = threading.Thread(target=lambda: (eventually(lambda: gate.arrived() == 1), gate.open()))
-    opener.start()
-    assert client.gather([slow, client.submit(functions.inc, slow)], timeout=20) == [5, 6]
-    opener.join(20)
-
-
-def test_cancelled_says_by_whom(cluster: LocalCluster, client: Client, gate: functions.Gate) -> None:
-    with Client(cluster, name="the-other", set_as_default=False) as other:
-        mine, theirs = client.submit(functions.wait_at, gate), other.submit(functions.wait_at, gate)
-        eventually(lambda: gate.arrived() >= 1, "the task runs")
-        client.nthreads(), other.nthreads()
-        other.cancel(theirs, force=True)
-        with pytest.raises(CancelledError, match=r"cancelled by client the-other"):
-            client.gather([mine], timeout=20)
-    gone = client.submit(functions.wait_at, gate, "own")
-    gone.cancel()
-    with pytest.raises(CancelledError, match=f"{gone.key}: cancelled by client {client.name}"):
-        client.gather(gone)
-    gate.open()
-
-
-def test_cancelled_says_that_scattered_data_is_lost(start: Callable[..., LocalCluster]) -> None:
-    with Client(start(n_workers=1, threads_per_worker=1), set_as_default=False) as client:
-        data = client.scatter(bytes(200_000))
-        client.restart(timeout=30)
-        with pytest.raises(CancelledError, match=r"restart|lost"):
-            client.gather([data], timeout=20)
-        with pytest.raises(CancelledError):
-            client.gather(client.submit(len, data), timeout=20)
-
-
-def test_cancelled_says_that_the_client_was_closed(cluster: LocalCluster, gate: functions.Gate) -> None:
-    client = Client(cluster, set_as_default=False)
-    future = client.submit(functions.wait_at, gate)
-    caught: list[BaseException] = []
-
-    def gather() -> None:
-        try:
-            client.gather([future])
-        except BaseException as exc:
-            caught.append(exc)
-
-    threads = [threading.Thread(target=gather) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    eventually(lambda: gate.arrived() == 1 and len(client._ledger.collections.open) == 3, "all wait")
-    client.close()
-    for thread in threads:
-        thread.join(20)
-    assert [type(error) for error in caught] == [CancelledError] * 3
-    assert all("client closed" in str(error) for error in caught)
-    with pytest.raises(CancelledError, match="client closed"):
-        client.gather(future)
-    gate.open()
-
-
-def test_a_key_cancelled_and_given_again_is_two_results(client: Client, gate: functions.Gate) -> None:
-    old = client.submit(functions.wait_at, gate, key="twice")
-    old.cancel()
-    new = client.submit(functions.inc, 1, key="twice")
-    assert client.gather([old, new, [new]], errors="skip") == [2, [2]]
-    result = client.gather([old, new], errors="return")
-    assert isinstance(result[0], CancelledError) and result[1] == 2
-    gate.open()
-
-
-def test_a_future_of_another_cluster_is_refused_and_both_are_named(
-    client: Client, start: Callable[..., LocalCluster]
-) -> None:
-    with Client(start(n_workers=1, processes=False), set_as_default=False) as other:
-        mine, theirs = client.submit(functions.inc, 1), other.submit(functions.inc, 1)
-        for given in (theirs, [mine, theirs], {"k": (theirs,)}):
-            with pytest.raises(ValueError, match="belongs to cluster") as caught:
-                client.gather(given)
-            for name in (other.cluster_id, other.address, client.cluster_id, client.address):
-                assert name in str(caught.value)
-        values = client.gather(iter([mine, theirs, mine]))
-        assert next(values) == 2
-        with pytest.raises(ValueError, match="belongs to cluster"):
-            next(values)
-        assert list(values) == [2]
-
-
-def test_a_future_of_another_client_of_the_cluster_is_gathered(client: Client, second: Client) -> None:
-    theirs = second.submit(functions.filled, 4, 100_000, pure=False)
-    mine = client.submit(functions.inc, 1)
-    array, same, two = client.gather([theirs, theirs, mine])
-    assert array is same and array[0] == 4 and two == 2
-    assert [int(array[0]) for array in client.gather(iter([theirs]))] == [4]

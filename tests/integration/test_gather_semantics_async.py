@@ -10,7 +10,7 @@ from typing import Any
 
 import cluster_functions as functions
 import pytest
-from cluster_checks import WITHIN, eventually
+from cluster_checks import WITHIN, idle
 
 from zdist import CancelledError, Client, LocalCluster
 
@@ -22,16 +22,6 @@ async def aclient(cluster: LocalCluster) -> AsyncIterator[Client]:
         async with asyncio.timeout(WITHIN):
             assert await client.submit(functions.add, 1, 1, pure=False) == 2
         idle(client)
-
-
-def idle(client: Client) -> None:
-    """Nothing is collected, asked for or reserved any more."""
-    ledger: Any = client._ledger
-    assert not ledger.collections.open and not ledger.fetcher.tickets
-    requests = ledger.fetcher.requests
-    eventually(lambda: not requests.open and requests.inflight == 0 == requests.relayed, "no credits are in use")
-    with client._lock:
-        ledger.check()
 
 
 # --- asynchronous= ----------------------------------------------------------------------------------------

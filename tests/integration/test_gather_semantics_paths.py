@@ -217,7 +217,7 @@ def test_ctrl_c_ends_the_transfer_frees_its_credits_and_leaves_the_client_usable
 
 
 def test_callers_never_touch_each_others_gathers(peer_client: Client, gate: functions.Gate) -> None:
-    """The same keys at once: one gives up in no time, one fails, others insist on a path, and all the rest get it all."""
+    """The same keys at once: one gives up in no time, one fails, others insist on a path, the rest get it all."""
     client = peer_client
     futures = made(client, 12, 3 << 20)
     bad = client.submit(functions.fail, 1)

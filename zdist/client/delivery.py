@@ -144,8 +144,8 @@ class Delivery:
         holders = outcome[4] if entry.status == FINISHED and outcome is not None else ()
         names = ", ".join(members[holder][1] if holder in members else holder for holder in holders)
         return PeerUnreachable(
-            f"{entry.key} lies on {names or 'no worker any more'}, and with direct=True and fallback='error' there is no "
-            f"way to it: {text}"
+            f"{entry.key} lies on {names or 'no worker any more'}, and with direct=True and fallback='error' there is "
+            f"no way to it: {text}"
         )
 
     def _missing(self, entries: Sequence[Entry]) -> int:
