@@ -2,28 +2,40 @@
 
 A request is granted before it goes to its holder: at most ``RELAY_BUDGET`` bytes are asked for and not yet taken, and
 the receivers share them by turns, so the broker's memory is bounded whatever the results' sizes. A receiver that does
-not take what it got loses its place in the budget after ``GRANT_TIMEOUT``, but gets nothing more until it takes it.
+not take what it got loses its place in the budget after ``TAKE_TIMEOUT``, but gets nothing more until it takes it.
 What it was sent may still lie in its connection's queue: it counts up to ``RELAY_CEILING`` until the receiver takes it,
 or its connection is found to be gone.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from zdist.core.machine import Machine, require
 from zdist.errors import ProtocolError
-from zdist.limits import ATTACH_WAIT, CHUNK, GRANT_TIMEOUT, QUEUED_REQUESTS, RELAY_BUDGET, RELAY_CEILING
+from zdist.limits import (
+    ATTACH_WAIT,
+    CHUNK,
+    GRANT_TIMEOUT,
+    QUEUED_REQUESTS,
+    REFUSED_KEYS,
+    RELAY_BUDGET,
+    RELAY_CEILING,
+    TAKE_TIMEOUT,
+)
 from zdist.protocol.messages import Data, Get, HelloPlease, Message, Taken, payload_size
 
 __all__ = ["Relay"]
 
+UNPROVEN: Final = 2 * CHUNK  # bytes under way to a receiver that has not taken anything yet
+
 
 class Grant:
-    """A request that has been passed on. ``bytes`` is its share of the budget, ``answered`` whether data came."""
+    """A request that has been passed on. ``bytes`` is its share of the budget."""
 
-    __slots__ = ("answered", "bytes", "holder", "keys", "receiver", "req", "since")
+    __slots__ = ("bytes", "holder", "keys", "receiver", "req", "since")
 
     def __init__(self, receiver: str, get: Get, size: int, now: float) -> None:
         self.receiver = receiver
@@ -32,7 +44,6 @@ class Grant:
         self.keys = tuple(row[0] for row in get.rows)
         self.bytes = size
         self.since = now
-        self.answered = False
 
 
 class Relay(Machine[str]):
@@ -45,15 +56,21 @@ class Relay(Machine[str]):
         super().__init__()
         self.alive = alive
         self.connected: dict[str, None] = {}
-        self.grants: OrderedDict[tuple[str, int], Grant] = OrderedDict()  # least recent progress first
+        self.grants: OrderedDict[tuple[str, int], Grant] = OrderedDict()  # passed on, not answered; oldest first
+        self.sent: OrderedDict[tuple[str, int], Grant] = OrderedDict()  # answered, not taken; longest unmoved first
+        self.proven: dict[str, None] = {}  # receivers that take what they get; the others are given little
+        self.took: dict[str, float] = {}  # when a receiver last took something, while something else is on its way
         self.granted = 0  # bytes of all grants
         self.used: dict[str, int] = {}  # the same by receiver
         self.debts: dict[tuple[str, int], int] = {}  # answered, never taken, reclaimed: bytes
         self.owed = 0  # bytes of all debts
         self.debtors: dict[str, int] = {}  # how many debts by receiver
         self.ask_at = float("inf")  # when debtors are asked next whether they are there
-        self.queues: OrderedDict[str, deque[Get]] = OrderedDict()  # by receiver, whose turn it is first
+        self.queues: OrderedDict[str, OrderedDict[int, Get]] = OrderedDict()  # by receiver, whose turn it is first
         self.early: dict[str, list[tuple[Get, float]]] = {}  # by holder that has no bulk connection yet
+        self.deferred: dict[str, int] = {}  # how many of those by receiver
+        self.refused: dict[str, dict[int, int]] = {}  # keys in answers without data, until they are confirmed
+        self.refused_keys: dict[str, int] = {}  # their sum by receiver
         self.ignored = 0
 
     # --- sessions -------------------------------------------------------------------------------------
@@ -61,7 +78,7 @@ class Relay(Machine[str]):
     def joined(self, session: str, now: float) -> None:
         """The session has a bulk connection (again)."""
         self.connected[session] = None
-        for get, _ in self.early.pop(session, ()):
+        for get in self._take_early(session):
             self._queue(get)
         self._grant(now)
 
@@ -75,38 +92,55 @@ class Relay(Machine[str]):
 
     def _end(self, session: str, reason: str, now: float) -> None:
         self.connected.pop(session, None)
+        self.proven.pop(session, None)
         self.queues.pop(session, None)
+        self.refused.pop(session, None)
+        self.refused_keys.pop(session, None)
         for holder, early in list(self.early.items()):
             self._keep_early(holder, [entry for entry in early if entry[0].receiver != session])
-        for get, _ in self.early.pop(session, ()):
+        for get in self._take_early(session):
             self._refuse(get.receiver, get.req, [row[0] for row in get.rows], "unreachable", reason)
         for receiver, queue in list(self.queues.items()):
-            for get in queue:
-                if get.holder == session:
-                    self._refuse(receiver, get.req, [row[0] for row in get.rows], "unreachable", reason)
-            self._keep_queue(receiver, [get for get in queue if get.holder != session])
+            for get in [get for get in queue.values() if get.holder == session]:
+                self._refuse(receiver, get.req, [row[0] for row in get.rows], "unreachable", reason)
+                self._unqueue(receiver, get.req)
         for name, grant in list(self.grants.items()):
             if grant.receiver == session:
                 self._free(name)
-            elif grant.holder == session and not grant.answered:
+            elif grant.holder == session:
                 self._free(name)
                 self._refuse(grant.receiver, grant.req, grant.keys, "unreachable", reason)
+        for name in [name for name in self.sent if name[0] == session]:
+            self._free(name)
         if session in self.debtors:
             for name in [name for name in self.debts if name[0] == session]:
                 self._settle(name)
         self._grant(now)
 
     def _keep_early(self, holder: str, early: list[tuple[Get, float]]) -> None:
+        for get, _ in self.early.pop(holder, ()):
+            self._undefer(get.receiver, -1)
+        for get, _ in early:
+            self._undefer(get.receiver, 1)
         if early:
             self.early[holder] = early
-        else:
-            self.early.pop(holder, None)
 
-    def _keep_queue(self, receiver: str, queue: list[Get]) -> None:
-        if queue:
-            self.queues[receiver] = deque(queue)
+    def _take_early(self, holder: str) -> list[Get]:
+        gets = [get for get, _ in self.early.get(holder, ())]
+        self._keep_early(holder, [])
+        return gets
+
+    def _undefer(self, receiver: str, change: int) -> None:
+        count = self.deferred.get(receiver, 0) + change
+        if count:
+            self.deferred[receiver] = count
         else:
-            self.queues.pop(receiver, None)
+            del self.deferred[receiver]
+
+    def _unqueue(self, receiver: str, req: int) -> None:
+        queue = self.queues.get(receiver)
+        if queue is not None and queue.pop(req, None) is not None and not queue:
+            del self.queues[receiver]
 
     # --- messages -------------------------------------------------------------------------------------
 
@@ -121,7 +155,7 @@ class Relay(Machine[str]):
         elif isinstance(message, Data):
             self._data(session, message, now)
         elif isinstance(message, Taken):
-            self._taken(session, message)
+            self._taken(session, message, now)
         else:
             raise ProtocolError(f"{type(message).__name__} from {session} is not for the relay")
         self._grant(now)
@@ -142,24 +176,24 @@ class Relay(Machine[str]):
     def _queue(self, get: Get) -> None:
         name = (get.receiver, get.req)
         queue = self.queues.get(get.receiver, ())
-        twice = name in self.grants or name in self.debts or any(other.req == get.req for other in queue)
-        if twice or len(queue) >= QUEUED_REQUESTS:
+        known = name in self.grants or name in self.sent or name in self.debts
+        if known or get.req in queue or len(queue) >= QUEUED_REQUESTS:
             self.ignored += 1
         else:
-            self.queues.setdefault(get.receiver, deque()).append(get)
+            self.queues.setdefault(get.receiver, OrderedDict())[get.req] = get
 
     def _defer(self, get: Get, now: float) -> None:
         """Keep a request whose holder has no bulk connection: mostly it is about to have one."""
-        early = self.early.setdefault(get.holder, [])
-        if len(early) < QUEUED_REQUESTS:
-            early.append((get, now + ATTACH_WAIT))
-        else:
+        if max(len(self.early.get(get.holder, ())), self.deferred.get(get.receiver, 0)) >= QUEUED_REQUESTS:
             self.ignored += 1
+            return
+        self.early.setdefault(get.holder, []).append((get, now + ATTACH_WAIT))
+        self._undefer(get.receiver, 1)
 
     def _data(self, session: str, data: Data, now: float) -> None:
         name = (data.receiver, data.req)
         grant = self.grants.get(name)
-        if grant is None or grant.answered or grant.holder != session:
+        if grant is None or grant.holder != session:
             self.ignored += 1
             return
         size = sum(payload_size(piece) for row in data.rows for piece in row[4])
@@ -168,28 +202,37 @@ class Relay(Machine[str]):
             self._free(name)
             self._refuse(grant.receiver, grant.req, grant.keys, "busy", "its holder sent more than was asked for")
             return
-        self.send(data.receiver, data)
         if not size:
             self._free(name)
+            if self._may_refuse(data.receiver, data.req, len(data.rows) + len(data.absent)):
+                self.send(data.receiver, data)
             return
+        self.send(data.receiver, data)
         self._count(grant, size - grant.bytes)
-        grant.answered = True
         grant.since = now
-        self.grants.move_to_end(name)
+        del self.grants[name]
+        self.sent[name] = grant
 
-    def _taken(self, session: str, taken: Taken) -> None:
+    def _taken(self, session: str, taken: Taken, now: float) -> None:
         """The receiver has its data, or wants it no more; what still comes for the request is dropped."""
         name = (session, taken.req)
         if name in self.grants:
             self._free(name)
+        elif name in self.sent:
+            self.took[session] = now
+            self.proven[session] = None
+            self._free(name)
         elif name in self.debts:
             self._settle(name)
-        else:
-            queue = self.queues.get(session, ())
-            self._keep_queue(session, [get for get in queue if get.req != taken.req])
+        elif taken.req in self.refused.get(session, ()):
+            self._confirmed(session, taken.req)
+        elif taken.req in self.queues.get(session, ()):
+            self._unqueue(session, taken.req)
+        elif session in self.deferred:
             for holder, early in list(self.early.items()):
                 keep = [e for e in early if e[0].receiver != session or e[0].req != taken.req]
-                self._keep_early(holder, keep)
+                if len(keep) < len(early):
+                    self._keep_early(holder, keep)
 
     # --- the budget -----------------------------------------------------------------------------------
 
@@ -201,9 +244,10 @@ class Relay(Machine[str]):
             self.used[grant.receiver] = used
         else:
             self.used.pop(grant.receiver, None)
+            self.took.pop(grant.receiver, None)
 
     def _free(self, name: tuple[str, int]) -> None:
-        grant = self.grants.pop(name)
+        grant = self.grants.pop(name, None) or self.sent.pop(name)
         self._count(grant, -grant.bytes)
 
     def _owe(self, grant: Grant, now: float) -> None:
@@ -211,6 +255,7 @@ class Relay(Machine[str]):
         name = (grant.receiver, grant.req)
         self.debts[name] = grant.bytes
         self.owed += grant.bytes
+        self.proven.pop(grant.receiver, None)
         self.debtors[grant.receiver] = self.debtors.get(grant.receiver, 0) + 1
         self.ask_at = min(self.ask_at, now + GRANT_TIMEOUT)
 
@@ -230,17 +275,17 @@ class Relay(Machine[str]):
         budget = min(RELAY_BUDGET, RELAY_CEILING - self.owed)
         while self.queues and blocked < len(self.queues):
             receiver, queue = next(iter(self.queues.items()))
-            get = queue[0]
+            get = next(iter(queue.values()))
             size = min(sum(row[2] or CHUNK for row in get.rows), CHUNK)
             others = len(self.used) - (receiver in self.used)
-            share = max(RELAY_BUDGET // (2 + 2 * others), CHUNK)
+            share = max(budget // (2 + 2 * others), CHUNK) if receiver in self.proven else UNPROVEN
             if receiver in self.debtors or self.used.get(receiver, 0) + size > share:
                 self.queues.move_to_end(receiver)
                 blocked += 1
                 continue
             if self.granted + size > budget:
                 return
-            queue.popleft()
+            del queue[get.req]
             if queue:
                 self.queues.move_to_end(receiver)
             else:
@@ -254,7 +299,28 @@ class Relay(Machine[str]):
             self.send(get.holder, get)
 
     def _refuse(self, receiver: str, req: int, keys: Iterable[str], code: str, text: str) -> None:
-        self.send(receiver, Data(req, receiver, (), tuple((key, code, text) for key in keys)))
+        rows = tuple((key, code, text) for key in keys)
+        if self._may_refuse(receiver, req, len(rows)):
+            self.send(receiver, Data(req, receiver, (), rows))
+
+    def _may_refuse(self, receiver: str, req: int, keys: int) -> bool:
+        """Note an answer without data. Who confirms none of them would have its connection filled with them."""
+        self._confirmed(receiver, req)
+        count = self.refused_keys.get(receiver, 0) + keys
+        if count > REFUSED_KEYS:
+            self.ignored += 1
+            return False
+        if receiver in self.connected:
+            self.refused.setdefault(receiver, {})[req] = keys
+            self.refused_keys[receiver] = count
+        return True
+
+    def _confirmed(self, receiver: str, req: int) -> None:
+        table = self.refused.get(receiver)
+        if table is not None and req in table:
+            self.refused_keys[receiver] -= table.pop(req)
+            if not table:
+                del self.refused[receiver], self.refused_keys[receiver]
 
     # --- time -----------------------------------------------------------------------------------------
 
@@ -264,14 +330,19 @@ class Relay(Machine[str]):
             name, grant = next(iter(self.grants.items()))
             if grant.since + GRANT_TIMEOUT > now:
                 break
-            if grant.answered:
-                if grant.receiver not in self.debtors:
-                    self.log("warning", "relay.stalled", receiver=grant.receiver)
-                self._owe(grant, now)
-                self._free(name)
-            else:
-                self._free(name)
-                self._refuse(grant.receiver, grant.req, grant.keys, "busy", "its holder did not answer in time")
+            self._free(name)
+            self._refuse(grant.receiver, grant.req, grant.keys, "busy", "its holder did not answer in time")
+        for name, grant in list(self.sent.items()):
+            if grant.since + TAKE_TIMEOUT > now:
+                break
+            if self.took.get(grant.receiver, 0.0) + TAKE_TIMEOUT > now:  # it takes other things first
+                grant.since = now
+                self.sent.move_to_end(name)
+                continue
+            if grant.receiver not in self.debtors:
+                self.log("warning", "relay.stalled", receiver=grant.receiver)
+            self._owe(grant, now)
+            self._free(name)
         if now >= self.ask_at:
             self.ask_at = now + GRANT_TIMEOUT
             for session in self.debtors:  # answered by one that lives; a connection that is gone takes nothing
@@ -286,9 +357,11 @@ class Relay(Machine[str]):
 
     def deadline(self) -> float | None:
         """When ``tick`` is next needed."""
-        times = [due for early in self.early.values() for _, due in early]
+        times = [early[0][1] for early in self.early.values()]
         if self.grants:
             times.append(next(iter(self.grants.values())).since + GRANT_TIMEOUT)
+        if self.sent:
+            times.append(next(iter(self.sent.values())).since + TAKE_TIMEOUT)
         if self.debts:
             times.append(self.ask_at)
         return min(times, default=None)
@@ -297,14 +370,15 @@ class Relay(Machine[str]):
 
     def check(self) -> None:
         """Raise InvariantError if the books do not agree."""
-        require(self.granted == sum(g.bytes for g in self.grants.values()), "relay: granted bytes are not the sum")
-        require(all(g.bytes > 0 for g in self.grants.values()), "relay: an empty or negative grant")
+        grants = [*self.grants.items(), *self.sent.items()]
+        require(self.granted == sum(g.bytes for _, g in grants), "relay: granted bytes are not the sum")
+        require(all(g.bytes > 0 for _, g in grants), "relay: an empty or negative grant")
         require(self.granted <= RELAY_BUDGET, "relay: over budget")
         require(self.granted + self.owed <= RELAY_CEILING, "relay: over the ceiling")
         require(self.owed == sum(self.debts.values()), "relay: owed bytes are not the sum")
         require((self.ask_at < float("inf")) == bool(self.debts), "relay: debtors are not asked")
         by: dict[str, int] = {}
-        for (receiver, req), grant in self.grants.items():
+        for (receiver, req), grant in grants:
             require(grant.receiver == receiver and grant.req == req, "relay: a grant under another's name")
             by[receiver] = by.get(receiver, 0) + grant.bytes
         require(by == self.used, "relay: bytes by receiver are not the sum")
@@ -314,5 +388,15 @@ class Relay(Machine[str]):
         require(owed == self.debtors, "relay: debts are not the sum")
         require(all(self.queues.values()), "relay: an empty queue was kept")
         require(all(self.early.values()), "relay: an empty list of early requests was kept")
-        times = [g.since for g in self.grants.values()]
-        require(times == sorted(times), "relay: grants are out of order")
+        deferred: dict[str, int] = {}
+        for early in self.early.values():
+            for get, _ in early:
+                deferred[get.receiver] = deferred.get(get.receiver, 0) + 1
+        require(deferred == self.deferred, "relay: early requests by receiver are not the sum")
+        refused = {receiver: sum(table.values()) for receiver, table in self.refused.items()}
+        require(refused == self.refused_keys, "relay: refused keys are not the sum")
+        require(all(self.refused.values()), "relay: an empty table of refusals was kept")
+        require(self.took.keys() <= self.used.keys(), "relay: remembers a receiver that has nothing to take")
+        for table in (self.grants, self.sent):
+            times = [g.since for g in table.values()]
+            require(times == sorted(times), "relay: grants are out of order")

@@ -8,7 +8,17 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from zdist.errors import ProtocolError
-from zdist.limits import ATTACH_WAIT, CHUNK, GRANT_TIMEOUT, MIB, QUEUED_REQUESTS, RELAY_BUDGET, RELAY_CEILING
+from zdist.limits import (
+    ATTACH_WAIT,
+    CHUNK,
+    GRANT_TIMEOUT,
+    MIB,
+    QUEUED_REQUESTS,
+    REFUSED_KEYS,
+    RELAY_BUDGET,
+    RELAY_CEILING,
+    TAKE_TIMEOUT,
+)
 from zdist.protocol.messages import Buffer, Data, Get, HelloPlease, Probe, Taken
 from zdist_broker.relay import Relay
 
@@ -167,7 +177,7 @@ def test_a_receiver_that_does_not_take_loses_the_budget_but_gets_no_more() -> No
     b.get("c-0", 1)
     b.data("w-0", "c-0", 1)
     b.get("c-0", 2)
-    b.tick(GRANT_TIMEOUT - 1)
+    b.tick(TAKE_TIMEOUT - 1)
     b.data("w-0", "c-0", 2)
     b.tick(1)
     assert b.relay.granted == CHUNK
@@ -178,21 +188,47 @@ def test_a_receiver_that_does_not_take_loses_the_budget_but_gets_no_more() -> No
 
 def stall(b: Bench, *receivers: str) -> int:
     """These ask for all that they get, have it sent, and take nothing until it is reclaimed; bytes of that."""
-    asked = []
+    sent = 0
+    passed: list[object] = []
     for receiver in receivers:
         for req in range(RELAY_BUDGET // CHUNK):
-            asked += [(m.receiver, m.req) for m in b.get(receiver, req).get("w-0", ()) if isinstance(m, Get)]
-    for receiver, req in asked:
-        b.data("w-0", receiver, req)
-    b.tick(GRANT_TIMEOUT)
-    return len(asked) * CHUNK
+            passed += b.get(receiver, req).get("w-0", ())
+    while passed:
+        get = passed.pop(0)
+        assert isinstance(get, Get)
+        passed += b.data("w-0", get.receiver, get.req).get("w-0", ())
+        sent += CHUNK
+    b.tick(TAKE_TIMEOUT)
+    return sent
+
+
+def test_a_slow_receiver_is_no_stalled_one() -> None:
+    b = Bench("w-0", "c-0")
+    for req in range(6):
+        b.get("c-0", req)
+        b.data("w-0", "c-0", req)
+    for req in range(6):  # one after the other, each in time
+        assert not b.relay.debts
+        b.tick(0.9 * TAKE_TIMEOUT)
+        b.send("c-0", Taken(req))
+    assert not (b.relay.debts or b.relay.granted or b.relay.took)
+
+
+def test_a_greedy_receiver_that_stalls_holds_the_others_up_for_a_moment_only() -> None:
+    b = Bench("w-0", "c-live", *(f"c-{n}" for n in range(10)))
+    stall(b, *(f"c-{n}" for n in range(10)))
+    assert list(b.get("c-live", 99)) == ["w-0"]
+    b.data("w-0", "c-live", 99)
+    b.send("c-live", Taken(99))  # it does as it should
+    under = sum(len(b.get("c-live", req).get("w-0", ())) for req in range(20))
+    assert under >= RELAY_BUDGET // CHUNK // 5  # enough to keep a link busy
 
 
 def test_what_lies_in_the_queues_of_stalled_receivers_counts_up_to_the_ceiling() -> None:
     stalled, more = [f"c-{n}" for n in range(10)], [f"c-{n}" for n in range(10, 40)]
     b = Bench("w-0", "c-live", *stalled, *more)
     first = stall(b, *stalled)
-    assert RELAY_BUDGET / 2 < b.relay.owed == first <= RELAY_BUDGET
+    assert RELAY_BUDGET / 2 < b.relay.owed == first <= RELAY_BUDGET  # as none of them has proven itself
     assert list(b.get("c-live", 0)) == ["w-0"]  # there is room for others still
     b.data("w-0", "c-live", 0)
     b.send("c-live", Taken(0))
@@ -332,9 +368,44 @@ class RelayLife(RuleBasedStateMachine):
         for s in "abcd":
             relay.gone(s, self.bench.now)
         self.bench.tick(ATTACH_WAIT)
-        assert not (relay.granted or relay.owed or relay.grants or relay.queues or relay.early)
-        assert not (relay.debts or relay.used or relay.debtors)
+        assert not (relay.granted or relay.owed or relay.grants or relay.sent or relay.queues or relay.early)
+        assert not (relay.debts or relay.used or relay.debtors or relay.took)
 
 
 TestRelayLife = RelayLife.TestCase
 TestRelayLife.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+def test_refusals_that_a_receiver_does_not_confirm_are_bounded() -> None:
+    b = Bench("c-0", "c-1")
+    b.relay.alive = lambda session: session != "w-gone"
+    rows = tuple((f"k{n}", 0, 1) for n in range(500))
+    told = 0
+    for req in range(1000):
+        told += len(absent(b.send("c-0", Get(req, "", "w-gone", "c-0", rows)), "c-0"))
+    assert 60_000 < told <= REFUSED_KEYS
+    assert absent(b.send("c-1", Get(1, "", "w-gone", "c-1", rows)), "c-1") == ["unknown"] * 500  # others are answered
+    for req in range(1000):
+        b.send("c-0", Taken(req))
+    assert not b.relay.refused.get("c-0")
+    assert len(absent(b.send("c-0", Get(5000, "", "w-gone", "c-0", rows)), "c-0")) == 500
+
+
+def test_answers_without_data_count_as_refusals() -> None:
+    b = Bench("c-0", "w-0")
+    passed = 0
+    for req in range(1000):
+        b.get("c-0", req)
+        out = b.send("w-0", Data(req, "c-0", (), tuple((f"k{n}", "unknown", "") for n in range(500))))
+        passed += len(absent(out, "c-0"))
+    assert passed <= REFUSED_KEYS and b.relay.granted == 0
+
+
+def test_requests_for_holders_that_are_not_connected_are_bounded_per_receiver() -> None:
+    b = Bench("c-0")
+    for req in range(3 * QUEUED_REQUESTS):
+        b.get("c-0", req, holder=f"w-{req % 50}")
+    assert sum(map(len, b.relay.early.values())) == QUEUED_REQUESTS
+    for req in range(3 * QUEUED_REQUESTS):
+        b.send("c-0", Taken(req))
+    assert not b.relay.early and not b.relay.deferred
