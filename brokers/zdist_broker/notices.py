@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zdist.limits import MAX_REASON, NOTICE, NOTICE_MAX
+from zdist.limits import MAX_REASON, NOTICE, NOTICE_MAX, POOLS_KEPT
 from zdist.protocol.messages import Starved
 from zdist_broker.placement import Placement
 from zdist_broker.pool import Pool
@@ -46,7 +46,7 @@ class Notices:
             return
         changed: dict[Client, None] = {}
         for pool in starving:
-            if pool not in self.lacks:
+            if pool not in self.lacks and len(self.lacks) < POOLS_KEPT:  # of so many, the others will be told later
                 self.lacks[pool] = _Lack(now)
         starving.clear()
         for pool, lack in list(self.lacks.items()):
@@ -71,7 +71,7 @@ class Notices:
         return min((lack.due for lack in self.lacks.values()), default=None)
 
     def _why(self, pool: Pool) -> str:
-        there = [worker.name for worker in self.tables.workers.values() if worker.subscribed]
+        there = sorted(worker.name for worker in self.tables.workers.values() if worker.subscribed)
         if not there:
             return f"there are no workers; start some: zdist worker {self.address}"
         workers, other, resources, tags = pool.place

@@ -236,8 +236,14 @@ def test_worker_refuses_bad_options(options: list[str], said: str) -> None:
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("7181", 'an address is "tcp://HOST:PORT", for instance "tcp://127.0.0.1:7077", or "ipc:///PATH", not \'7181\''),
-        ("tcp://no-such-host.invalid:1", "the host name 'no-such-host.invalid' of tcp://no-such-host.invalid:1 cannot be"),
+        (
+            "7181",
+            'an address is "tcp://HOST:PORT", for instance "tcp://127.0.0.1:7077", or "ipc:///PATH", not \'7181\'',
+        ),
+        (
+            "tcp://no-such-host.invalid:1",
+            "the host name 'no-such-host.invalid' of tcp://no-such-host.invalid:1 cannot be",
+        ),
         ("tcp://192.0.2.1:7077", "with a broker on another machine (tcp://192.0.2.1:7077) the workers' data sockets"),
     ],
 )

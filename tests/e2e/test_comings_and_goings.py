@@ -60,7 +60,7 @@ class Program:
 
     def rest(self) -> str:
         """All that it has written, once it has ended."""
-        out, err = self.process.communicate(timeout=PATIENCE)
+        _, err = self.process.communicate(timeout=PATIENCE)
         self.log += err
         return self.log.decode()
 
@@ -241,7 +241,8 @@ def test_tokens_of_killed_brokers_are_swept_and_those_of_free_ports_go_with_thei
 @pytest.mark.parametrize("processes", [True, False])
 def test_a_local_cluster_on_tcp_is_found_by_address(processes: bool, runtime: Path) -> None:
     with LocalCluster(n_workers=1, threads_per_worker=1, protocol="tcp", processes=processes) as cluster:
-        program = f"from zdist import Client\nwith Client({cluster.broker_address!r}) as c: print(c.submit(abs, -7).result())"
+        address = cluster.broker_address
+        program = f"from zdist import Client\nwith Client({address!r}) as c: print(c.submit(abs, -7).result())"
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=child_environment()
         )

@@ -113,7 +113,7 @@ def test_an_address_may_lack_its_scheme(start: Callable[..., LocalCluster]) -> N
 # --- cancelled parents ----------------------------------------------------------------------------------
 
 
-def test_a_child_of_a_cancelled_parent_says_who_cancelled_it(client: Client, second: Client) -> None:
+def test_a_child_of_a_cancelled_parent_says_who_cancelled_it(client: Client) -> None:
     parent = client.submit(functions.inc, 1, key="parent-of-the-cancelled", workers=["nowhere"])
     child = client.submit(functions.inc, parent, key="child-of-the-cancelled")
     client.cancel(parent)

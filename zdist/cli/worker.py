@@ -19,7 +19,9 @@ __all__ = ["command"]
 @click.argument("address", required=False)
 @click.option("--nworkers", metavar="N", type=int, help="Worker processes [default: one per core].")
 @click.option("--nthreads", metavar="N", type=int, help="Threads of each worker [default: 1].")
-@click.option("--name", metavar="NAME", help="Name of the node; its workers are named after it [default: the host's name].")
+@click.option(
+    "--name", metavar="NAME", help="Name of the node; its workers are named after it [default: the host's name]."
+)
 @click.option("--tag", "tags", metavar="TAG", multiple=True, help="What tasks can ask for; may be given again.")
 @click.option("--resource", "resources", multiple=True, metavar="NAME=AMOUNT", help="What tasks can claim, per worker.")
 @click.option("--memory-limit", metavar="SIZE", help='Of each worker, such as "4GiB" [default: none].')
@@ -27,7 +29,12 @@ __all__ = ["command"]
 @click.option("--data-ports", metavar="LO-HI", help="Ports of the workers' data sockets [default: free ones].")
 @click.option("--advertise", metavar="HOST", help="Name or IP under which others reach this node [default: found out].")
 @click.option("--insecure", is_flag=True, default=None, help="Allow data sockets that a network can reach.")
-@click.option("--token-file", metavar="FILE", type=click.Path(dir_okay=False), help="Where the cluster token lies [default: looked for by ADDRESS].")
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="Where the cluster token lies [default: looked for by ADDRESS].",
+)
 @config_option
 @log_options
 def command(

@@ -12,6 +12,7 @@ import time
 import weakref
 from typing import IO, Any, Final
 
+from zdist import limits
 from zdist.errors import ClusterClosed, ZdistError
 from zdist.node.process import child_environment, python_command
 
@@ -21,7 +22,13 @@ ANSWER_TIMEOUT: Final = 10.0  # seconds for a node to answer an order
 
 
 def broker_command(
-    bind: str, *, token_file: str = "", bulk_bind: str = "", inline_result: int, log_level: str, log_format: str
+    bind: str,
+    *,
+    token_file: str = "",
+    bulk_bind: str = "",
+    inline_result: int = limits.INLINE_RESULT,
+    log_level: str,
+    log_format: str,
 ) -> list[str]:
     """Command line of a broker; ``--lifeline`` or ``--insecure`` may be added."""
     out = [*python_command("zdist_broker"), "--bind", bind, "--log-level", log_level, "--log-format", log_format]

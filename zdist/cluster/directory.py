@@ -7,24 +7,24 @@ from typing import Final
 
 from zdist.errors import AddressRefused
 from zdist.transport.scratch import Scratch
-from zdist.transport.security import runtime_dir
+from zdist.transport.security import CLUSTERS, runtime_dir, sweep_runtime
 
-__all__ = ["PREFIX", "PrivateDirectory"]
+__all__ = ["PrivateDirectory"]
 
-PREFIX: Final = "local-"
 MAX_IPC: Final = 107  # bytes of an ipc path
 LONGEST_NAME: Final = 24  # of a socket file in the directory
 
 
 class PrivateDirectory(Scratch):
-    """A private directory with a short name. Making one removes those whose owners were killed.
+    """A private directory with a short name. Making one removes what killed processes have left.
 
     Raises AddressRefused if the runtime directory's path is too long for sockets.
     """
 
     def __init__(self) -> None:
+        sweep_runtime()
         parent = runtime_dir()
-        super().__init__(parent, PREFIX)
+        super().__init__(parent, CLUSTERS)
         room = MAX_IPC - LONGEST_NAME - len(os.fsencode(self.path))
         if room < 0:
             self.remove()

@@ -14,17 +14,16 @@ import secrets
 import stat
 import tempfile
 from pathlib import Path
-from typing import Final
 
 from zdist.errors import AddressRefused, AuthenticationError, ZdistError
 from zdist.transport.scratch import LockedFile, sweep
 
 __all__ = [
-    "TokenSource", "check_bind", "find_token", "is_local", "new_token", "publish_token", "runtime_dir", "token_path",
-    "write_token",
+    "CLUSTERS", "NODES", "TokenSource", "check_bind", "find_token", "is_local", "new_token", "publish_token",
+    "runtime_dir", "sweep_runtime", "token_path", "write_token",
 ]  # fmt: skip
 
-TOKENS: Final = "token-"
+TOKENS, NODES, CLUSTERS = "token-", "node-", "local-"  # what a process puts into the runtime directory and owns
 
 
 def runtime_dir() -> Path:
@@ -47,6 +46,13 @@ def runtime_dir() -> Path:
             "remove it or set ZDIST_RUNTIME_DIR to a private directory"
         )
     return path
+
+
+def sweep_runtime() -> None:
+    """Remove what this user's processes that were killed have left in the runtime directory."""
+    parent = runtime_dir()
+    for prefix in (TOKENS, NODES, CLUSTERS):
+        sweep(parent, prefix)
 
 
 def new_token() -> str:
@@ -88,7 +94,7 @@ def publish_token(token: str, address: str) -> LockedFile:
     Tokens of brokers that are gone are swept; ``remove`` ends this one's.
     """
     path = token_path(address)
-    sweep(path.parent, TOKENS)
+    sweep_runtime()
     return LockedFile(path, token + "\n")
 
 

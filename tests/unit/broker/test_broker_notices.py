@@ -62,7 +62,10 @@ def test_a_worker_that_comes_in_time_is_waited_for_in_silence() -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (Options(workers=("elsewhere",)), "no worker has a name or address out of workers=['elsewhere']; there are W-0"),
+        (
+            Options(workers=("elsewhere",)),
+            "no worker has a name or address out of workers=['elsewhere']; there are W-0",
+        ),
         (Options(tags=("gpu", "big")), "no worker has the tags big, gpu; there are W-0"),
         (Options(resources=(("gpu", 2.0),)), "no worker has the resources gpu=2; there are W-0"),
         (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from broker_world import FN, SLOW, World
 
@@ -27,6 +29,7 @@ from zdist.protocol.messages import (
     Submit,
     Want,
     WhichFunction,
+    function_digest,
 )
 
 
@@ -157,9 +160,30 @@ def test_a_task_with_a_known_dependent_is_not_to_be_delivered() -> None:
     w = World(workers=1)
     w.submit("a")
     w.submit("b", deps=("a",))
-    assert w.runs("w-0")["a"][3] is False
+    assert w.runs("w-0")["a"][3] == 0
     w.done("w-0", "a")
-    assert w.runs("w-0")["b"][3] is True
+    assert w.runs("w-0")["b"][3] == 1
+
+
+@pytest.mark.parametrize(
+    ("clients", "deliver"),
+    [
+        ([{"shm": True}], 2),
+        ([{"shm": False}], 1),
+        ([{}], 1),
+        ([{"shm": True, "host": "elsewhere"}], 1),
+        ([{"shm": "yes"}], 1),
+        ([{}, {"shm": True}], 2),
+    ],
+)
+def test_shared_memory_is_for_clients_of_the_workers_host(clients: list[dict[str, Any]], deliver: int) -> None:
+    w = World(workers=0, clients=0)
+    for n, info in enumerate(clients):
+        w.client(f"c-{n}", **info)
+        w.submit("x", client=f"c-{n}", named=True)
+    w.turn()
+    w.worker("w-0")
+    assert w.runs("w-0")["x"][3] == deliver
 
 
 def test_the_spec_of_a_released_input_stays_and_its_data_goes() -> None:
@@ -231,7 +255,8 @@ def test_cancel_drops_the_clients_want_and_its_dependents() -> None:
     attempt = w.task("a").attempt
     w.send("c-0", Cancel(("a", "shared", "nowhere"), False, ""))
     cancelled = dict(w.rows("c-0", Cancelled))
-    assert cancelled == dict.fromkeys(("a", "b", "shared"), "cancelled by client C-0")
+    by = "cancelled by client C-0"
+    assert cancelled == {"a": by, "shared": by, "b": f"depends on a: {by}"}
     assert w.rows("w-0", Abort) == [("a", attempt)]
     assert not w.rows("c-1", Cancelled)
     assert set(w.states()) == {"shared"}
@@ -282,7 +307,7 @@ def test_a_client_that_leaves_releases_what_it_wanted() -> None:
 
 def test_a_submission_of_a_dropped_function_waits_for_its_definition() -> None:
     w = World(workers=1)
-    other = b"o" * 32
+    other = function_digest(b"bytes")
     w.gen = 10
     w.send("c-0", Submit(other, False, 11, (), (("x", b"", ()),)))
     w.send("c-0", Submit(FN, False, 12, (), (("y", b"", ("x",)),)))  # keeps its place behind the first
@@ -378,9 +403,10 @@ def test_functions_without_tasks_are_bounded_and_those_in_use_stay(monkeypatch: 
     monkeypatch.setattr("zdist_broker.intake.FUNCTION_CACHE_BYTES", 100_000)
     w = World(workers=1)
     w.submit("x")
-    digests = [bytes([n]) * 32 for n in range(1, 31)]
-    for digest in digests:
-        w.send("c-0", Define(digest, "closure", bytes(10_000)))
+    blobs = [bytes([n]) * 10_000 for n in range(1, 31)]
+    digests = [function_digest(blob) for blob in blobs]
+    for digest, blob in zip(digests, blobs, strict=True):
+        w.send("c-0", Define(digest, "closure", blob))
     functions = w.broker.tables.functions
     assert FN in functions and digests[-1] in functions and digests[0] not in functions
     assert sum(len(fn.blob) for fn in functions.values()) <= 110_000  # type: ignore[arg-type]

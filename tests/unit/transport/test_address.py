@@ -29,7 +29,9 @@ def test_addresses(text: str, address: str) -> None:
      "tcp://h:x", "tcp://*:1", "http://h:1", "ipc://", "", " ", "tcp://h:1/", "tcp://h 1:1", "::1:7077", 7181, None],
 )  # fmt: skip
 def test_malformed_addresses_say_what_an_address_looks_like(text: object) -> None:
-    with pytest.raises(ValueError, match=r"is no broker address; write tcp://HOST:PORT, for instance tcp://127\.0\.0\.1:7077"):
+    with pytest.raises(
+        ValueError, match=r"is no broker address; write tcp://HOST:PORT, for instance tcp://127\.0\.0\.1:7077"
+    ):
         broker_address(text)
 
 

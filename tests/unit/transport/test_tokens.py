@@ -61,6 +61,8 @@ def test_a_source_wants_the_file_that_it_is_given(tmp_path: Path) -> None:
 
 def test_a_token_file_in_a_directory_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "no" / "such" / "token"
-    with pytest.raises(AuthenticationError, match=rf"cannot write token file {path}: there is no directory {path.parent}"):
+    with pytest.raises(
+        AuthenticationError, match=rf"cannot write token file {path}: there is no directory {path.parent}"
+    ):
         write_token("secret", path)
     assert not (tmp_path / "no").exists()
