@@ -195,7 +195,7 @@ class _Examination:
         if relay.state != LISTENS:
             found.complain("relay", "relay-closed", relay.text)
         rows = self.client._ask("members", timeout=self.timeout, asynchronous=False)
-        members = [Member(*row) for row in rows]
+        members = sorted((Member(*row) for row in rows), key=lambda member: member.name)
         if not members:
             found.complain("workers", "no-workers", "no worker is connected to this broker")
             return
