@@ -54,7 +54,8 @@ class Supervisor:
     Parameters: ``settings`` of the workers, with the broker's address; ``token``, which finds the cluster's; the node's
     ``name``; how many ``workers``; ``lifeline``, a descriptor whose end ends the node and that may carry orders,
     answered on ``answers``; ``stderr``, where the workers' output goes; ``runtime``, a directory for the slots
-    (default: its own). Raises AddressRefused where the workers' data sockets could be reached over a network without leave.
+    (default: its own). Raises AddressRefused where the workers' data sockets could be reached over a network without
+    leave.
     """
 
     def __init__(
