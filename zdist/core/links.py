@@ -111,7 +111,7 @@ class Estimate:
         return self.rtt + self.lag
 
     def waited(self, seconds: float) -> None:
-        """A small answer took this long: the least is the round trip, the rest is slowness."""
+        """A first byte took this long: the least is the round trip, the rest is slowness."""
         if not self.rtt_known or seconds < self.rtt:
             self.rtt, self.rtt_known = seconds, True
         else:
@@ -127,9 +127,11 @@ class Estimate:
     def carried(self, nbytes: int, now: float, last: bool, small: int = 0) -> None:
         """Bytes arrived, ``small`` of the keys being so small that they cost time of their own; ``last``: nothing more
         is under way."""
+        elapsed = now - self.mark
+        if self.fresh and self.bandwidth and not self.pending and not small:
+            self.waited(max(1e-6, elapsed - nbytes / self.bandwidth))
         self.pending += nbytes
         self.small += small
-        elapsed = now - self.mark
         if self.pending < SAMPLE_BYTES or (elapsed < SAMPLE_SECONDS and not last):
             return
         bare = max(elapsed - self.small * SMALL_SECONDS, elapsed / 4)

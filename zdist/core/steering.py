@@ -28,6 +28,7 @@ MAX_STRIKES: Final = 6  # timeouts of a link, or requests for a key without resu
 DEAF_STRIKES: Final = 3  # timeouts of a peer path that answers probes, before it counts as closed
 REPLAN_SECONDS: Final = 0.05  # what waits in queues is planned anew, so often at most
 REPLAN_PER_KEY: Final = 1e-4  # and the less often the more there is
+SETTLED: Final = 0.1  # seconds from the end at which nothing changes its way any more: estimates are not that good
 
 SILENT: Final = "does not answer"  # why a holder is crossed off that may well have the data
 UNREACHABLE_PAUSE: Final = 0.5  # seconds before holders that no path leads to are tried again
@@ -96,12 +97,13 @@ class Steering:
                 self.fail(transfer, "missing", told or "no holders", now)
                 continue
             seen[transfer.holders] = None
-            by_direct.setdefault((transfer.direct, transfer.whole), []).append(transfer)
+            fits = transfer.whole or not any(holder in self.links.shms for holder in transfer.holders)
+            by_direct.setdefault((transfer.direct, fits), []).append(transfer)
         if any(direct is not False for direct, _ in by_direct):
             self._look_at(dict.fromkeys(holder for holders in seen for holder in holders), now)
-        for (direct, whole), some in by_direct.items():
+        for (direct, fits), some in by_direct.items():
             wants = [(transfer, transfer.expected(), transfer.holders) for transfer in some]
-            paths = self.paths if whole else [path for path in self.paths if path != SHM]
+            paths = self.paths if fits else [path for path in self.paths if path != SHM]
             for batch in plan_gather(wants, self.links, direct, paths=paths, fallback=self.fallback):
                 self._take_up(batch.path, batch.holder, batch.keys, batch.reason, now)
 
@@ -261,9 +263,10 @@ class Steering:
                 self._overdue(link, now)
         if self.replan_at and now >= self.replan_at:
             self.replan_at = 0.0
-            moved = [transfer for link in list(self.requests.queued) for transfer in self.requests.clear(link)]
-            moved.sort(key=lambda transfer: transfer.priority)
-            self.plan(moved, now)
+            if any(link.delay + (link.inflight + link.backlog) / link.speed > SETTLED for link in self.requests.queued):
+                moved = [transfer for link in list(self.requests.queued) for transfer in self.requests.clear(link)]
+                moved.sort(key=lambda transfer: transfer.priority)
+                self.plan(moved, now)
         self.pump(now)
         self.requests.due = self.requests.next_due()
 

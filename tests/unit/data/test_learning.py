@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from data_world import World
 
-from zdist.core.links import PEER, Estimate
+from zdist.core.links import PEER, RELAY, Estimate
 from zdist.limits import MIB, REQUEST_TIMEOUT
 
 PEER_ADDRESS = "tcp://host:1"
@@ -86,3 +86,25 @@ def test_a_relay_that_falls_silent_is_asked_again_where_there_is_no_other_way() 
     world.run(until=lambda: len(world.arrived) == 24)
     assert paths(world, 1) == {"relay": 24}
     assert world.now - start < REQUEST_TIMEOUT + 1.0
+
+
+def test_the_delay_of_a_path_is_learned_from_large_values_too() -> None:
+    link = Estimate(RELAY)
+    for start in (0.0, 1.0, 2.0, 3.0):  # the first MiB takes 70 ms, each after it 20
+        link.started(start)
+        for i in range(8):
+            link.carried(MIB, start + 0.07 + i * 0.02, i == 7)
+    assert 0.045 < link.delay < 0.06
+    assert 45e6 < link.bandwidth < 60e6
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_nearly_here_does_not_change_its_way(seed: int) -> None:
+    world = World(seed, delay=0.03)
+    world.add("w-1")
+    world.speed = {PEER_ADDRESS: 300e6, "relay": 50e6}
+    for ticket, direct in enumerate((True, False, None, None, None)):
+        world.fetcher.fetch(ticket, wanted(world, f"k{ticket}-", 24, 4 * MIB), direct=direct, now=world.now)
+        world.run(until=lambda count=24 * ticket + 24: len(world.arrived) == count)
+    batches = world.fetcher.report
+    assert sum(row.bytes for row in batches if row.path == "relay") < 24.1 * 4 * MIB  # what had to, and no more
