@@ -108,6 +108,18 @@ def test_cancelled_says_that_the_client_was_closed(cluster: LocalCluster, gate: 
     gate.open()
 
 
+def test_a_released_future_says_so(client: Client) -> None:
+    done, large = client.submit(functions.inc, 1, pure=False), client.submit(functions.filled, 1, 100_000, pure=False)
+    wait([done, large])
+    for future in (done, large):
+        future.release()
+    assert client.gather(done) == 2  # its value is here
+    eventually(large.cancelled, "it was let go")
+    for given in (large, [large]):
+        with pytest.raises(CancelledError, match=f"^{large.key}: its future was released$"):
+            client.gather(given, timeout=20)
+
+
 def test_a_key_cancelled_and_given_again_is_two_results(client: Client, gate: functions.Gate) -> None:
     old = client.submit(functions.wait_at, gate, key="twice")
     old.cancel()

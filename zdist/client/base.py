@@ -48,7 +48,8 @@ class Wait(NamedTuple):
 def failure_of(key: str, status: str, outcome: Any) -> BaseException:
     """The exception that an entry without a value stands for, from what was read of it under the lock."""
     if status == CANCELLED:
-        return CancelledError(f"{key}: {outcome or 'released'}")
+        why = outcome if type(outcome) is str and outcome else "its future was released"
+        return CancelledError(f"{key}: {why}")
     kind, payload, origin, text = outcome
     if kind == "killed":
         return KilledWorker(text)

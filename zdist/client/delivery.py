@@ -18,7 +18,7 @@ from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry
 from zdist.core.store import Entry as Held
 from zdist.errors import PeerUnreachable, SerializationError
 
-__all__ = ["INLINE", "Delivery", "uninterrupted"]
+__all__ = ["INLINE", "Broken", "Delivery", "is_here", "uninterrupted"]
 
 OVER: Final = (ERROR, CANCELLED)
 AT_ONCE: Final = 256  # entries looked at under one lock
@@ -184,6 +184,12 @@ class Delivery:
         except SerializationError as exc:
             return Broken(exc)
 
+    def load(self, entry: Entry) -> Any:
+        """The value that has come along with the news that the task is finished, or Broken."""
+        outcome = entry.outcome
+        self.client._ledger.fetcher.report.add("inline", "", 1, outcome[2], 0.0, INLINE)
+        return self._load(entry, outcome[3], outcome[1])
+
     # --- letting go --------------------------------------------------------------------------------
 
     def forget(self, entry: Entry) -> None:
@@ -197,11 +203,12 @@ class Delivery:
 
     def close(self) -> None:
         """Want nothing any more: what is under way for nobody else ends, and frees its credits."""
-        with uninterrupted(self.client):
-            for collection in list(self.open):
-                self._close(collection)
-            self.under.clear()
-            self.values.clear()
+        if self.open:
+            with uninterrupted(self.client):
+                for collection in list(self.open):
+                    self._close(collection)
+                self.under.clear()
+        self.values.clear()
 
     def _close(self, collection: Collection) -> None:
         client = self.client

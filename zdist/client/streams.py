@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 from zdist.client.containers import Skeleton, flatten
-from zdist.client.delivery import Delivery
+from zdist.client.delivery import Broken, Delivery, is_here
 from zdist.client.future import Future
 from zdist.client.gathering import put_together
 from zdist.core.entry import FINISHED, Entry
@@ -21,6 +21,9 @@ from zdist.limits import GATHER_BYTES, GATHER_WINDOW
 __all__ = ["Ahead", "gather_async_iterator", "gather_iterator"]
 
 PULL: Final = 0.02  # seconds for which a slow source is asked for more while there is something to hand out
+
+
+BARE: Final[Skeleton] = ("flat", list, None)  # of a list with one future
 
 
 class Item(NamedTuple):
@@ -65,6 +68,13 @@ class Ahead:
         fresh: list[Entry] = []
         uses = self._uses
         for item in source:
+            if type(item) is Future and item.client is self._client:  # nearly all
+                entry = item._entry
+                self._items.append(Item(BARE, [item]))
+                uses[entry] = uses.get(entry, 0) + 1
+                if uses[entry] == 1 and not is_here(entry):
+                    fresh.append(entry)
+                continue
             try:
                 # in a list, so that a bare future that is skipped can be told from one whose value is None
                 found, skeleton = flatten([item])
@@ -97,6 +107,11 @@ class Ahead:
                 self._items.popleft()
                 raise error
             entries = [future._entry for future in futures]
+            if skeleton is BARE and self._uses[entries[0]] == 1 and is_here(entries[0]):
+                value = self._delivery.load(entries[0])
+                if type(value) is not Broken:
+                    self._handed_out(entries)
+                    return [value]
             values, failed = await self._delivery.bring(entries, self._errors == "raise", deadline)
             for entry, value in values.items():
                 if self._uses[entry] > 1:  # another item of the window gets the same object
