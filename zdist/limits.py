@@ -10,6 +10,7 @@ MIB: Final = 1 << 20
 # --- wire ---------------------------------------------------------------------------------------
 MAX_FRAME: Final = 256 * MIB  # MAXMSGSIZE of every socket; larger values travel in chunks
 MAX_REQUEST: Final = 4 * MIB  # the same for sockets on which workers answer data requests
+MAX_BULK: Final = 16 * MIB  # and for the broker's bulk socket: chunks, and requests
 MAX_HEADER: Final = 256 * MIB  # the msgpack frame: many records with small payloads inside
 MAX_FRAMES: Final = 4096  # frames of one multipart message
 MAX_DEPTH: Final = 64  # nesting of free-form values
@@ -146,5 +147,5 @@ KEPT_BYTES_TOTAL: Final = 1024 * MIB  # by all sessions: the one with the most i
 WEIGH_EVERY: Final = 64  # packets sent and not acknowledged before their bytes are counted
 SENT_AGAIN: Final = 16 * MIB  # bytes sent again before the other side has confirmed some of it
 VAIN_REPEATS: Final = 8  # times that is done without any progress
-BULK_MESSAGES: Final = 2048  # of one packet on the bulk socket
+BULK_MESSAGES: Final = 64  # of one packet on the bulk socket
 REFUSED_KEYS: Final = 1 << 16  # that a receiver was told it cannot have and has not confirmed; then it is told no more

@@ -216,5 +216,6 @@ def _check_rest(machine: BrokerMachine) -> None:
             raise InvariantError(f"{key} is being placed on a worker that is gone")
     known = {**tables.clients, **tables.workers, **tables.nodes}
     require(machine.peers == known, "peers are listed by one role and not by the other")
+    machine.lanes.check()
     for pending in machine.queries.pending.values():
         require(not pending.client.gone and bool(pending.addresses), "an answer is pending for nobody or from nobody")

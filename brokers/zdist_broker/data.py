@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from zdist.limits import AHEAD_MICROS, PLACE_FAN_OUT
+from zdist.errors import ProtocolError
+from zdist.limits import AHEAD_MICROS, MAX_KEY, MAX_NAMES, MAX_REASON, MAX_TEXT, PLACE_FAN_OUT
 from zdist.protocol.messages import (
     Cancelled,
     Drop,
@@ -21,6 +22,7 @@ from zdist.protocol.messages import (
 )
 from zdist_broker.intake import UNKNOWN
 from zdist_broker.lifecycle import Lifecycle
+from zdist_broker.parse import fit_key, subscription
 from zdist_broker.placement import Placement
 from zdist_broker.state import (
     FAILED,
@@ -51,15 +53,19 @@ class Data:
         for key, nbytes, kind in message.rows:
             task = tables.tasks.get(key)
             if task is None:
+                unfit = fit_key(key) or ("" if nbytes >= 0 else f"its data cannot have {nbytes} bytes")
+                if unfit:
+                    tables.post(client, Rejected, (key[:MAX_KEY], unfit))
+                    continue
                 task = tables.tasks[key] = Task(key, None, b"", (), None, 0, MEMORY, ())
-                task.nbytes, task.type = nbytes, kind
+                task.nbytes, task.type = nbytes, kind[:MAX_KEY]
             elif task.fn is not None or (task.state == MEMORY and task.nbytes != nbytes):
                 reason = "the key is in use for " + ("a task" if task.fn is not None else "other data")
                 tables.post(client, Rejected, (key, reason))
                 continue
             else:
                 task.state = MEMORY  # also data that had been released, of which dependents are left
-                task.nbytes, task.type = nbytes, kind
+                task.nbytes, task.type = max(nbytes, 0), kind[:MAX_KEY]
             if key not in client.held:
                 tables.add_holder(task, client)
             if key not in client.wants:
@@ -67,19 +73,21 @@ class Data:
             client.wants[key] = message.gen
 
     def place(self, client: Client, message: Place, now: float) -> None:
+        workers = frozenset(message.workers[:MAX_NAMES])
         for key in message.keys:
             task = self.tables.tasks.get(key)
             if task is None or task.state == RELEASED:
-                self.tables.post(client, Cancelled, (key, UNKNOWN))
+                self.tables.post(client, Cancelled, (key[:MAX_KEY], UNKNOWN))
                 continue
             if task.state != MEMORY or not task.holders:
                 self.tables.ignored += 1
                 continue
             placing = self.tables.placing.get(key)
             if placing is None:
-                placing = self.tables.placing[key] = Placing(task, message.workers, max(message.copies, 0))
+                placing = self.tables.placing[key] = Placing(task, workers, max(message.copies, 0))
             else:  # two clients scatter the same content: the wider wish covers both
-                placing.allowed = placing.allowed and message.workers and (*placing.allowed, *message.workers)
+                both = placing.allowed | workers
+                placing.allowed = both if placing.allowed and workers and len(both) <= MAX_NAMES else frozenset()
                 placing.copies = message.copies and placing.copies and max(message.copies, placing.copies)
             self.advance(placing)
 
@@ -156,7 +164,7 @@ class Data:
             task = tables.tasks.get(key)
             if task is None:
                 if isinstance(peer, Client):
-                    tables.post(peer, Cancelled, (key, UNKNOWN))
+                    tables.post(peer, Cancelled, (key[:MAX_KEY], UNKNOWN))
                 continue
             placing = tables.placing.get(key)
             fetching = isinstance(peer, Worker) and placing is not None and peer in placing.targets
@@ -197,10 +205,14 @@ class Data:
     # --- workers --------------------------------------------------------------------------------------
 
     def subscribe(self, worker: Worker, message: Subscribe, now: float) -> None:
+        try:
+            message = subscription(message)
+        except ValueError as error:
+            raise ProtocolError(f"a subscription that cannot be taken: {error}") from None
         used = {name: worker.resources[name] - worker.free.get(name, 0.0) for name in worker.resources}
-        worker.threads = max(message.threads, 0)
-        worker.tags = tuple(message.tags)
-        worker.resources = dict(message.resources)
+        worker.threads = message.threads
+        worker.tags = message.tags
+        worker.resources = message.resources
         worker.free = {name: amount - used.get(name, 0.0) for name, amount in message.resources.items()}
         worker.paused = message.paused or not worker.threads
         worker.subscribed = True
@@ -232,18 +244,19 @@ class Data:
             self.tables.ignored += 1
             return None
         worker.gone = True
+        text = message.text[:MAX_TEXT]
         if not message.ordered:
             where = f"worker {worker.name} on {worker.host or 'an unnamed host'}"
             how = f"exit code {message.code}" if message.code >= 0 else f"signal {-message.code}"
             for key, attempt in message.running:
                 task = worker.assigned.get(key)
                 if task is not None and task.attempt == attempt:
-                    self.lifecycle.died(task, f"{where} ({how}){': ' if message.text else ''}{message.text}")
+                    self.lifecycle.died(task, f"{where} ({how}){': ' if text else ''}{text}")
         return worker
 
     def remove(self, workers: list[Worker], reason: str) -> None:
         """These workers are gone: start what they were given elsewhere, compute again what only they held."""
-        tables = self.tables
+        tables, reason = self.tables, reason[:MAX_REASON]
         for worker in workers:
             worker.gone = True
             del tables.workers[worker.session]

@@ -11,7 +11,7 @@ from typing import Any
 
 from zdist import limits
 from zdist.core.machine import Log, Machine, Route, require
-from zdist.core.session import Session, batches
+from zdist.core.session import batches, parcels
 from zdist.errors import InvariantError, ProtocolError, VersionMismatch
 from zdist.protocol.messages import (
     BulkHello,
@@ -28,27 +28,24 @@ from zdist.protocol.messages import (
     Taken,
     Welcome,
 )
+from zdist_broker.complaints import Complaints
 from zdist_broker.machine import BrokerMachine
+from zdist_broker.parse import fit_data, fit_get
+from zdist_broker.peer import Peer
 from zdist_broker.relay import Relay
 
 __all__ = ["BrokerEndpoint", "Peer"]
 
 ROLES = {"c": "client", "w": "worker", "n": "node"}
+REFUSALS = 16  # answers to a connection whose hellos are not accepted
+STRANGERS = 4096  # connections remembered that were asked for a hello, or are not listened to; the oldest make room
 
 
-class Peer:
-    """One session: its numbers, and the connections that it uses now."""
-
-    __slots__ = ("bulk", "control", "heard", "node", "role", "session", "stalled")
-
-    def __init__(self, session: str, role: str, node: str) -> None:
-        self.session = Session(session)
-        self.role = role
-        self.node = node  # a worker's node, whose heartbeat keeps it alive
-        self.control: bytes | None = None
-        self.bulk: bytes | None = None
-        self.heard = 0.0
-        self.stalled = False  # its socket took no more: send again when it speaks
+def remember(table: dict[bytes, Any], hop: bytes, value: Any) -> None:
+    """Note something of a connection, in a table whose oldest entries make room."""
+    if hop not in table and len(table) >= STRANGERS:
+        del table[next(iter(table))]
+    table[hop] = value
 
 
 def _node_of(hello: Hello) -> str:
@@ -89,9 +86,10 @@ class BrokerEndpoint:
         self.control: dict[bytes, Peer] = {}
         self.bulk: dict[bytes, Peer] = {}
         self.due: dict[str, Peer] = {}  # peers that wait for an acknowledgement
-        self.garbage: dict[bytes, int] = {}
-        self.refusals: dict[bytes, int] = {}
-        self.garbage_total = 0
+        self.lagging: dict[str, Peer] = {}  # peers with many packets that nobody has weighed
+        self.complaints = Complaints(machine.commands)
+        self.asked: dict[bytes, float] = {}  # connections that were asked for a hello, and when
+        self.shunned: dict[bytes, None] = {}  # connections full of what their peers did not take
         self.next_sweep = 0.0
         self.loose: list[tuple[Route, Packet]] = []
 
@@ -110,17 +108,25 @@ class BrokerEndpoint:
         if packet.messages and type(packet.messages[0]) is Hello:
             self._hello(route, packet.session, packet.messages[0], now)
         elif peer is None or peer.session.id != packet.session:
-            self._ask_hello(route)
+            if now >= self.asked.get(route.hop, 0.0) and route.hop not in self.shunned:
+                remember(self.asked, route.hop, now + limits.HELLO_PAUSE)
+                self._ask_hello(route)
         else:
             self._accept(peer, packet, now)
+
+    def admits(self, route: Route, frames: int, nbytes: int) -> bool:
+        """Whether so large a packet may come from this connection: not before its hello."""
+        known = self.bulk if route.channel == "bulk" else self.control
+        return route.hop in known or (frames == 1 and nbytes <= limits.STRANGER_HEADER)
 
     def _accept(self, peer: Peer, packet: Packet, now: float) -> None:
         peer.heard = now
         session = peer.session
         fresh = session.accept(packet, now)
-        if peer.stalled:
-            peer.stalled = False
-            self._send_again(peer, packet.ack)
+        if peer.behind:
+            self._go_on(peer, now)
+            if session.id not in self.peers:
+                return
         if fresh is None:
             assert peer.control is not None
             self._ask_hello(Route("control", peer.control))
@@ -166,47 +172,82 @@ class BrokerEndpoint:
             self.commands.append(Log("error", "relay.unsent", {"error": str(error)}))
 
     def _hello(self, route: Route, session: str, hello: Hello, now: float) -> None:
+        if route.hop in self.shunned:
+            return  # it finds the silence and dials anew
         if not hmac.compare_digest(hello.token.encode(), self.token.encode()):
-            self._refuse(route, session, "token", "the cluster token is missing or wrong (see --token-file)")
+            found = "the cluster token is wrong" if hello.token else "the cluster token is missing"
+            # who was there before the token was will look for it now, and that is no complaint
+            self._refuse(route, session, "token", f"{found} (see --token-file)", "warning" if hello.token else "info")
             return
         if ROLES.get(session[:1]) != hello.role:
             self._refuse(route, session, "name", f"session {session!r} cannot be a {hello.role}")
             return
         peer = self.peers.get(session)
+        other = self.control.get(route.hop)
+        if other is not None and other is not peer:
+            text = f"this connection speaks for session {other.session.id}; a session needs a connection of its own"
+            self._refuse(route, session, "name", text)
+            return
+        if peer is not None and hello.epoch == self.epoch and not peer.session.received:
+            if now < peer.greeted + limits.HELLO_PAUSE:
+                return
+            self._part(peer, "it may not have heard that it begins anew", now)  # the welcome that said so was lost
+            peer = None
+        packets: list[Packet] = []
         fresh = peer is None
-        if peer is None:
-            try:
-                joined = self.machine.joined(session, hello.role, hello.info, now)
-            except (TypeError, ValueError, RecursionError) as exc:
-                joined = Refused("info", f"the hello's info is malformed: {type(exc).__name__}")
+        if peer is not None:
+            peer.heard = now
+            peer.session.acknowledge(hello.received)
+            if now < peer.greeted + limits.HELLO_PAUSE or not self._may_repeat(peer, now):
+                return  # a peer that is not welcomed says hello again
+            packets = peer.repeat()
+            self.machine.resumed(session, now)
+            extra = {}
+        else:
+            if len(self.peers) >= limits.MAX_SESSIONS:
+                self._refuse(route, session, "full", f"this broker has {len(self.peers)} sessions and takes no more")
+                return
+            joined = self.machine.joined(session, hello.role, hello.info, now)
             if isinstance(joined, Refused):
                 self._refuse(route, session, joined.code, joined.text)
                 return
             peer = self.peers[session] = Peer(session, hello.role, _node_of(hello))
             extra = joined
-        else:
-            extra = {}
-            self.machine.resumed(session, now)
         if peer.control is not None and peer.control != route.hop:
             self.control.pop(peer.control, None)
         peer.control = route.hop
-        peer.heard = now
-        peer.stalled = False
+        peer.heard = peer.greeted = now
         self.control[route.hop] = peer
         self._loose(peer, Welcome(self.epoch, peer.session.received, fresh, self.info | extra))
-        if not fresh:
-            self._send_again(peer, hello.received)
+        self.loose += [(route, packet) for packet in packets]
 
-    def _send_again(self, peer: Peer, received: int) -> None:
-        assert peer.control is not None
-        route = Route("control", peer.control)
-        self.loose += [(route, packet) for packet in peer.session.resend(received)]
+    def _may_repeat(self, peer: Peer, now: float) -> bool:
+        """Whether what the peer has not confirmed is to be sent again; not if that was done too often in vain."""
+        if peer.repeats < limits.VAIN_REPEATS or peer.first != peer.begun:
+            return True
+        self._give_up(peer, f"it has confirmed nothing of what was sent again {peer.repeats} times", now)
+        return False
+
+    def _go_on(self, peer: Peer, now: float) -> None:
+        """A peer that is behind has spoken: what comes next, or everything if its socket had taken no more."""
+        packets: list[Packet] = []
+        if not peer.mute:
+            packets = peer.portion() if peer.first > peer.until else []
+        elif now >= peer.spoke + limits.HELLO_PAUSE and self._may_repeat(peer, now):
+            peer.spoke = now
+            packets = peer.repeat()
+        route = Route("control", peer.control or b"")
+        self.loose += [(route, packet) for packet in packets]
 
     def _bulk(self, route: Route, packet: Packet, now: float) -> None:
         first = packet.messages[0] if packet.messages else None
         if type(first) is BulkHello:
             peer = self.peers.get(packet.session)
-            if peer is not None and hmac.compare_digest(first.token.encode(), self.token.encode()):
+            good = hmac.compare_digest(first.token.encode(), self.token.encode())
+            if not good or self.bulk.get(route.hop, peer) is not peer:
+                reason = "another session's connection" if good else "a wrong cluster token"
+                self.garbled(route, ProtocolError(f"BulkHello of {packet.session!r} with {reason}"), now)
+            elif peer is not None:
                 if peer.bulk is not None and peer.bulk != route.hop:
                     self.bulk.pop(peer.bulk, None)
                     self.relay.detached(packet.session, now)
@@ -216,26 +257,31 @@ class BrokerEndpoint:
             return
         peer = self.bulk.get(route.hop)
         if peer is None or peer.session.id != packet.session:
-            self.loose.append((route, Packet(packet.session, 0, 0, (HelloPlease(),))))
+            if now >= self.asked.get(route.hop, 0.0):
+                remember(self.asked, route.hop, now + limits.HELLO_PAUSE)
+                self.loose.append((route, Packet(packet.session, 0, 0, (HelloPlease(),))))
+            return
+        if len(packet.messages) > limits.BULK_MESSAGES:
+            self.garbled(route, ProtocolError(f"{len(packet.messages)} messages in one packet"), now)
             return
         for message in packet.messages:
-            if isinstance(message, Get | Data | Taken):
+            if isinstance(message, Get):
+                fit = fit_get(message)
+            else:
+                fit = isinstance(message, Taken) or (isinstance(message, Data) and fit_data(message))
+            if fit:
                 self.relay.handle(packet.session, message, now)
             else:
-                self.garbled(route, ProtocolError(f"{type(message).__name__} on the bulk socket"), now)
+                self.garbled(route, ProtocolError(f"a {type(message).__name__} that is not for the relay"), now)
 
     def garbled(self, route: Route, error: ProtocolError, now: float) -> None:
         """Count what was no message; tell a peer of another version so; log once per connection."""
-        self.garbage_total += 1
-        count = self.garbage[route.hop] = self.garbage.get(route.hop, 0) + 1
-        if count == 1:
-            known = self.control.get(route.hop) or self.bulk.get(route.hop)
-            fields = {"session": known.session.id if known else "", "channel": route.channel, "error": str(error)}
-            self.commands.append(Log("warning", "peer.garbage", fields))
-            if type(error) is VersionMismatch:
-                self._refuse(route, "", "version", str(error))
-        if len(self.garbage) > limits.PEER_SOCKETS:
-            del self.garbage[next(iter(self.garbage))]
+        known = self.control.get(route.hop) or self.bulk.get(route.hop)
+        text = str(error)[: limits.MAX_REASON]
+        fields = {"session": known.session.id if known else "", "channel": route.channel, "error": text}
+        count = self.complaints.add("warning", "peer.garbage", route.hop, fields)
+        if count == 1 and type(error) is VersionMismatch:
+            self._refuse(route, "", "version", text)
 
     # --- leaving -----------------------------------------------------------------------------------
 
@@ -249,13 +295,16 @@ class BrokerEndpoint:
         else:
             peer = self.control.get(route.hop)
             if peer is not None:
-                peer.stalled = True
+                peer.stall()
 
     def _part(self, peer: Peer, reason: str, now: float) -> None:
         session = peer.session.id
         if self.peers.pop(session, None) is None:
             return
         self.due.pop(session, None)
+        self.lagging.pop(session, None)
+        if peer.control is not None and peer.session.weigh() > limits.CROWDED_BYTES:
+            remember(self.shunned, peer.control, None)  # its queue stays with the connection, for as long as that lives
         if peer.control is not None and self.control.get(peer.control) is peer:
             del self.control[peer.control]
         if peer.bulk is not None and self.bulk.get(peer.bulk) is peer:
@@ -263,14 +312,47 @@ class BrokerEndpoint:
         self.machine.left(session, reason, now)
         self.relay.gone(session, now)
 
+    def farewell(self, reason: str) -> None:
+        """This broker stops; another may come. For good order only: who does not hear it finds out by silence."""
+        for peer in self.peers.values():
+            self._loose(peer, Bye(reason))
+
     def expel(self, session: str, reason: str, now: float) -> None:
         """The machine has given this session up (a dead worker); its connection must say hello anew."""
         peer = self.peers.get(session)
         if peer is not None:
             self._part(peer, reason, now)
 
+    def _give_up(self, peer: Peer, reason: str, now: float) -> None:
+        """A session that does not take what it is sent would fill the broker. It may say hello and begin anew."""
+        session = peer.session
+        fields = {"session": session.id, "reason": reason, "packets": len(session.unacked), "bytes": session.weigh()}
+        self.commands.append(Log("warning", f"{peer.role}.given_up", fields))
+        self._part(peer, reason, now)
+
+    def _weigh(self, peer: Peer, now: float) -> int:
+        """Look at what is kept for a peer: bytes. Too much ends its session; a client with much gets no more values."""
+        weight, packets = peer.session.weigh(), len(peer.session.unacked)
+        if (weight > limits.KEPT_BYTES and packets > 1) or packets > limits.KEPT_PACKETS:
+            self._give_up(peer, f"it does not read: {weight} bytes in {packets} packets were kept for it", now)
+            return 0
+        if peer.crowded != (weight > limits.CROWDED_BYTES):
+            peer.crowded = not peer.crowded
+            self.machine.crowd(peer.session.id, peer.crowded)
+        return weight
+
     def _sweep(self, now: float) -> None:
         """Give up who has been silent for longer than its lease; a worker only while its node is not here to speak."""
+        self.complaints.sweep()
+        total, heaviest = 0, None
+        for peer in list(self.peers.values()):
+            if peer.crowded or peer.session.unacked:
+                weight = self._weigh(peer, now)
+                total += weight
+                if heaviest is None or weight > heaviest.session.weight:
+                    heaviest = peer
+        if heaviest is not None and total > limits.KEPT_BYTES_TOTAL:
+            self._give_up(heaviest, f"{total} bytes were kept for all sessions, most of them for this one", now)
         for peer in list(self.peers.values()):
             if peer.node and peer.node in self.peers:
                 continue
@@ -287,19 +369,19 @@ class BrokerEndpoint:
             self.due.pop(peer.session.id, None)
             self.loose.append((Route("control", peer.control), peer.session.loose(*messages)))
 
-    def _refuse(self, route: Route, session: str, code: str, text: str) -> None:
-        self.loose.append((route, Packet(session, 0, 0, (Refused(code, text),))))
-        count = self.refusals[route.hop] = self.refusals.get(route.hop, 0) + 1
-        if count == 1:  # once per connection
-            self.commands.append(Log("warning", "peer.refused", {"session": session, "code": code, "reason": text}))
-        if len(self.refusals) > limits.PEER_SOCKETS:
-            del self.refusals[next(iter(self.refusals))]
+    def _refuse(self, route: Route, session: str, code: str, text: str, level: str = "warning") -> None:
+        fields = {"session": session, "code": code, "reason": text}
+        if self.complaints.add(level, "peer.refused", route.hop, fields) <= REFUSALS:
+            self.loose.append((route, Packet(session, 0, 0, (Refused(code, text),))))
 
     def _ask_hello(self, route: Route) -> None:
         self.loose.append((route, Packet("", 0, 0, (HelloPlease(),))))
 
     def turn(self, now: float) -> None:
         """End of a turn: timers, then scheduling, once for all that came in."""
+        for peer in list(self.lagging.values()):
+            self._weigh(peer, now)
+        self.lagging.clear()
         if now >= self.next_sweep:
             self.next_sweep = now + limits.HEARTBEAT / 2
             self._sweep(now)
@@ -320,13 +402,16 @@ class BrokerEndpoint:
                     self.due.pop(session, None)  # numbered packets acknowledge, now or when they are sent again
                     for batch in batches(messages):
                         packet = peer.session.wrap(batch)
-                        if peer.control is not None and not peer.stalled:
+                        if peer.control is not None and not peer.behind:
                             packets.append((Route("control", peer.control), packet))
+                    if len(peer.session.unacked) - len(peer.session.weights) > limits.WEIGH_EVERY:
+                        self.lagging[session] = peer
         if self.relay.out:
             for session, messages in self.relay.take().items():
                 peer = peers.get(session)
                 if peer is not None and peer.bulk is not None:
-                    packets.append((Route("bulk", peer.bulk), Packet(session, 0, 0, tuple(messages))))
+                    route = Route("bulk", peer.bulk)
+                    packets += [(route, Packet(session, 0, 0, parcel)) for parcel in parcels(messages)]
         while self.due:  # oldest first, so a turn looks at no more peers than it has something for
             session, peer = next(iter(self.due.items()))
             if peer.session.unacknowledged and not peer.session.ack_due(now):
@@ -338,7 +423,7 @@ class BrokerEndpoint:
 
     def deadline(self) -> float:
         """When `turn` is next needed without a message, monotonic seconds."""
-        when = self.next_sweep
+        when = self.next_sweep if not self.lagging else 0.0
         if self.due:
             when = min(when, next(iter(self.due.values())).session.pending_since + limits.ACK_DELAY)
         for machine in (self.machine, self.relay):

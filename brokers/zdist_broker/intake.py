@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from zdist.limits import FUNCTION_CACHE_BYTES, PRIORITY_MAX
+from zdist.limits import (
+    CLIENT_FUNCTION_BYTES,
+    FUNCTION_CACHE_BYTES,
+    FUNCTIONS_DEFINED,
+    MAX_KEY,
+    MAX_REASON,
+)
 from zdist.protocol.messages import (
     Buffer,
     Cancel,
     Cancelled,
     Define,
-    Options,
     Payload,
     Rejected,
     Release,
@@ -18,14 +21,18 @@ from zdist.protocol.messages import (
     Submit,
     Want,
     WhichFunction,
+    function_digest,
     payload_size,
 )
 from zdist_broker.lifecycle import Lifecycle
+from zdist_broker.parse import fit_key
+from zdist_broker.parse import options as parse_options
 from zdist_broker.placement import Placement
 from zdist_broker.state import MEMORY, PINNED, READY, RELEASED, WAITING, Client, Function, Tables, Task, Terms
 
 UNKNOWN = "nobody in the cluster knows this key any more"
-_DEFAULTS = Options()
+_DIGEST = 32  # bytes
+_REFUSED = 64  # functions remembered as refused, per client
 
 
 def same_bytes(a: Payload, b: Payload) -> bool:
@@ -33,44 +40,6 @@ def same_bytes(a: Payload, b: Payload) -> bool:
     left = a.data if isinstance(a, Buffer) else a
     right = b.data if isinstance(b, Buffer) else b
     return left == right
-
-
-def _strings(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, tuple | list) or not all(isinstance(v, str) for v in value):
-        raise ValueError(f"{value!r} is not a list of strings")
-    return tuple(value)
-
-
-def parse_options(fields: tuple[Any, ...]) -> Options:
-    """The options of a submission, which come as free-form values.
-
-    Raises:
-        ValueError: one of them is ill-typed or out of range; the text says which.
-    """
-    if not fields:
-        return _DEFAULTS
-    if len(fields) > len(Options._fields):
-        raise ValueError(f"{len(fields)} options where {len(Options._fields)} are known")
-    retries, priority, workers, allow_other, resources, tags, forget = Options(*fields)
-    if not isinstance(retries, int) or not 0 <= retries < 1 << 31:
-        raise ValueError(f"retries={retries!r} is not a number from 0 on")
-    if not isinstance(priority, int) or abs(priority) > PRIORITY_MAX:
-        raise ValueError(f"priority={priority!r} is not a whole number between -{PRIORITY_MAX} and {PRIORITY_MAX}")
-    amounts = []
-    for pair in resources:
-        name, amount = pair
-        if not isinstance(name, str) or not isinstance(amount, int | float) or not 0 <= amount < float("inf"):
-            raise ValueError(f"resources: {pair!r} is not a name and an amount")
-        amounts.append((name, float(amount)))
-    return Options(
-        int(retries),
-        int(priority),
-        _strings(workers),
-        bool(allow_other),
-        tuple(sorted(amounts)),
-        tuple(sorted(_strings(tags))),
-        bool(forget),
-    )
 
 
 class Intake:
@@ -87,36 +56,73 @@ class Intake:
     def define(self, client: Client, message: Define, now: float) -> None:
         functions = self.tables.functions
         fn = functions.get(message.fn)
+        reason = self._unfit(client, message, fn)
+        if reason:  # its submissions are rejected with this reason
+            if len(client.refused) >= _REFUSED:
+                del client.refused[next(iter(client.refused))]
+            client.refused[message.fn[:_DIGEST]] = reason
+            return
+        client.refused.pop(message.fn, None)
         if fn is None:
-            fn = functions[message.fn] = Function(message.fn, message.name, message.blob)
-            self._unused += payload_size(message.blob)
+            fn = functions[message.fn] = Function(message.fn, message.name[:MAX_KEY], message.blob)
+            self._unused += fn.nbytes
             if self._unused > FUNCTION_CACHE_BYTES:
                 self._shrink(fn)
         if fn not in client.functions:
             client.functions[fn] = None
+            client.function_bytes += fn.nbytes
             fn.owners += 1
+
+    def _unfit(self, client: Client, message: Define, known: Function | None) -> str:
+        """Why this definition is not taken. A digest that others rely on names these bytes and no others."""
+        name = message.name[:80]
+        if known is not None:
+            if not same_bytes(known.blob, message.blob):
+                return f"the bytes of function {name} are not those that its digest names"
+            if known in client.functions:
+                return ""
+        elif len(message.fn) != _DIGEST or function_digest(message.blob) != message.fn:
+            return f"the bytes of function {name} are not those that its digest names"
+        size = payload_size(message.blob)
+        if len(client.functions) >= client.trim_at or client.function_bytes + size > CLIENT_FUNCTION_BYTES:
+            self._trim(client)
+            if client.function_bytes + size > CLIENT_FUNCTION_BYTES:
+                return (
+                    f"function {name} has {size} bytes, {client.function_bytes} bytes of functions are in use, and "
+                    f"{CLIENT_FUNCTION_BYTES} bytes are allowed; scatter the data that they refer to"
+                )
+        return ""
+
+    def _trim(self, client: Client) -> None:
+        """Take functions without tasks off a client's books, so that their number stays bounded."""
+        for fn in [fn for fn in client.functions if not fn.uses]:
+            self._disown(client, fn)
+        client.trim_at = max(FUNCTIONS_DEFINED, 2 * len(client.functions))
+
+    def _disown(self, client: Client, fn: Function) -> None:
+        del client.functions[fn]
+        client.function_bytes -= fn.nbytes
+        fn.owners -= 1
+        if not fn.owners and not fn.uses:
+            self.tables.functions.pop(fn.digest, None)
 
     def _shrink(self, newest: Function) -> None:
         """Drop functions that no task uses, oldest first, down to half of what is allowed."""
         functions = self.tables.functions
         idle = [f for f in functions.values() if not f.uses and f is not newest]
-        self._unused = payload_size(newest.blob) + sum(payload_size(f.blob) for f in idle)
+        self._unused = newest.nbytes + sum(f.nbytes for f in idle)
         for fn in idle:
             if self._unused <= FUNCTION_CACHE_BYTES // 2:
                 break
-            self._unused -= payload_size(fn.blob)
-            del functions[fn.digest]
+            self._unused -= fn.nbytes
             for client in self.tables.clients.values():
-                client.functions.pop(fn, None)
-            fn.owners = 0
+                if fn in client.functions:
+                    self._disown(client, fn)
 
     def disown(self, client: Client) -> None:
         """A client is gone, and with it functions that nobody else uses."""
-        for fn in client.functions:
-            fn.owners -= 1
-            if not fn.owners and not fn.uses:
-                self.tables.functions.pop(fn.digest, None)
-        client.functions = {}
+        for fn in list(client.functions):
+            self._disown(client, fn)
 
     # --- submissions --------------------------------------------------------------------------------
 
@@ -127,18 +133,23 @@ class Intake:
         try:
             terms = self.placement.terms_for(parse_options(options))
         except (ValueError, TypeError) as error:
-            for row in rows:
-                tables.post(client, Cancelled, (row[0], f"bad options: {error}"))
-            return
+            return self._decline(client, message, Cancelled, f"bad options: {error}")
         if fn is None:
+            reason = client.refused.get(digest, "" if len(digest) == _DIGEST else "no digest names its function")
+            if reason:
+                return self._decline(client, message, Rejected, reason)
             client.parked = (digest, [message])
             return tables.tell(client, WhichFunction(digest))
         tasks, wants, alone, forget = tables.tasks, client.wants, client.alone, terms.forget
         root, push, order, before = terms.root, terms.pool.push, tables.order, len(tables.tasks)
+        longest = MAX_KEY
         for key, args, needs in rows:
             task = tasks.get(key)
             if task is not None:
                 self._join(client, task, fn, named, gen, args, needs, forget)
+                continue
+            if not key or len(key) > longest:
+                self.reject(client, key, fit_key(key))
                 continue
             order += 1
             if needs:
@@ -155,6 +166,15 @@ class Intake:
         if len(tasks) != before:
             self.placement.dirty[terms.pool] = None
 
+    def _decline(self, client: Client, message: Submit, kind: type, reason: str) -> None:
+        """Take nothing of a submission."""
+        for row in message.rows:
+            self.tables.post(client, kind, (row[0][:MAX_KEY], reason))
+
+    def reject(self, client: Client, key: str, reason: str) -> None:
+        """A key that cannot be taken; of one that is no key the beginning is named."""
+        self.tables.post(client, Rejected, (key[:MAX_KEY], reason))
+
     def _create(
         self, client: Client, fn: Function, key: str, args: Payload, needs: tuple[str, ...], terms: Terms, gen: int
     ) -> None:
@@ -164,7 +184,7 @@ class Intake:
         for name in needs if len(needs) == 1 else dict.fromkeys(needs):
             dep = tables.tasks.get(name)
             if dep is None or (dep.fn is None and dep.state == RELEASED):
-                return tables.post(client, Cancelled, (key, f"depends on {name}, which nobody holds"))
+                return tables.post(client, Cancelled, (key, f"depends on {name[:80]}, which nobody holds"))
             deps.append(dep)
         task = Task(key, fn, args, tuple(deps), terms, terms.inner + tables.order, WAITING, client.alone)
         if terms.forget:
@@ -225,9 +245,17 @@ class Intake:
         for key in message.keys:
             task = self.tables.tasks.get(key)
             if task is None or (task.fn is None and task.state == RELEASED):
-                self.tables.post(client, Cancelled, (key, UNKNOWN))
+                self.unknown(client, key)
             else:
                 self._want(client, task, message.gen)
+
+    def unknown(self, client: Client, key: str) -> None:
+        """The client speaks of a key that is in no table."""
+        reason = fit_key(key)
+        if reason:
+            self.reject(client, key, reason)
+        else:
+            self.tables.post(client, Cancelled, (key, UNKNOWN))
 
     def _want(self, client: Client, task: Task, gen: int) -> None:
         if task.key not in client.wants:
@@ -261,21 +289,21 @@ class Intake:
 
         Dependents of a key that others want too keep it (as in dask.distributed ``cancel``).
         """
-        reason = message.reason or f"cancelled by client {client.name}"
+        reason = message.reason[:MAX_REASON] or f"cancelled by client {client.name}"
         seen: dict[Task, None] = {}
-        stack = [t for t in map(self.tables.tasks.get, message.keys) if t is not None]
+        stack = [(t, reason) for t in map(self.tables.tasks.get, message.keys) if t is not None]
         while stack:
-            task = stack.pop()
+            task, why = stack.pop()
             if task in seen:
                 continue
             seen[task] = None
             if message.force or not task.who or task.who == client.alone:
-                stack += task.dependents or ()
+                stack += [(dependent, f"depends on {task.key}: {reason}") for dependent in task.dependents or ()]
                 task.flags &= ~PINNED
             for who in task.who if message.force else client.alone:
                 if who.wants.pop(task.key, None) is not None:
                     self.lifecycle.unwant(who, task)
-                    self.tables.post(who, Cancelled, (task.key, reason))
+                    self.tables.post(who, Cancelled, (task.key, why))
         self.lifecycle.tidy(seen)
 
     def retry(self, client: Client, message: Retry, now: float) -> None:

@@ -8,12 +8,26 @@ a client wants it or a dependent is in the table.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-from zdist.limits import ALLOWED_DEATHS, MAX_RECOMPUTES
-from zdist.protocol.messages import Abort, Cancelled, Done, Drop, Erred, Failed, Finished, Killed, Locate, Lost
+from zdist.limits import ALLOWED_DEATHS, MAX_KEY, MAX_RECOMPUTES, MAX_TEXT, OWN_FRAME
+from zdist.protocol.messages import (
+    Abort,
+    Cancelled,
+    Done,
+    Drop,
+    Erred,
+    Failed,
+    Finished,
+    Killed,
+    Locate,
+    Lost,
+    payload_size,
+)
 from zdist_broker.placement import Placement
 from zdist_broker.state import (
     ASSIGNED,
+    EARLY,
     FAILED,
     FORGOTTEN,
     MEMORY,
@@ -44,6 +58,7 @@ class Lifecycle:
         tables = self.tables
         tasks, assigned, held, alone = tables.tasks, worker.assigned, worker.held, worker.alone
         last: Function | None = None
+        row: Any
         total = n = 0
         for key, attempt, micros, nbytes, value, kind in message.rows:
             task = tasks.get(key)
@@ -57,6 +72,7 @@ class Lifecycle:
                 last, total, n = fn, 0, 0
             total += micros
             n += 1
+            early = task.flags & EARLY
             if task.flags or task.waiting or task.terms.pool.resources:  # type: ignore[union-attr]
                 self.placement.unassign(task)
                 task.flags = task.waiting = 0
@@ -66,16 +82,24 @@ class Lifecycle:
                 worker.load -= task.cost
                 task.worker = None
             task.state = MEMORY
+            if nbytes < 0 or len(kind) > MAX_KEY:
+                nbytes, kind = max(nbytes, 0), kind[:MAX_KEY]
             task.nbytes = nbytes
             task.type = kind
             task.holders = alone
             held[key] = task
             if value is not None:
-                tables.keep(task, value)
+                size = len(value) if type(value) is bytes else payload_size(value)
+                if size <= OWN_FRAME:
+                    tables.keep(task, value, size)
+                else:  # no value of that size travels with a completion
+                    value = None
             who = task.who
-            for client in who:
-                where = () if value is not None else tables.holders(task, client)
-                row = (key, attempt, nbytes, value, where, kind)
+            for client in who if not early or value is None else ():  # else they have it, or hear of it soon
+                if value is not None and not client.crowded:
+                    row = (key, attempt, nbytes, value, (), kind)
+                else:
+                    row = (key, attempt, nbytes, None, tables.holders(task, client), kind)
                 if client.kind is Finished:
                     client.rows.append(row)
                 else:
@@ -94,7 +118,7 @@ class Lifecycle:
     def stale(self, worker: Worker, key: str, task: Task | None) -> None:
         """A result of an attempt that does not count: the worker need not keep it."""
         self.tables.ignored += 1
-        if task is None or (task.worker is not worker and key not in worker.held):
+        if len(key) <= MAX_KEY and (task is None or (task.worker is not worker and key not in worker.held)):
             self.tables.post(worker, Drop, key)
 
     def arrived(self, task: Task) -> None:
@@ -137,7 +161,7 @@ class Lifecycle:
                 self.placement.requeue(task)
             else:
                 self.placement.unassign(task)
-                self.fail(task, (False, payload, key, text))
+                self.fail(task, (False, payload, key, text[:MAX_TEXT]))
 
     def died(self, task: Task, text: str) -> None:
         """The worker died while it ran the task."""
@@ -242,7 +266,7 @@ class Lifecycle:
             if holder.kind is Drop:
                 holder.rows.append(key)
             else:
-                tables.post(holder, Drop, key)
+                tables.drop(holder, key)
         task.holders = ()
         task.args = b""
         for dep in task.deps:

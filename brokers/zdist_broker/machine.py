@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from zdist.core.machine import Machine
 from zdist.errors import ProtocolError
-from zdist.limits import INLINE_RESULT, PARKED_MESSAGES, WINDOW_BYTES, WINDOW_TASKS
+from zdist.limits import INLINE_RESULT, MAX_REASON, PARKED_MESSAGES, WINDOW_BYTES, WINDOW_TASKS
 from zdist.protocol.messages import (
     Adjusted,
     Ask,
@@ -24,8 +24,10 @@ from zdist.protocol.messages import (
     Erred,
     Held,
     Hold,
+    Lane,
     Message,
     Missing,
+    NodeEnded,
     Output,
     Place,
     Refused,
@@ -34,6 +36,7 @@ from zdist.protocol.messages import (
     Returned,
     Seceded,
     Submit,
+    SubmitEarly,
     Subscribe,
     Want,
     WhichFunction,
@@ -42,7 +45,10 @@ from zdist.protocol.messages import (
 from zdist_broker.checks import check
 from zdist_broker.data import Data
 from zdist_broker.intake import Intake
+from zdist_broker.lanes import Lanes
 from zdist_broker.lifecycle import Lifecycle
+from zdist_broker.notices import Notices
+from zdist_broker.parse import hello_info
 from zdist_broker.placement import Placement
 from zdist_broker.queries import Queries, Shutdown
 from zdist_broker.relay import Relay
@@ -54,7 +60,7 @@ Handlers = Mapping[type, Callable[..., None]]
 
 
 class Expel(NamedTuple):
-    """Command: a worker was given up with its process or node; end its session. It has left already."""
+    """Command: a worker or node was given up with its process; end its session. It has left already."""
 
     session: str
     reason: str
@@ -90,6 +96,8 @@ class BrokerMachine(Machine[str]):
         self.queries = queries = Queries(
             tables, lifecycle, self.commands, address=address, session=f"b-{epoch:x}", relay=relay
         )
+        self.notices = Notices(tables, placement, self.log, address)
+        self.lanes = lanes = Lanes(tables, placement, intake)
         self.peers: dict[str, Client | Worker | Node] = {}
         self.client_handlers: Handlers = {
             Submit: intake.submit,
@@ -103,6 +111,8 @@ class BrokerMachine(Machine[str]):
             Missing: data.missing,
             Ask: queries.ask,
             Call: queries.call,
+            SubmitEarly: lanes.submit,
+            Lane: lanes.lane,
         }
         self.worker_handlers: Handlers = {
             Done: lifecycle.done,
@@ -115,7 +125,9 @@ class BrokerMachine(Machine[str]):
             WhichFunction: self._which_function,
             Called: queries.called,
             Output: queries.output,
+            NodeEnded: self._node_ended,
         }
+        lanes.plain = self.worker_handlers
         self.node_handlers: Handlers = {WorkerDied: self._worker_died, Adjusted: queries.adjusted}
 
     # --- sessions -------------------------------------------------------------------------------------
@@ -126,14 +138,17 @@ class BrokerMachine(Machine[str]):
             self.left(session, "it has begun a new life", now)
         welcome: dict[str, Any] = {"cluster": self.cluster}
         peer: Client | Worker | Node
+        try:
+            info = hello_info(role, info)
+        except ValueError as error:
+            return Refused("info", f"the hello of {role} {session} is malformed: {error}")
+        if role in ("worker", "node"):
+            info["name"] = welcome["name"] = self._own_name(session, role, info)
         if role == "client":
             peer = self.tables.clients[session] = Client(session, info, now)
             peer.handlers = self.client_handlers
             welcome |= {"window_tasks": WINDOW_TASKS, "window_bytes": WINDOW_BYTES}
         elif role == "worker":
-            lacking = [name for name in ("node", "address") if not isinstance(info.get(name), str)]
-            if lacking:
-                return Refused("info", f"the hello of worker {session} lacks {' and '.join(lacking)}")
             peer = self.tables.workers[session] = Worker(session, info, now)
             peer.handlers = self.worker_handlers
             welcome["inline_result"] = self.tables.inline_result
@@ -146,11 +161,33 @@ class BrokerMachine(Machine[str]):
         self.log("info", f"{role}.joined", session=session, name=peer.name, host=peer.host)
         return welcome
 
+    def _own_name(self, session: str, role: str, info: dict[str, Any]) -> str:
+        """The name asked for, or with a number where another node or its worker has it: names tell workers apart.
+
+        A worker that takes the name of one of its own node replaces that one, whose end is about to be reported.
+        """
+        if role == "node":
+            taken = {node.name for node in self.tables.nodes.values()}
+        else:
+            taken = {worker.name for worker in self.tables.workers.values() if worker.node != info["node"]}
+        name = wanted = str(info["name"] or session)
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{wanted}~{number}"
+        return name
+
     def resumed(self, session: str, now: float) -> None:
         """The session's connection was renewed; nothing was lost."""
         peer = self.peers.get(session)
         if peer is not None:
             peer.seen = now
+
+    def crowd(self, session: str, crowded: bool) -> None:
+        """Whether a client has so much unread that completions shall tell it where values are, not the values."""
+        client = self.tables.clients.get(session)
+        if client is not None:
+            client.crowded = crowded
 
     def left(self, session: str, reason: str, now: float) -> None:
         """A session is over: its lease ran out, or it said Bye."""
@@ -163,6 +200,7 @@ class BrokerMachine(Machine[str]):
             self.queries.gone([peer], reason)
             self.intake.leave(peer)
             self.data.leave(peer)
+            self.lanes.left(peer)
             self.log("info", "client.left", session=session, name=peer.name, reason=reason)
         elif isinstance(peer, Worker):
             self._remove([peer], reason)
@@ -182,15 +220,26 @@ class BrokerMachine(Machine[str]):
             self.data.remove(workers, f"worker{'s' if len(workers) > 1 else ''} {names} died: {reason}")
             self.queries.gone(workers, reason)
             for worker in workers:
+                self.lanes.lost(worker)
                 self.log("info", "worker.left", session=worker.session, name=worker.name, reason=reason)
 
     def _worker_died(self, node: Node, message: WorkerDied, now: float) -> None:
         worker = self.data.worker_died(node, message, now)
         if worker is not None:
+            if not message.ordered:
+                self.lanes.died(worker, message.running)
             del self.peers[worker.session]
-            reason = message.text or (f"exit code {message.code}" if message.code >= 0 else f"signal {-message.code}")
+            how = f"exit code {message.code}" if message.code >= 0 else f"signal {-message.code}"
+            reason = message.text[:MAX_REASON] or how
             self.commands.append(Expel(worker.session, reason))
             self._remove([worker], reason)
+
+    def _node_ended(self, worker: Worker, message: NodeEnded, now: float) -> None:
+        """A worker knows it before the lease is over: its lifeline has closed."""
+        if worker.node in self.tables.nodes:
+            reason = "its workers say that it has ended"
+            self.commands.append(Expel(worker.node, reason))
+            self.left(worker.node, reason, now)
 
     # --- messages -------------------------------------------------------------------------------------
 
@@ -234,6 +283,10 @@ class BrokerMachine(Machine[str]):
             fn.workers.add(worker.session)
             self.tables.tell(worker, Define(fn.digest, fn.name, fn.blob))
 
+    def shut_down(self, reason: str) -> None:
+        """The cluster ends with the next turn."""
+        self.queries.stopping = reason
+
     # --- turns and time ---------------------------------------------------------------------------------
 
     def turn(self, now: float) -> None:
@@ -243,11 +296,9 @@ class BrokerMachine(Machine[str]):
         placement.flush()
         if placement.loaded or placement.steal_at is not None:
             placement.balance(now)
-        for pool in placement.blocked:
-            workers, _, resources, tags = pool.place
-            self.log("warning", "no-worker", workers=workers, resources=resources, tags=tags, tasks=pool.live)
-        placement.blocked = []
+        self.notices.turn(now)
         self.queries.turn(now)
+        self.lanes.turn(now)
         tables.flush(self.send)
 
     def tick(self, now: float) -> None:
@@ -255,13 +306,16 @@ class BrokerMachine(Machine[str]):
         placement = self.placement
         if placement.steal_at is not None and now >= placement.steal_at:
             placement.balance(now, due=True)
+        if self.lanes.sweep_at is not None and now >= self.lanes.sweep_at:
+            self.lanes.sweep(now)
 
     def deadline(self) -> float | None:
         """When ``tick`` is next needed."""
-        steal, asked = self.placement.steal_at, self.queries.deadline()
-        if steal is None or asked is None:
-            return asked if steal is None else steal
-        return min(steal, asked)
+        due = self.placement.steal_at
+        for when in (self.queries.deadline(), self.lanes.sweep_at, self.notices.deadline()):
+            if when is not None and (due is None or when < due):
+                due = when
+        return due
 
     def busy(self) -> bool:
         """Whether a task is unfinished."""

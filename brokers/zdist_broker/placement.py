@@ -15,6 +15,7 @@ from zdist.limits import (
     ASK_BACK_TIMEOUT,
     BYTES_PER_MICRO,
     HOLDERS_TOLD,
+    INLINED_BYTES,
     INLINED_DEPS,
     MESSAGE_ROWS,
     POOLS_KEPT,
@@ -23,9 +24,9 @@ from zdist.limits import (
     STEAL_PAUSE,
     STEAL_SAMPLE,
 )
-from zdist.protocol.messages import Define, Options, Run, TakeBack
+from zdist.protocol.messages import Define, Options, Run, TakeBack, payload_size
 from zdist_broker.pool import Place, Pool
-from zdist_broker.state import ASSIGNED, READY, SECEDED, WAITING, Tables, Task, Terms, Worker, parts
+from zdist_broker.state import ASSIGNED, EARLY, READY, SECEDED, WAITING, Function, Tables, Task, Terms, Worker, parts
 
 _LAST = 1 << 80  # after every priority
 
@@ -36,6 +37,8 @@ class Placement:
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
         self.pools: dict[Place, Pool] = {}
+        self.prune_at = POOLS_KEPT  # so many classes are there when those without tasks are looked for,
+        self.offers = 0  # or so many offers were made to classes since
         self.default = self.pool(((), False, (), ()))
         self.terms: dict[Options, Terms] = {}
         self.touched: dict[Worker, None] = {}  # their room has changed since the last turn
@@ -43,7 +46,7 @@ class Placement:
         self.loaded: dict[Worker, None] = {}  # have tasks queued beyond their threads
         self.assigned: list[Worker] = []  # have rows of Run to send
         self.steal_at: float | None = None
-        self.blocked: list[Pool] = []  # have tasks and no worker that may take them; each is reported once
+        self.starving: dict[Pool, None] = {}  # have tasks and no worker that may take them
 
     # --- classes ------------------------------------------------------------------------------------
 
@@ -60,14 +63,14 @@ class Placement:
     def pool(self, place: Place) -> Pool:
         pool = self.pools.get(place)
         if pool is None:
-            if len(self.pools) >= POOLS_KEPT:
+            if len(self.pools) >= self.prune_at:
                 self._prune()
             pool = self.pools[place] = Pool(place)
             self._refit(pool)
         return pool
 
     def _prune(self) -> None:
-        """Forget classes that no task and no cached terms belong to."""
+        """Forget classes that no task belongs to. It is done when as much work was spent on classes as it costs."""
         self.terms.clear()
         used = {task.terms.pool for task in self.tables.tasks.values() if task.terms is not None}
         used.add(self.default)
@@ -76,6 +79,8 @@ class Placement:
                 for worker in list(pool.members):
                     pool.remove(worker)
                 del self.pools[place]
+        self.prune_at = max(POOLS_KEPT, 2 * len(self.pools))
+        self.offers = 0
 
     def _refit(self, pool: Pool) -> None:
         """Determine a class's workers anew."""
@@ -152,7 +157,7 @@ class Placement:
         del worker.assigned[task.key]
         if not task.waiting:
             self.charge(task, worker, -1)
-        task.flags &= ~SECEDED
+        task.flags &= ~(SECEDED | EARLY)
         task.worker = None
         self.touched[worker] = None
         return worker
@@ -180,8 +185,10 @@ class Placement:
         """A dependency as a worker is told of it: what it holds itself it needs no value for."""
         if dep.key in worker.held:
             return (dep.key, dep.nbytes, worker.sessions, None)
-        if dep.value is not None and (inline or not dep.holders):
-            return (dep.key, dep.nbytes, (), dep.value)
+        value = dep.value
+        if value is not None and ((inline and worker.inlined < INLINED_BYTES) or not dep.holders):
+            worker.inlined += len(value) if type(value) is bytes else payload_size(value)
+            return (dep.key, dep.nbytes, (), value)
         return (dep.key, dep.nbytes, self.tables.holders(dep, worker), None)
 
     # --- a turn -------------------------------------------------------------------------------------
@@ -189,7 +196,12 @@ class Placement:
     def turn(self) -> None:
         """Assign what can be assigned, in order of priority across the classes."""
         dirty = self.dirty
+        if len(self.pools) > POOLS_KEPT:
+            self.offers += len(self.touched) * len(self.pools)
+            if self.offers > len(self.tables.tasks):
+                self._prune()
         for worker in self.touched:
+            worker.inlined = 0
             if worker.count > worker.threads:
                 self.loaded[worker] = None
             else:
@@ -231,9 +243,8 @@ class Placement:
             if worker is None:
                 worker = pick(task.fn)  # type: ignore[arg-type]  # data is never queued
                 if worker is None:
-                    if not pool.members and not pool.warned and pool is not self.default:
-                        pool.warned = True
-                        self.blocked.append(pool)
+                    if not pool.members:
+                        self.starving[pool] = None
                     return None
             if heap and heap[0][1] is task:
                 heappop(heap)
@@ -284,7 +295,11 @@ class Placement:
                 worker.free[name] -= amount
         inline = len(task.deps) <= INLINED_DEPS  # a task with very many inputs fetches them
         deps = tuple([self.located(dep, worker, inline=inline) for dep in task.deps]) if task.deps else ()
-        row = (task.key, attempt, task.priority, bool(task.who) and not task.dependents, task.args, deps)
+        deliver = 0
+        if task.who and not task.dependents:
+            who, host = task.who, worker.host
+            deliver = 2 if who[0].near == host or (len(who) > 1 and any(c.near == host for c in who)) else 1
+        row = (task.key, attempt, task.priority, deliver, task.args, deps)
         runs = worker.runs
         rows = runs.get(fn)
         if rows is None:
@@ -294,17 +309,40 @@ class Placement:
         else:
             rows.append(row)
 
+    def adopt(self, task: Task, worker: Worker, attempt: int) -> None:
+        """An assignment that the task's client has made itself."""
+        assert task.fn is not None
+        task.attempt = attempt
+        task.state = ASSIGNED
+        task.flags |= EARLY
+        task.worker = worker
+        task.cost = task.fn.cost
+        worker.assigned[task.key] = task
+        self.charge(task, worker, 1)
+
+    def confirm(self, task: Task) -> None:
+        """Order at once what a lane may have brought the worker already: nothing is done twice."""
+        fn, worker = task.fn, task.worker
+        assert fn is not None and worker is not None
+        task.flags &= ~EARLY
+        self._define(worker, fn)
+        self.tables.tell(worker, Run(fn.digest, ((task.key, task.attempt, task.priority, 2, task.args, ()),)))
+
+    def _define(self, worker: Worker, fn: Function) -> None:
+        if worker.session not in fn.workers:
+            fn.workers.add(worker.session)
+            self.tables.tell(worker, Define(fn.digest, fn.name, fn.blob))
+
     def flush(self) -> None:
         """Post the turn's Run messages, each after the function's first Define there."""
         tables = self.tables
         for worker in self.assigned:
             for fn, rows in worker.runs.items():
-                if worker.session not in fn.workers:
-                    fn.workers.add(worker.session)
-                    tables.tell(worker, Define(fn.digest, fn.name, fn.blob))
+                self._define(worker, fn)
                 for part in parts(rows, MESSAGE_ROWS if not any(row[5] for row in rows) else RUN_ROWS):
                     tables.tell(worker, Run(fn.digest, tuple(part)))
             worker.runs = {}
+            worker.inlined = 0
         self.assigned = []
 
     # --- taking back --------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ class Pool:
     that turns out not to have room leaves its ring and comes back when the scheduler is told that it has changed.
     """
 
-    __slots__ = ("ahead", "free", "heap", "live", "members", "place", "resources", "tail", "warned")
+    __slots__ = ("ahead", "free", "heap", "live", "members", "place", "resources", "tail")
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -42,7 +42,6 @@ class Pool:
         self.members: dict[Worker, None] = {}
         self.free: OrderedDict[Worker, None] = OrderedDict()
         self.ahead: OrderedDict[Worker, None] = OrderedDict()
-        self.warned = False
 
     # --- tasks ----------------------------------------------------------------------------------------
 
@@ -144,11 +143,11 @@ class Pool:
     def admit(self, worker: Worker) -> None:
         if worker not in self.members:
             self.members[worker] = None
-            worker.pools.append(self)
+            worker.pools[self] = None
 
     def remove(self, worker: Worker) -> None:
         if worker in self.members:
             del self.members[worker]
-            worker.pools.remove(self)
+            del worker.pools[self]
             self.free.pop(worker, None)
             self.ahead.pop(worker, None)

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from zdist.limits import MAX_KEY
+from zdist.limits import (
+    ANSWER_BYTES,
+    ASK_ENTRIES,
+    CALL_BYTES,
+    MAX_KEY,
+    MAX_NAME,
+    MAX_NAMES,
+    MAX_REASON,
+    MAX_TEXT,
+    MAX_WORKERS,
+    WAITING_ASKS,
+)
 from zdist.protocol.messages import (
     Adjust,
     Adjusted,
@@ -17,7 +28,9 @@ from zdist.protocol.messages import (
     Output,
     Payload,
     Stop,
+    payload_size,
 )
+from zdist_broker import parse
 from zdist_broker.lifecycle import Lifecycle
 from zdist_broker.relay import Relay
 from zdist_broker.state import PINNED, Client, Node, Peer, Tables, Worker
@@ -36,13 +49,14 @@ class Request(Exception):
 class Pending:
     """A call or an order that waits for answers, each from one session."""
 
-    __slots__ = ("addresses", "client", "req", "results")
+    __slots__ = ("addresses", "client", "req", "results", "room")
 
     def __init__(self, client: Client, req: int) -> None:
         self.client = client
         self.req = req
         self.addresses: dict[str, str] = {}  # who has not answered, by session
         self.results: dict[str, Any] = {}
+        self.room = ANSWER_BYTES  # what the answers that are still to come may add
 
 
 class Restart(NamedTuple):
@@ -52,6 +66,29 @@ class Restart(NamedTuple):
     req: int
     old: dict[str, None]  # sessions
     deadline: float | None
+
+
+Handler = Callable[[Client, int, Any, float], Any]
+
+
+def _nothing(args: Any) -> None:
+    if args is not None and args != ():
+        raise ValueError(f"it takes no arguments, not {parse.shown(args)}")
+
+
+def _optional(take: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda args: None if args is None else take(args)
+
+
+def _single(take: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """One argument, alone or as the only one of a list."""
+    return lambda args: take(args[0] if isinstance(args, tuple | list) and len(args) == 1 else args)
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"{parse.shown(value)} is neither true nor false")
+    return value
 
 
 def _bytes(payload: Payload) -> bytes:
@@ -82,31 +119,40 @@ class Queries:
         self.waiting: list[tuple[Client, int, int]] = []  # wait_for_workers: client, req, n
         self.restarts: list[Restart] = []
         self.stopping = ""
-        self.asks: dict[str, Callable[[Client, int, Any, float], Any]] = {
-            "workers": self._workers,
-            "wait_for_workers": self._wait_for_workers,
-            "who_has": self._who_has,
-            "has_what": self._has_what,
-            "nthreads": lambda client, req, args, now: {w.address: w.threads for w in self._there()},
-            "processing": lambda client, req, args, now: {w.address: list(w.assigned) for w in self._there()},
-            "counts": self._counts,
-            "restart": self._restart,
-            "shutdown": self._shutdown,
-            "scale": self._scale,
-            "log_subscribe": self._log_subscribe,
-            "fence": lambda client, req, args, now: True,  # what was sent before it has been taken in
+        count = _single(lambda args: parse.whole("workers", args, 0, MAX_WORKERS * MAX_NAMES))
+        seconds = _optional(_single(lambda args: None if args is None else parse.amount("seconds", args)))
+        keys = _optional(lambda args: parse.keys("keys", args))
+        names = _optional(lambda args: parse.names("workers", args))
+        self.asks: dict[str, tuple[Callable[[Any], Any], Handler]] = {  # how arguments are taken apart, who answers
+            "members": (_nothing, self._members),
+            "workers": (_nothing, self._workers),
+            "wait_for_workers": (count, self._wait_for_workers),
+            "who_has": (keys, self._who_has),
+            "has_what": (names, self._has_what),
+            "nthreads": (_nothing, lambda client, req, args, now: {w.address: w.threads for w in self._there()}),
+            "processing": (_nothing, self._processing),
+            "counts": (_nothing, self._counts),
+            "restart": (seconds, self._restart),
+            "shutdown": (_nothing, self._shutdown),
+            "scale": (count, self._scale),
+            "log_subscribe": (_single(_flag), self._log_subscribe),
+            "fence": (_nothing, lambda client, req, args, now: True),  # what was sent before it has been taken in
         }
 
     # --- questions ------------------------------------------------------------------------------------
 
     def ask(self, client: Client, message: Ask, now: float) -> None:
-        answer = self.asks.get(message.what)
+        what = message.what[:80]
+        known = self.asks.get(message.what)
         try:
-            if answer is None:
-                raise Request(f"{message.what!r} is not a question that a broker answers")
-            value = answer(client, message.req, message.args, now)
-        except (Request, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-            self.tables.tell(client, Answer(message.req, False, f"{message.what:.80}: {error}"[:MAX_KEY]))
+            if known is None:
+                raise Request(f"{what!r} is not a question that a broker answers")
+            if client.asking >= WAITING_ASKS:
+                raise Request(f"{client.asking} questions of this client wait for their answers already")
+            take, answer = known
+            value = answer(client, message.req, take(message.args), now)
+        except (Request, ValueError) as error:
+            self.tables.tell(client, Answer(message.req, False, f"{what}: {error}"[:MAX_KEY]))
         else:
             if value is not self:  # else the answer comes later
                 self.tables.tell(client, Answer(message.req, True, value))
@@ -119,19 +165,28 @@ class Queries:
         there = self._there()
         if names is None:
             return there
+        by: dict[str, dict[Worker, None]] = {}
+        for w in there:
+            for name in (w.address, w.name):
+                by.setdefault(name, {})[w] = None
         chosen: dict[Worker, None] = {}
         for name in names:
-            found = [w for w in there if w.address == name or w.name == name]
-            if not found:
-                raise Request(f"there is no worker {name!r}; there are {', '.join(w.name for w in there) or 'none'}")
-            chosen.update(dict.fromkeys(found))
+            if name not in by:
+                some = ", ".join(w.name for w in there[:20]) or "none"
+                raise Request(f"there is no worker {name[:80]!r}; there are {some}")
+            chosen.update(by[name])
         return list(chosen)
+
+    def _members(self, client: Client, req: int, args: Any, now: float) -> list[tuple[str, str, str, str, str]]:
+        """Rows as in Members; unlike the answer to "workers" it has all of those that advertise one address."""
+        return [(w.session, w.address, w.name, w.host, w.node) for w in self._there()]
 
     def _workers(self, client: Client, req: int, args: Any, now: float) -> dict[str, Any]:
         workers = {}
         for w in self._there():
             node = self.tables.nodes.get(w.node)
             workers[w.address] = {
+                "session": w.session,
                 "name": w.name,
                 "host": w.host,
                 "pid": w.pid,
@@ -148,23 +203,35 @@ class Queries:
         return {"type": "Broker", "id": self.session, "address": self.address, "workers": workers}
 
     def _wait_for_workers(self, client: Client, req: int, args: Any, now: float) -> Any:
-        count = int(args[0] if isinstance(args, tuple | list) else args)
-        if len(self._there()) >= count:
+        if len(self._there()) >= args:
             return len(self._there())
-        self.waiting.append((client, req, count))
+        client.asking += 1
+        self.waiting.append((client, req, args))
         return self
 
     def _who_has(self, client: Client, req: int, args: Any, now: float) -> dict[str, list[str]]:
         tasks = self.tables.tasks
         keys = tasks if args is None else args
         where: dict[str, list[str]] = {}
+        entries = 0
         for key in keys:
             task = tasks.get(key)
+            entries += 1 + (len(task.holders) if task is not None else 0)
+            if entries > ASK_ENTRIES:
+                raise Request(f"the answer would have more than {ASK_ENTRIES} entries; ask for fewer keys")
             where[key] = [h.address for h in task.holders if isinstance(h, Worker)] if task is not None else []
         return where
 
     def _has_what(self, client: Client, req: int, args: Any, now: float) -> dict[str, list[str]]:
-        return {w.address: list(w.held) for w in self._chosen(args)}
+        return self._listed({w.address: w.held for w in self._chosen(args)})
+
+    def _processing(self, client: Client, req: int, args: Any, now: float) -> dict[str, list[str]]:
+        return self._listed({w.address: w.assigned for w in self._there()})
+
+    def _listed(self, tables: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+        if sum(len(table) for table in tables.values()) > ASK_ENTRIES:
+            raise Request(f"the answer would have more than {ASK_ENTRIES} entries; ask for fewer workers")
+        return {address: list(table) for address, table in tables.items()}
 
     def _counts(self, client: Client, req: int, args: Any, now: float) -> dict[str, int]:
         t = self.tables
@@ -185,19 +252,19 @@ class Queries:
         }
 
     def _log_subscribe(self, client: Client, req: int, args: Any, now: float) -> bool:
-        client.logs = bool(args[0] if isinstance(args, tuple | list) else args)
+        client.logs = args
         return client.logs
 
     # --- orders ---------------------------------------------------------------------------------------
 
     def _restart(self, client: Client, req: int, args: Any, now: float) -> Any:
-        timeout = args[0] if isinstance(args, tuple | list) and args else args
-        deadline = now + float(timeout) if timeout else None
+        deadline = now + args if args else None
         tables = self.tables
         everything = list(tables.tasks.values())
         for task in everything:
             task.flags &= ~PINNED
         self.lifecycle.cancel(everything, "cluster restarted")
+        client.asking += 1
         self.restarts.append(Restart(client, req, {w.session: None for w in self._there()}, deadline))
         for node in tables.nodes.values():
             self.req += 1
@@ -205,15 +272,13 @@ class Queries:
         return self
 
     def _scale(self, client: Client, req: int, args: Any, now: float) -> Any:
-        count = int(args[0] if isinstance(args, tuple | list) else args)
         nodes = list(self.tables.nodes.values())
-        if count < 0 or not nodes:
-            raise Request(f"cannot have {count} workers on {len(nodes)} nodes")
-        self.req += 1
-        pending = self.pending[self.req] = Pending(client, req)
+        if not nodes or args > MAX_WORKERS * len(nodes):
+            raise Request(f"cannot have {args} workers on {len(nodes)} nodes, {MAX_WORKERS} at most on each")
+        pending = self._pend(client, req)
         for n, node in enumerate(nodes):
             pending.addresses[node.session] = node.name
-            share = count // len(nodes) + (n < count % len(nodes))
+            share = args // len(nodes) + (n < args % len(nodes))
             self.tables.tell(node, Adjust(self.req, share, False))
         return self
 
@@ -224,19 +289,37 @@ class Queries:
     # --- calls ----------------------------------------------------------------------------------------
 
     def call(self, client: Client, message: Call, now: float) -> None:
+        size = payload_size(message.payload)
         try:
-            workers = self._chosen(message.workers)
-        except Request as error:
-            return self.tables.tell(client, Answer(message.req, False, str(error)))
-        self.req += 1
-        pending = self.pending[self.req] = Pending(client, message.req)
+            if size > CALL_BYTES:
+                raise Request(f"a call of {size} bytes, at most {CALL_BYTES} are possible; scatter large arguments")
+            if client.asking >= WAITING_ASKS:
+                raise Request(f"{client.asking} questions of this client wait for their answers already")
+            names = message.workers
+            workers = self._chosen(None if names is None else parse.names("workers", names))
+        except (Request, ValueError) as error:
+            return self.tables.tell(client, Answer(message.req, False, str(error)[:MAX_KEY]))
+        pending = self._pend(client, message.req)
         for worker in workers:
             pending.addresses[worker.session] = worker.address
             self.tables.tell(worker, Call(self.req, None, message.payload))
         self._settle(self.req)
 
+    def _pend(self, client: Client, req: int) -> Pending:
+        self.req += 1
+        client.asking += 1
+        pending = self.pending[self.req] = Pending(client, req)
+        return pending
+
     def called(self, worker: Worker, message: Called, now: float) -> None:
-        self._answered(worker, message.req, [message.ok, _bytes(message.payload)])
+        size = payload_size(message.payload)
+        pending = self.pending.get(message.req)
+        if pending is not None and size <= min(pending.room, CALL_BYTES):
+            pending.room -= size
+            self._answered(worker, message.req, [message.ok, _bytes(message.payload)])
+        else:
+            most = f"{CALL_BYTES} are possible from each worker, {ANSWER_BYTES} from all"
+            self._answered(worker, message.req, [False, None, f"its answer has {size} bytes; at most {most}"])
 
     def adjusted(self, node: Node, message: Adjusted, now: float) -> None:
         self._answered(node, message.req, message.workers)
@@ -254,6 +337,7 @@ class Queries:
         pending = self.pending[req]
         if not pending.addresses:
             del self.pending[req]
+            pending.client.asking -= 1
             self.tables.tell(pending.client, Answer(pending.req, True, pending.results))
 
     # --- output ---------------------------------------------------------------------------------------
@@ -265,8 +349,11 @@ class Queries:
         else:
             task = tables.tasks.get(message.key)
             clients = task.who if task else ()
-        for client in clients:
-            tables.tell(client, message)
+        if clients:
+            stream, text, key, source = message
+            cut = Output(stream[:MAX_NAME], text[:MAX_TEXT], key[:MAX_KEY], source[:MAX_NAME])
+            for client in clients:
+                tables.tell(client, cut)
 
     # --- comings, goings, time ------------------------------------------------------------------------
 
@@ -282,7 +369,7 @@ class Queries:
                 for req, pending in list(self.pending.items()):
                     address = pending.addresses.pop(peer.session, None)
                     if address is not None:
-                        pending.results[address] = [False, None, f"{address} is gone: {reason}"]
+                        pending.results[address] = [False, None, f"{address} is gone: {reason[:MAX_REASON]}"]
                         self._settle(req)
 
     def turn(self, now: float) -> None:
@@ -291,6 +378,7 @@ class Queries:
         if self.waiting:
             there = len(self._there())
             for client, req, _ in [w for w in self.waiting if w[2] <= there]:
+                client.asking -= 1
                 tables.tell(client, Answer(req, True, there))
             self.waiting = [w for w in self.waiting if w[2] > there]
         if self.restarts:
@@ -299,6 +387,7 @@ class Queries:
                 back = len(fresh) >= len(restart.old) and not any(session in fresh for session in restart.old)
                 if back or (restart.deadline is not None and now >= restart.deadline):
                     self.restarts.remove(restart)
+                    restart.client.asking -= 1
                     text = f"restart: {len(fresh)} of {len(restart.old)} workers were back in time"
                     tables.tell(restart.client, Answer(restart.req, back, len(fresh) if back else text))
         if self.stopping:

@@ -58,7 +58,7 @@ class BrokerServer:
         # the endpoint needs the bound addresses and the loop needs the endpoint: sockets come first
         context = sockets.context(io_threads=2)
         control = sockets.router(context, affinity=1)
-        bulk = sockets.router(context, affinity=2)
+        bulk = sockets.router(context, affinity=2, largest=limits.MAX_BULK, inbox=4 * limits.BULK_MESSAGES)
         try:
             self.address = sockets.bind(control, bind, insecure=insecure, advertise=advertise, option="--bind")
             self.bulk_address = sockets.bind(

@@ -11,11 +11,23 @@ any more). The first three are *active*: every active task is needed by a client
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from zdist.limits import AHEAD_MICROS, BROKER_CACHE, HOLDERS_TOLD, INLINE_RESULT, MESSAGE_ROWS, MIN_MICROS
+from zdist.limits import (
+    AHEAD_MICROS,
+    BROKER_CACHE,
+    FAILED_BYTES,
+    FUNCTIONS_DEFINED,
+    HOLDERS_TOLD,
+    INLINE_RESULT,
+    MESSAGE_ROWS,
+    MIN_MICROS,
+)
 from zdist.protocol.messages import Drop, Failed, Finished, Killed, Members, Options, Payload, payload_size
 from zdist_broker.pool import Pool
+
+if TYPE_CHECKING:
+    from zdist_broker.lanes import Lane
 
 WAITING: Final = 0
 READY: Final = 1
@@ -28,6 +40,7 @@ STATES: Final = ("waiting", "ready", "assigned", "memory", "failed", "released",
 
 PINNED: Final = 1  # fire and forget: needed until it is done, though nobody wants it
 SECEDED: Final = 2  # has left its worker's thread pool
+EARLY: Final = 4  # assigned by its client, by a lane: neither Run nor Finished has been sent, and may not have to be
 
 # (killed, pickled exception, key of the task that raised, text)
 Failure: TypeAlias = tuple[bool, Payload, str, str]
@@ -48,12 +61,13 @@ class Trouble:
 class Function:
     """A pickled function, its users, and how long it takes."""
 
-    __slots__ = ("blob", "cost", "digest", "measured", "micros", "name", "owners", "uses", "workers")
+    __slots__ = ("blob", "cost", "digest", "measured", "micros", "name", "nbytes", "owners", "uses", "workers")
 
     def __init__(self, digest: bytes, name: str, blob: Payload) -> None:
         self.digest = digest
         self.name = name
         self.blob = blob
+        self.nbytes = payload_size(blob)
         self.uses = 0  # tasks in the table
         self.owners = 0  # connected clients that defined it and may submit it again without defining it
         self.workers: set[str] = set()  # sessions that it was sent to; never iterated
@@ -158,7 +172,10 @@ class Peer:
 class Client(Peer):
     """A client: what it wants (key to generation), what it holds itself, and the functions it defined."""
 
-    __slots__ = ("alone", "functions", "held", "logs", "sessions", "wants")
+    __slots__ = (
+        "alone", "asking", "crowded", "function_bytes", "functions", "held", "lane", "logs", "near", "refused",
+        "sessions", "trim_at", "wants",
+    )  # fmt: skip
 
     def __init__(self, session: str, info: dict[str, Any], now: float) -> None:
         super().__init__(session, info, now)
@@ -167,15 +184,23 @@ class Client(Peer):
         self.wants: dict[str, int] = {}
         self.held: dict[str, Task] = {}
         self.functions: dict[Function, None] = {}
+        self.function_bytes = 0
+        self.trim_at = FUNCTIONS_DEFINED  # so many functions are defined when those without tasks are forgotten
+        self.refused: dict[bytes, str] = {}  # functions whose definitions were not taken, and why
+        self.asking = 0  # questions and calls that wait for their answers
+        self.crowded = False  # much of what it was sent is not acknowledged: values stay where they are
         self.logs = False
+        self.lane: Lane | None = None
+        self.near = self.host if info.get("shm") is True else None  # the host whose shared memory it maps
 
 
 class Worker(Peer):
     """A worker: what it can take, what it was given, what it holds."""
 
     __slots__ = (
-        "address", "alone", "asked_back", "assigned", "budget", "count", "free", "held", "load", "memory_limit", "node",
-        "paused", "pools", "resources", "row", "runs", "sessions", "subscribed", "tags", "threads", "victim",
+        "address", "alone", "asked_back", "assigned", "budget", "count", "free", "held", "inlined", "lane", "late",
+        "load", "memory_limit", "node", "paused", "pools", "resources", "row", "runs", "sessions", "subscribed", "tags",
+        "threads", "victim",
     )  # fmt: skip
 
     def __init__(self, session: str, info: dict[str, Any], now: float) -> None:
@@ -198,10 +223,13 @@ class Worker(Peer):
         self.count = 0  # assigned tasks that count against its capacity
         self.load = 0  # their cost in microseconds
         self.held: dict[str, Task] = {}
-        self.pools: list[Pool] = []
+        self.pools: dict[Pool, None] = {}
         self.runs: dict[Function, list[Any]] = {}  # rows of this turn
+        self.inlined = 0  # bytes of dependencies' values in what it was sent this turn
         self.asked_back: float | None = None  # when a TakeBack was sent that has brought nothing back yet
         self.victim = False  # something was taken back and it has completed nothing since
+        self.lane: Lane | None = None
+        self.late: list[str] | None = None  # Drop rows that wait for company; None: without a lane none do
 
 
 class Node(Peer):
@@ -215,9 +243,9 @@ class Placing:
 
     __slots__ = ("allowed", "copies", "targets", "task")
 
-    def __init__(self, task: Task, allowed: tuple[str, ...], copies: int) -> None:
+    def __init__(self, task: Task, allowed: frozenset[str], copies: int) -> None:
         self.task = task
-        self.allowed = allowed
+        self.allowed = allowed  # names or addresses; empty: all
         self.copies = copies  # 0: on all that are allowed
         self.targets: dict[Worker, None] = {}  # asked to fetch it
 
@@ -225,6 +253,20 @@ class Placing:
 def parts(rows: list[Any], most: int) -> list[list[Any]]:
     """Rows in runs that one message may have."""
     return [rows] if len(rows) <= most else [rows[i : i + most] for i in range(0, len(rows), most)]
+
+
+def failures(rows: list[Any]) -> list[list[Any]]:
+    """The same for rows of Failed or Killed, whose errors are as large as users make them."""
+    runs: list[list[Any]] = []
+    room = 0
+    for row in rows:
+        size = sum(payload_size(field) if not isinstance(field, str) else len(field) for field in row[1:])
+        if size > room or len(runs[-1]) >= MESSAGE_ROWS:
+            runs.append([])
+            room = FAILED_BYTES
+        runs[-1].append(row)
+        room -= size
+    return runs
 
 
 class Tables:
@@ -244,6 +286,7 @@ class Tables:
         self.order = 0
         self.ignored = 0  # rows that came too late or made no sense
         self.posted: list[Peer] = []
+        self.lates: list[Worker] = []  # those with rows in ``late``
 
     # --- telling ------------------------------------------------------------------------------------
 
@@ -251,7 +294,7 @@ class Tables:
         """Add a row to what the peer is told; adjacent rows of a kind become one message."""
         if peer.kind is not kind:
             if not peer.pending:
-                self.posted.append(peer)
+                self._begin(peer)
             peer.kind = kind
             peer.rows = []
             peer.pending.append((kind, peer.rows))
@@ -260,9 +303,31 @@ class Tables:
     def tell(self, peer: Peer, message: Any) -> None:
         """Add a whole message."""
         if not peer.pending:
-            self.posted.append(peer)
+            self._begin(peer)
         peer.kind = None
         peer.pending.append((None, message))
+
+    def _begin(self, peer: Peer) -> None:
+        """Something is to be sent: what waited for that goes first, so that a Drop is never overtaken by a new Run."""
+        self.posted.append(peer)
+        if isinstance(peer, Worker) and peer.late:
+            peer.pending.append((Drop, peer.late))
+            peer.late = []
+
+    def drop(self, holder: Worker | Client, key: str) -> None:
+        """Nobody needs the key that this peer holds; for the worker of a lane that can wait a little."""
+        if isinstance(holder, Client) or holder.late is None or holder.pending:
+            return self.post(holder, Drop, key)
+        if not holder.late:
+            self.lates.append(holder)
+        holder.late.append(key)
+
+    def drop_late(self) -> None:
+        """Now they have waited long enough."""
+        for worker in self.lates:
+            if worker.late and not worker.pending:
+                self._begin(worker)
+        self.lates = []
 
     def flush(self, send: Callable[[str, Any], None]) -> None:
         """Hand over everything that was posted."""
@@ -275,7 +340,8 @@ class Tables:
                 if kind is None:
                     send(peer.session, rows)
                 else:
-                    for part in parts(rows, MESSAGE_ROWS if kind is not Failed and kind is not Killed else 1):
+                    rare = kind is Failed or kind is Killed
+                    for part in failures(rows) if rare else parts(rows, MESSAGE_ROWS):
                         send(peer.session, kind(tuple(part)))
 
     def holders(self, task: Task, peer: Peer) -> tuple[str, ...]:
@@ -304,7 +370,7 @@ class Tables:
 
     def finished(self, client: Client, task: Task) -> None:
         """Tell a client that the task is in memory, and where."""
-        value = task.value
+        value = task.value if not (client.crowded and task.holders) else None
         where = () if value is not None else self.holders(task, client)
         self.post(client, Finished, (task.key, task.attempt, task.nbytes, value, where, task.type))
 
@@ -317,9 +383,8 @@ class Tables:
 
     # --- copies -------------------------------------------------------------------------------------
 
-    def keep(self, task: Task, value: Payload) -> None:
+    def keep(self, task: Task, value: Payload, size: int) -> None:
         """Keep a small value at hand, at the cost of the oldest ones."""
-        size = payload_size(value)
         if size > self.inline_result:
             return
         if self.cached + size > BROKER_CACHE:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from zdist import limits
 from zdist.core.machine import BULK, CONTROL, Log, Route
-from zdist.core.session import Session, batches
+from zdist.core.session import Session, batches, parcels
 from zdist.errors import ProtocolError, VersionMismatch
 from zdist.protocol.messages import (
     BulkHello,
@@ -71,6 +71,7 @@ class Endpoint(Protocol):
     @property
     def commands(self) -> list[Any]: ...
     def receive(self, route: Route, packet: Packet, now: float) -> None: ...
+    def admits(self, route: Route, frames: int, nbytes: int) -> bool: ...
     def garbled(self, route: Route, error: ProtocolError, now: float) -> None: ...
     def undelivered(self, route: Route, now: float) -> None: ...
     def undeliverable(self, route: Route, error: ProtocolError, now: float) -> None: ...
@@ -83,7 +84,8 @@ class PeerEndpoint:
     """Session layer of a client, worker or node.
 
     ``find_token`` is asked before each hello: a broker that was not there may have come, and with it another token.
-    Where no broker has answered at ``address`` for ``patience`` seconds, or the broker says goodbye, that is logged once.
+    Where no broker has answered at ``address`` for ``patience`` seconds, or the broker says goodbye, that is logged
+    once.
     """
 
     def __init__(
@@ -134,6 +136,10 @@ class PeerEndpoint:
                     self.loose.append((BULK, self.session.loose(BulkHello(self.token))))
             else:
                 self._handle(route, message, now)
+
+    def admits(self, route: Route, frames: int, nbytes: int) -> bool:
+        """Whether a packet so large may come to the data socket: it takes requests, and no data."""
+        return frames == 1 and nbytes <= limits.MAX_REQUEST
 
     def _control(self, packet: Packet, now: float) -> None:
         self.heard = now
@@ -236,8 +242,8 @@ class PeerEndpoint:
     def _tell(self, reason: str) -> None:
         self.away = reason
         if self.patience != float("inf"):
-            note = "waiting for one to answer there"
-            self.commands.append(Log("warning", "broker.away", {"address": self.address, "reason": reason, "note": note}))
+            fields = {"address": self.address, "reason": reason, "note": "waiting for one to answer there"}
+            self.commands.append(Log("warning", "broker.away", fields))
 
     def _greet(self, now: float) -> None:
         """No broker is there, or none has answered yet."""
@@ -315,7 +321,7 @@ class PeerEndpoint:
                 if route.channel == "control":
                     packets += [(route, session.wrap(batch)) for batch in batches(messages)]
                 else:
-                    packets.append((route, Packet(session.id, 0, 0, tuple(messages))))
+                    packets += [(route, Packet(session.id, 0, 0, parcel)) for parcel in parcels(messages)]
             if held:
                 machine.out[CONTROL] = held
         if self.up and session.unacknowledged and session.ack_due(now):

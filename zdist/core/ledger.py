@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple
 from zdist import limits
 from zdist.core.collect import Collection
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Reply
+from zdist.core.gather import PATHS
+from zdist.core.links import Host
 from zdist.core.machine import CONTROL, Route
 from zdist.core.wants import Wants
 from zdist.errors import InvariantError, ProtocolError
@@ -36,7 +38,8 @@ class Ledger(Wants):
     """A client's state. The owner holds the driver's lock for every call.
 
     Parameters: the session id, the cluster token (for data requests), what Hello tells about this client (name, host,
-    pid), the transfer paths allowed, and whether ``direct=True`` may fall back to the relay.
+    pid), the transfer paths allowed, whether ``direct=True`` may fall back to the relay, and the host whose processes
+    it shares memory with, if any.
     """
 
     role = "client"
@@ -47,14 +50,16 @@ class Ledger(Wants):
         token: str,
         info: dict[str, Any],
         *,
-        paths: Sequence[str] = ("peer", "relay"),
+        paths: Sequence[str] = PATHS,
         fallback: bool = True,
+        host: Host | None = None,
     ) -> None:
-        super().__init__(session, token, str(info.get("name", session)), paths, fallback)
+        super().__init__(session, token, str(info.get("name", session)), paths, fallback, host)
         self.info = info
         self.cluster = ""
         self.replies: dict[int, Reply] = {}
         self.ready = Reply("welcome", None)  # the first answer to our hello
+        self.starved: tuple[tuple[int, str], ...] = ()  # tasks that no worker may take: how many, why
         self.members: dict[str, tuple[str, str, str, str]] = {}  # session: address, name, host, node
         self.handlers: dict[type, Callable[[Any, float], None]] = {
             m.Finished: self._finished,
@@ -69,6 +74,8 @@ class Ledger(Wants):
             m.WhichFunction: self._which_function,
             m.Stop: self._stop,
             m.Output: self._output,
+            m.Starved: self._starved,
+            m.Lane: self._lane_told,
         }
 
     # --- questions, gathering, the end ---------------------------------------------------------------
@@ -129,10 +136,12 @@ class Ledger(Wants):
     def handle(self, route: Route, message: Message, now: float) -> None:
         """Take in one message. Raises ProtocolError for one that a client does not take."""
         handler = self.handlers.get(type(message))
-        if handler is not None:
+        if handler is not None and route.channel == "control":  # who answers at a worker's address orders nothing
             handler(message, now)
         elif isinstance(message, m.Data | m.ProbeReply):
             self.fetcher.handle(route, message, now)
+        elif isinstance(message, m.DoneEarly):
+            self._done_early(route, message, now)
         elif isinstance(message, m.Get):
             self.store.serve(route, message, now)
         elif not isinstance(message, m.Pong):
@@ -153,6 +162,8 @@ class Ledger(Wants):
             collections.drain()
             if collections.waiting:
                 collections.flush(now)
+        if collections.abandoned:
+            collections.close_abandoned(now)
         if self.dropped:
             self._drain()
         if self.queue:
@@ -206,7 +217,9 @@ class Ledger(Wants):
         """Announce everything anew: data held here, imported keys, then specs, parents first."""
         for table in (self.defined, self.fences, self.fenced, self.queue, self.again, self.spent):
             table.clear()
+        self._forget_lane()
         self.flying = self.flying_bytes = 0
+        self.starved = ()
         held: list[tuple[Key, int, str]] = []
         wanted: list[Entry] = []
         for entry in self.entries.values():
@@ -361,6 +374,14 @@ class Ledger(Wants):
         if work is not None:
             self.send(CONTROL, m.Define(work.fn, work.name, work.blob))
 
+    def _starved(self, message: m.Starved, now: float) -> None:
+        """Who waits in vain has to know: it is logged, and stands in the text of a TimeoutError."""
+        known = [why for _, why in self.starved]
+        for tasks, why in message.rows:
+            if why not in known:
+                self.log("warning", "tasks.waiting", tasks=tasks, reason=why)
+        self.starved = message.rows
+
     def _output(self, message: m.Output, now: float) -> None:
         self.commands.append(message)
 
@@ -386,6 +407,9 @@ class Ledger(Wants):
         for key, req in self.fences.items():
             if req not in self.fenced:
                 raise InvariantError(f"{key} is fenced for ever")
+        lane = self.lane
+        if lane is not None and not lane.first <= lane.next <= lane.until <= lane.end:
+            raise InvariantError(f"lane {lane.first}: {lane.next} is next, {lane.until} are allowed")
         self.fetcher.check()
 
     def _contradiction(self, entry: Entry) -> str:

@@ -11,8 +11,10 @@ from zdist import limits
 from zdist.core.collect import Collections
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Reply, Work
 from zdist.core.fetch import Fetcher
+from zdist.core.links import Host
 from zdist.core.machine import CONTROL, Machine, Route
 from zdist.core.store import Store
+from zdist.core.transfer import Map
 from zdist.protocol import messages as m
 from zdist.protocol.messages import Key
 
@@ -26,7 +28,9 @@ class Lineage(Machine[Route]):
     broker that knows nothing.
     """
 
-    def __init__(self, session: str, token: str, name: str, paths: Sequence[str], fallback: bool) -> None:
+    def __init__(
+        self, session: str, token: str, name: str, paths: Sequence[str], fallback: bool, host: Host | None
+    ) -> None:
         super().__init__()
         self.session = session
         self.name = name
@@ -34,6 +38,7 @@ class Lineage(Machine[Route]):
         self.dropped: deque[Entry] = deque()  # by futures that are gone; may be appended to from anywhere
         self.queue: deque[Entry] = deque()  # not submitted yet, parents first
         self.spent: list[Entry] = []  # to be released when all that depends on them has been submitted
+        self.cancelled: dict[Key, str] = {}  # the last ones, and why; for those that are made of them later
         self.resolved: list[Entry | Reply] = []  # settled in this turn
         self.gen = 0
         self.epoch = 0
@@ -50,13 +55,18 @@ class Lineage(Machine[Route]):
         self.placing: dict[Key, tuple[tuple[str, ...], int]] = {}  # workers, copies
         self.again: dict[Key, tuple[float, int]] = {}  # unknown keys: when to ask again, times asked
         self.store = Store(self.send, token, _nothing_to_freeze, self.log)
-        self.fetcher = Fetcher(self.send, session, token, paths=paths, fallback=fallback)
+        self.fetcher = Fetcher(
+            self.send, session, token, paths=paths, fallback=fallback, host=host, map=self._map
+        )
         self.collections = Collections(self.fetcher, self.store, self._missing)
 
     def authorize(self, token: str) -> None:
         """The cluster token, found late or changed."""
         self.store.token = token
         self.fetcher.authorize(token)
+
+    def _map(self, command: Map) -> None:
+        self.commands.append(command)
 
     # --- parents -----------------------------------------------------------------------------------
 
@@ -67,7 +77,8 @@ class Lineage(Machine[Route]):
         for key in entry.row[2]:
             parent = self.entries.get(key)
             if parent is None:
-                self._end(entry, CANCELLED, f"depends on {key}, which nobody holds")
+                why = f": {self.cancelled[key]}" if key in self.cancelled else ", which nobody holds"
+                self._end(entry, CANCELLED, f"depends on {key}{why}")
                 return False
             if parent.status == ERROR and not parent.gen:  # failed under a broker that is gone
                 self._end(entry, ERROR, parent.outcome)
@@ -197,6 +208,10 @@ class Lineage(Machine[Route]):
             self.collections.unsettled(entry, 0.0)
         if known:
             return
+        if status == CANCELLED:
+            if len(self.cancelled) >= limits.CANCELLED_KEPT:
+                del self.cancelled[next(iter(self.cancelled))]
+            self.cancelled[entry.key] = outcome
         entry.gen = 0
         if self.entries.get(entry.key) is entry:
             del self.entries[entry.key]

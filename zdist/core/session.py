@@ -8,14 +8,29 @@ the other has not got, and drop what they have seen.
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from itertools import islice
+from typing import Any, Final
 
 from zdist import limits
 from zdist.core.machine import require
-from zdist.protocol.messages import Answer, Define, Erred, Failed, Killed, Message, Packet
+from zdist.protocol.messages import (
+    Answer,
+    Buffer,
+    Data,
+    Define,
+    Erred,
+    Failed,
+    Finished,
+    Killed,
+    Message,
+    Packet,
+    Run,
+    payload_size,
+)
 
-__all__ = ["Session", "batches"]
+__all__ = ["Session", "batches", "parcels", "weight_of"]
 
+PARCEL: Final = 16  # requests for data in one packet
 MESSAGES: Final = 8  # in one packet: each is bounded by those who make it, and so is the packet
 ALONE: Final = (Answer, Define, Erred, Failed, Killed)  # rare, and as large as users make them
 
@@ -33,10 +48,58 @@ def batches(messages: list[Message]) -> list[list[Message]]:
     return out
 
 
+def weight_of(packet: Packet, seen: set[int]) -> int:
+    """Roughly how many bytes it takes to keep a packet, beyond what its sender's tables hold anyway.
+
+    ``seen``: ids of errors that were counted before; one may stand in thousands of rows.
+    """
+    return sum([_weight(message, seen) for message in packet.messages])
+
+
+def _weight(message: Message, seen: set[int]) -> int:
+    kind = type(message)
+    if kind is Define:
+        return 100
+    if kind is Run:
+        return sum([100 + sum([_bytes(dep[3]) for dep in row[5]]) for row in message.rows])  # type: ignore[union-attr]
+    if kind is Finished:
+        return sum([200 + _bytes(row[3]) for row in message.rows])  # type: ignore[union-attr]
+    total = 0
+    stack: list[Any] = list(message)
+    while stack:
+        value = stack.pop()
+        if isinstance(value, tuple | list):
+            total += 60
+            stack += value
+        elif isinstance(value, dict):
+            stack += value
+            stack += value.values()
+        elif isinstance(value, str | bytes | Buffer) and id(value) not in seen:
+            total += 50 + (payload_size(value) if not isinstance(value, str) else len(value))
+            seen.add(id(value))
+        else:
+            total += 10
+    return total
+
+
+def _bytes(value: Any) -> int:
+    return 0 if value is None else len(value) if type(value) is bytes else payload_size(value)
+
+
+def parcels(messages: list[Message]) -> list[tuple[Message, ...]]:
+    """Unnumbered messages for one destination, as packets: each Data is one, since the other side gets a packet only
+    when all of it is there, and is to work on the first while the next is on its way; of others a few go together."""
+    if len(messages) == 1:
+        return [(messages[0],)]
+    data: list[tuple[Message, ...]] = [(message,) for message in messages if type(message) is Data]
+    rest = [message for message in messages if type(message) is not Data] if data else messages
+    return [*(tuple(rest[i : i + PARCEL]) for i in range(0, len(rest), PARCEL)), *data]
+
+
 class Session:
     """Numbers, acknowledgements and the packets kept for sending again."""
 
-    __slots__ = ("id", "pending_since", "received", "sent", "unacked", "unacknowledged")
+    __slots__ = ("id", "pending_since", "received", "sent", "unacked", "unacknowledged", "weight", "weights")
 
     def __init__(self, session: str) -> None:
         self.id = session
@@ -47,6 +110,8 @@ class Session:
         self.sent = 0
         self.received = 0
         self.unacked: deque[Packet] = deque()
+        self.weights: deque[int] = deque()  # bytes of the first of them, as far as `weigh` has counted
+        self.weight = 0  # their sum
         self.unacknowledged = 0  # packets taken in since the last acknowledgement went out
         self.pending_since = 0.0  # when the first of them came
 
@@ -68,6 +133,17 @@ class Session:
         unacked = self.unacked
         while unacked and unacked[0].seq <= ack:
             unacked.popleft()
+            if self.weights:
+                self.weight -= self.weights.popleft()
+
+    def weigh(self) -> int:
+        """Bytes that are kept for sending again, roughly; each packet is looked at once."""
+        seen: set[int] = set()
+        for packet in islice(self.unacked, len(self.weights), None):
+            weight = weight_of(packet, seen)
+            self.weights.append(weight)
+            self.weight += weight
+        return self.weight
 
     def accept(self, packet: Packet, now: float) -> bool | None:
         """Take a packet in: True for new, False for one seen before, None for a gap (something was lost before it)."""

@@ -1,8 +1,8 @@
-"""The worker's records: a task's attempt, its function, and a dependency that is not held. PURE."""
+"""The worker's records: commands to its driver, a task's attempt, its function, a dependency not held. PURE."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from zdist.core.store import Entry
 from zdist.protocol.messages import Attempt, Digest, Key, Payload
@@ -16,8 +16,12 @@ __all__ = [
     "RISING",
     "RUNNING",
     "WAITING",
+    "Exit",
+    "Freeze",
     "Function",
     "Input",
+    "RunCall",
+    "Share",
     "Task",
 ]
 
@@ -31,6 +35,34 @@ GONE: Final = 4  # finished, taken back or aborted; a thread may still run it
 # weight of the newest measurement of a function's duration: an interrupted call must not make a short one look long
 FALLING: Final = 0.5
 RISING: Final = 0.05
+
+
+class Freeze(NamedTuple):
+    """Command: turn a held value into bytes; answered by `frozen` or `unfreezable`."""
+
+    key: Key
+    attempt: Attempt
+
+
+class Share(NamedTuple):
+    """Command: put a held value into shared memory; answered by `frozen`, `unshared` or `unfreezable`."""
+
+    key: Key
+    attempt: Attempt
+
+
+class RunCall(NamedTuple):
+    """Command: run a function outside the task system; answered by `called`."""
+
+    req: int
+    payload: Payload
+
+
+class Exit(NamedTuple):
+    """Command: the worker has no more use; its process ends. ``code`` is the exit code."""
+
+    reason: str
+    code: int
 
 
 class Function:
@@ -74,10 +106,12 @@ class Input:
 class Task:
     """One attempt; the handle that a thread holds while it runs it."""
 
-    __slots__ = ("args", "attempt", "blockers", "deliver", "function", "inputs", "key", "priority", "seceded", "state")
+    __slots__ = (
+        "args", "attempt", "blockers", "deliver", "early", "function", "inputs", "key", "priority", "seceded", "state",
+    )  # fmt: skip
 
     def __init__(
-        self, key: Key, attempt: Attempt, priority: int, deliver: bool, args: Payload, function: Function
+        self, key: Key, attempt: Attempt, priority: int, deliver: int, args: Payload, function: Function
     ) -> None:
         self.key = key
         self.attempt = attempt
@@ -87,6 +121,7 @@ class Task:
         self.function = function
         self.state = QUEUED
         self.seceded = False
+        self.early: Any = None  # the route of the client that sent it itself, and gets an early copy of the result
         self.blockers = 0  # inputs, and the function, that it waits for
         self.inputs: dict[Key, Entry | Input] = NO_INPUTS  # where to find each dependency
 

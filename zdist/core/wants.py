@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from zdist import limits
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Row, Work
-from zdist.core.lineage import Lineage
+from zdist.core.lane import Lanes
 from zdist.core.machine import CONTROL
 from zdist.core.store import Blob
 from zdist.errors import KeyConflict
@@ -20,7 +20,7 @@ __all__ = ["Wants"]
 _OVER: Final = (CANCELLED, ERROR)
 
 
-class Wants(Lineage):
+class Wants(Lanes):
     """What the user of the client does, and the order and generations in which the broker is told.
 
     Each Submit, Want and Hold has a generation of its own; a Release names the generation that it takes back, so it
@@ -29,9 +29,10 @@ class Wants(Lineage):
 
     # --- what the client's user does ---------------------------------------------------------------
 
-    def submit(self, work: Work, rows: Iterable[Row]) -> list[Entry]:
+    def submit(self, work: Work, rows: Iterable[Row], *, own: bool = False) -> list[Entry]:
         """One entry per row, each with a reference for the caller's future; parents must have been submitted before.
 
+        ``own``: a single row, whose key was made for it and is known to nobody else.
         Raises KeyConflict if a key is alive with another function, other arguments or dependencies.
         """
         entries = self.entries
@@ -58,6 +59,7 @@ class Wants(Lineage):
                 self._revive(entry)
             entry.refs += 1
             made.append(entry)
+        self.lone = made[0] if own else None
         return made
 
     def join(self, entry: Entry) -> None:
@@ -216,12 +218,16 @@ class Wants(Lineage):
             return
         queue = self.queue
         fences = self.fences
+        lone, self.lone = self.lone, None
+        if lone is not None and not self.flying and len(queue) == 1 and queue[0] is lone and self._go_early(lone):
+            queue.clear()
+            return
         groups: list[tuple[Work, list[Entry]]] = []  # runs of entries that share a message
         work: Work | None = None
         tasks = size = 0  # of this turn
         least = 0 if self.flying else 1  # one goes in any case
         most = max(least, min(limits.PACKET_RECORDS, self.window[0] - self.flying))
-        room = max(least, min(limits.CHUNK, self.window[1] - self.flying_bytes))
+        room = max(least, min(limits.SUBMIT_BYTES, self.window[1] - self.flying_bytes))
         while queue and tasks < most and size < room:
             entry = queue[0]
             if fences and entry.key in fences:
@@ -266,17 +272,23 @@ class Wants(Lineage):
             if entry.status == CANCELLED:  # while the others were collected
                 self._land(entry)
                 continue
+            if entry.gen:
+                continue  # queued by each of several that depend on it
             entry.gen, entry.told = gen, epoch
             rows.append(entry.row)
             if not entry.refs:  # only others depend on it
                 self.spent.append(entry)
         if not rows:
             return
+        self._define(work)
+        self.send(CONTROL, m.Submit(work.fn, work.named, gen, work.options, tuple(rows)))
+
+    def _define(self, work: Work) -> None:
+        """The broker is to know the function."""
         if work.fn not in self.defined:
             self.defined.add(work.fn)
             self.send(CONTROL, m.Define(work.fn, work.name, work.blob))
         self.works[work.fn] = work
-        self.send(CONTROL, m.Submit(work.fn, work.named, gen, work.options, tuple(rows)))
 
 
 class _Dropper:

@@ -7,51 +7,48 @@ of a turn leave together at its end. What an attempt of a former broker leaves b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from heapq import heapify, heappop, heappush
 from hmac import compare_digest
-from typing import Any, NamedTuple
+from typing import Any
 
 from zdist import limits
 from zdist.core.fetch import Fetcher
 from zdist.core.inputs import Inputs
+from zdist.core.lane import lane_told, run_early
+from zdist.core.links import Host
 from zdist.core.machine import CONTROL, Machine, Route
 from zdist.core.store import Store
-from zdist.core.task import FALLING, GONE, ORPHAN, QUEUED, RISING, RUNNING, WAITING, Function, Task
+from zdist.core.task import (
+    FALLING,
+    GONE,
+    ORPHAN,
+    QUEUED,
+    RISING,
+    RUNNING,
+    WAITING,
+    Exit,
+    Freeze,
+    Function,
+    RunCall,
+    Share,
+    Task,
+)
+from zdist.core.transfer import Map
 from zdist.core.worker_check import check_worker
 from zdist.errors import ProtocolError
 from zdist.protocol import messages as m
 from zdist.protocol.messages import Attempt, Key, Message, Payload, Session, payload_size
 
-__all__ = ["Exit", "Freeze", "RunCall", "WorkerMachine"]
-
-
-class Freeze(NamedTuple):
-    """Command: turn a held value into bytes; answered by `frozen` or `unfreezable`."""
-
-    key: Key
-    attempt: Attempt
-
-
-class RunCall(NamedTuple):
-    """Command: run a function outside the task system; answered by `called`."""
-
-    req: int
-    payload: Payload
-
-
-class Exit(NamedTuple):
-    """Command: the worker has no more use; its process ends. ``code`` is the exit code."""
-
-    reason: str
-    code: int
+__all__ = ["Exit", "Freeze", "RunCall", "Share", "WorkerMachine"]
 
 
 class WorkerMachine(Machine[Route]):
     """State of one worker.
 
     Parameters: session id, cluster ``token``, ``name``, ``node`` (session of its node), ``host`` and ``pid``,
-    ``threads``, ``memory_limit`` in bytes (0: none), ``tags``, ``resources``. ``address`` is to be set before the first
-    hello.
+    ``threads``, ``memory_limit`` in bytes (0: none), ``tags``, ``resources``, ``shared`` (bytes from which values go
+    through the memory of this host, 0: none do). ``address`` is to be set before the first hello.
     """
 
     role = "worker"
@@ -69,6 +66,7 @@ class WorkerMachine(Machine[Route]):
         memory_limit: int = 0,
         tags: Sequence[str] = (),
         resources: dict[str, float] | None = None,
+        shared: int = 0,
     ) -> None:
         super().__init__()
         self.session = session
@@ -91,15 +89,18 @@ class WorkerMachine(Machine[Route]):
         self.away = 0  # running tasks that have left the thread pool
         self.functions: dict[m.Digest, Function] = {}  # least recently used first
         self.function_bytes = 0
-        self.store = Store(self.send, token, self._freeze, self.log)
-        self.fetcher = Fetcher(self.send, session, token)
+        self.store = Store(self.send, token, self._freeze, self.log, self._share if shared else None, shared)
+        near = Host(host, shared) if shared else None
+        self.fetcher = Fetcher(self.send, session, token, host=near, map=self._map)
         self.inputs = Inputs(session, self.store, self.fetcher, self._release)
         self.done: list[tuple[Key, Attempt, int, int, Payload | None, str]] = []
         self.erred: list[tuple[Key, Attempt, int, Payload, str]] = []
+        self.lanes: dict[int, Attempt] = {}  # lanes that lead here: their highest attempt that has come by any way
         self.handlers = {
-            m.Run: self._run, m.Define: self._define, m.Drop: self._drop, m.TakeBack: self._take_back,
+            m.Run: self.run, m.Define: self._define, m.Drop: self._drop, m.TakeBack: self._take_back,
             m.Abort: self._abort, m.Replicate: self.inputs.replicate, m.Locate: self.inputs.locate,
             m.Members: self._members, m.Call: self._call, m.Stop: self._stop, m.Pong: self._pong,
+            m.Lane: partial(lane_told, self),
         }  # fmt: skip
 
     # --- endpoint ----------------------------------------------------------------------------------
@@ -119,6 +120,7 @@ class WorkerMachine(Machine[Route]):
 
     def welcomed(self, welcome: m.Welcome, now: float) -> None:
         """Renew the lease; tell a broker that knows nothing of this worker what it offers and holds."""
+        self.name = str(welcome.info.get("name") or self.name)  # the broker tells namesakes apart
         self.lease = float(welcome.info.get("lease", limits.LEASE_NODE))
         self.lease_until = now + self.lease
         self.inline_result = int(welcome.info.get("inline_result", limits.INLINE_RESULT))
@@ -138,6 +140,7 @@ class WorkerMachine(Machine[Route]):
             task.function.users = 0
         self.tasks.clear()
         self.queue.clear()
+        self.lanes.clear()
         self.inputs.clear(now)
         for digest in [digest for digest, function in self.functions.items() if not function.known]:
             del self.functions[digest]
@@ -160,6 +163,8 @@ class WorkerMachine(Machine[Route]):
             if handler is None:
                 raise ProtocolError(f"a worker has no use for {kind.__name__} on its control channel")
             handler(message, now)
+        elif kind is m.RunEarly and route.channel == "data":
+            run_early(self, route, message, now)  # type: ignore[arg-type]
         elif kind is m.Get:
             self.store.serve(route, message, now)  # type: ignore[arg-type]
         elif kind is m.Data or kind is m.ProbeReply:
@@ -203,18 +208,24 @@ class WorkerMachine(Machine[Route]):
 
     # --- tasks come and go ---------------------------------------------------------------------------
 
-    def _run(self, message: m.Run, now: float) -> None:
+    def run(self, message: m.Run, now: float) -> None:
+        """Tasks to run."""
         function = self.functions.pop(message.fn, None) or Function(message.fn)
         self.functions[message.fn] = function  # most recently used
         tasks = self.tasks
         queue = self.queue
+        lanes = self.lanes
         known = function.known
         for key, attempt, priority, deliver, args, deps in message.rows:
+            if lanes and (seen := lanes.get(attempt >> limits.LANE_BITS)) is not None:
+                if attempt <= seen:
+                    continue  # its early copy has come
+                lanes[attempt >> limits.LANE_BITS] = attempt
             old = tasks.get(key)
             if old is not None:
                 if old.attempt >= attempt:
                     continue
-                self._remove(old, now)
+                self.remove(old, now)
             task = tasks[key] = Task(key, attempt, priority, deliver, args, function)
             function.users += 1
             if deps:
@@ -243,7 +254,7 @@ class WorkerMachine(Machine[Route]):
                 heappush(self.queue, (task.priority, self.serial, task))
         waiters.clear()
 
-    def _remove(self, task: Task, now: float) -> None:
+    def remove(self, task: Task, now: float) -> None:
         """The attempt is over, or is not to be; if it runs, nothing is made of its result."""
         del self.tasks[task.key]
         task.function.users -= 1
@@ -261,7 +272,7 @@ class WorkerMachine(Machine[Route]):
         for key, attempt in message.rows:
             task = self.tasks.get(key)
             if task is not None and task.attempt == attempt and task.state != RUNNING:
-                self._remove(task, now)
+                self.remove(task, now)
                 rows.append((key, attempt))
         self.send(CONTROL, m.Returned(tuple(rows)))
 
@@ -269,7 +280,7 @@ class WorkerMachine(Machine[Route]):
         for key, attempt in message.rows:
             task = self.tasks.get(key)
             if task is not None and task.attempt == attempt:
-                self._remove(task, now)
+                self.remove(task, now)
 
     def _define(self, message: m.Define, now: float) -> None:
         function = self.functions.pop(message.fn, None) or Function(message.fn)
@@ -348,6 +359,8 @@ class WorkerMachine(Machine[Route]):
             self.inputs.stored(entry, now)
         if state == RUNNING:
             self.done.append((key, attempt, micros, nbytes, payload, type_name))
+            if task.early is not None and payload is not None:
+                self.send(task.early, m.DoneEarly(key, attempt, nbytes, payload, type_name))
         else:
             self.inputs.held.append((key, attempt, nbytes, type_name))
 
@@ -387,9 +400,15 @@ class WorkerMachine(Machine[Route]):
     def _freeze(self, key: Key, attempt: Attempt) -> None:
         self.commands.append(Freeze(key, attempt))
 
-    def frozen(self, key: Key, attempt: Attempt, blob: Any, now: float) -> None:
-        """Answer to Freeze: the bytes."""
-        self.store.frozen(key, attempt, blob, now)
+    def _share(self, key: Key, attempt: Attempt) -> None:
+        self.commands.append(Share(key, attempt))
+
+    def _map(self, command: Map) -> None:
+        self.commands.append(command)
+
+    def frozen(self, key: Key, attempt: Attempt, blob: Any, now: float, keep: bool = True) -> None:
+        """Answer to Freeze or Share: the bytes, and whether the live object has to stay beside them."""
+        self.store.frozen(key, attempt, blob, now, keep)
 
     def unfreezable(self, key: Key, attempt: Attempt, text: str, now: float) -> None:
         """Answer to Freeze: the value cannot be pickled."""
@@ -422,7 +441,7 @@ class WorkerMachine(Machine[Route]):
             self.send(route, m.ProbeReply(message.req, self.session))
         else:
             self.send(route, m.ProbeReply(message.req, ""))
-            self.log("warning", "data.refused", message="Probe")
+            self.store.refuse(route)
 
     def check(self) -> None:
         """Raise InvariantError if the tables contradict each other."""

@@ -36,12 +36,17 @@ def encode(packet: Packet) -> list[Bytes]:
     def frame(value: object) -> msgpack.ExtType:
         if type(value) is not Buffer:
             raise ProtocolError(f"cannot encode a {type(value).__name__} in a message")
+        if value.nbytes > limits.MAX_FRAME:
+            raise ProtocolError(f"a payload of {value.nbytes} bytes, {limits.MAX_FRAME} are possible")
         frames.append(value.data)
         return msgpack.ExtType(_FRAME, (len(frames) - 1).to_bytes(4, "big"))
 
     codes = _CODES
     body = [(codes[type(message)], *message) for message in packet.messages]
-    header = msgpack.packb((PROTOCOL, packet.session, packet.seq, packet.ack, body), default=frame)
+    try:
+        header = msgpack.packb((PROTOCOL, packet.session, packet.seq, packet.ack, body), default=frame)
+    except (OverflowError, TypeError, ValueError) as exc:
+        raise ProtocolError(f"a message that cannot be encoded: {type(exc).__name__}: {exc}") from None
     if len(header) > limits.MAX_HEADER or len(frames) > limits.MAX_FRAMES:
         raise ProtocolError(f"packet too large: {len(header)} bytes of header, {len(frames)} frames")
     frames[0] = header
@@ -131,7 +136,10 @@ def _test(hint: Any, value: str, depth: int = 0) -> str:
         parts += [f"({_test(arg, f'{value}[{i}]', depth)})" for i, arg in enumerate(args) if arg is not Any]
         return " and ".join(parts)
     if origin is dict:
-        return f"type({value}) is dict and all([type(k) is str for k in {value}])"
+        every = f"all([type(k) is str for k in {value}])"
+        if args[1] is not Any:
+            every += f" and all([{_test(args[1], 'v', depth)} for v in {value}.values()])"
+        return f"type({value}) is dict and {every}"
     return f"type({value}) is {hint.__name__}"
 
 

@@ -12,35 +12,25 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from zdist.protocol.direct import Data as Data
+from zdist.protocol.direct import DoneEarly as DoneEarly
+from zdist.protocol.direct import Get as Get
+from zdist.protocol.direct import Lane as Lane
+from zdist.protocol.direct import Probe as Probe
+from zdist.protocol.direct import ProbeReply as ProbeReply
+from zdist.protocol.direct import RunEarly as RunEarly
+from zdist.protocol.direct import SubmitEarly as SubmitEarly
+from zdist.protocol.direct import Taken as Taken
+from zdist.protocol.fields import Attempt as Attempt
+from zdist.protocol.fields import Buffer as Buffer
+from zdist.protocol.fields import Digest as Digest
+from zdist.protocol.fields import Key as Key
+from zdist.protocol.fields import Payload as Payload
+from zdist.protocol.fields import Session as Session
+from zdist.protocol.fields import function_digest as function_digest
+from zdist.protocol.fields import payload_size as payload_size
+
 PROTOCOL: Final = 1
-
-
-class Buffer:
-    """A large run of bytes that travels as a frame of its own instead of inside the header."""
-
-    __slots__ = ("data",)
-
-    def __init__(self, data: bytes | bytearray | memoryview) -> None:
-        self.data = data
-
-    @property
-    def nbytes(self) -> int:
-        return self.data.nbytes if isinstance(self.data, memoryview) else len(self.data)
-
-    def __repr__(self) -> str:
-        return f"Buffer({self.nbytes} B)"
-
-
-Payload: TypeAlias = bytes | Buffer
-Session: TypeAlias = str
-Key: TypeAlias = str
-Attempt: TypeAlias = int
-Digest: TypeAlias = bytes
-
-
-def payload_size(payload: Payload) -> int:
-    """Bytes of a payload."""
-    return payload.nbytes if isinstance(payload, Buffer) else len(payload)
 
 
 class Options(NamedTuple):
@@ -247,13 +237,14 @@ class Output(NamedTuple):
 class Run(NamedTuple):
     """Tasks to run: key, attempt, priority (smaller first), deliver, arguments, dependencies.
 
-    ``deliver``: a client waits for the value and no other task is known to, so it is frozen at completion.
-    A dependency is key, bytes, holders, value where small.
+    ``deliver``: 1 if a client waits for the value and no other task is known to, so it is frozen at completion; 2 if
+    such a client shares the worker's memory, so a large one is frozen there; else 0. A dependency is key, bytes,
+    holders, value where small.
     """
 
     fn: Digest
     rows: tuple[
-        tuple[Key, Attempt, int, bool, Payload, tuple[tuple[Key, int, tuple[Session, ...], Payload | None], ...]], ...
+        tuple[Key, Attempt, int, int, Payload, tuple[tuple[Key, int, tuple[Session, ...], Payload | None], ...]], ...
     ]
 
 
@@ -379,50 +370,14 @@ class Stop(NamedTuple):
     reason: str
 
 
-# --- data: peer sockets, and the bulk socket where the broker relays by ``holder`` and ``receiver`` ----
+class Starved(NamedTuple):
+    """Broker to client: tasks that wait because no worker may take them: how many, why. Absolute; () when none do."""
+
+    rows: tuple[tuple[int, str], ...]
 
 
-class Get(NamedTuple):
-    """Ask for byte ranges of blobs: key, offset, length (0: to the end); a chunk's worth comes back.
-
-    ``holder`` and ``receiver`` are session ids; over the relay the broker routes by them.
-    """
-
-    req: int
-    token: str
-    holder: Session
-    receiver: Session
-    rows: tuple[tuple[Key, int, int], ...]
-
-
-class Data(NamedTuple):
-    """Byte ranges: key, attempt, total bytes of the blob, offset, consecutive pieces. ``absent``: key, code, text.
-
-    Codes of ``absent``: "unknown" (not held here), "unpicklable" (has no bytes; text says why), "busy".
-    """
-
-    req: int
-    receiver: Session
-    rows: tuple[tuple[Key, Attempt, int, int, tuple[Payload, ...]], ...]
-    absent: tuple[tuple[Key, str, str], ...]
-
-
-class Taken(NamedTuple):
-    """The receiver has this request's data and the relay's grant for it is free again."""
-
-    req: int
-
-
-class Probe(NamedTuple):
-    req: int
-    token: str
-
-
-class ProbeReply(NamedTuple):
-    """Who is at this address; "" to those with the wrong token."""
-
-    req: int
-    session: Session
+class NodeEnded(NamedTuple):
+    """Worker to broker: the process of its node is gone, and with it all of the node's workers."""
 
 
 Message: TypeAlias = (
@@ -433,6 +388,8 @@ Message: TypeAlias = (
     | Subscribe | Done | Erred | Held | Missing | Returned | Seceded | WhichFunction | Called
     | WorkerDied | Adjust | Adjusted | Stop
     | Get | Data | Taken | Probe | ProbeReply
+    | Lane | SubmitEarly | RunEarly | DoneEarly
+    | Starved | NodeEnded
 )  # fmt: skip
 
 # The position is the code on the wire: append only, never reorder within a protocol version.

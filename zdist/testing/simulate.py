@@ -15,7 +15,7 @@ from zdist.testing.schedule import Schedule
 
 __all__ = ["main"]
 
-Outcome = tuple[int, str, int, Counter[str], Counter[str]]
+Outcome = tuple[int, str, int, int, Counter[str], Counter[str]]
 
 
 def _one(seed: int) -> Outcome:
@@ -23,8 +23,8 @@ def _one(seed: int) -> Outcome:
     try:
         report = schedule.run()
     except Exception:
-        return seed, traceback.format_exc(limit=-3), 0, schedule.report.faults, Counter()
-    return seed, "", report.tasks, report.faults, report.outcomes
+        return seed, traceback.format_exc(limit=-3), 0, 0, schedule.report.faults, Counter()
+    return seed, "", report.tasks, report.early, report.faults, report.outcomes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,17 +37,19 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.seed is not None:
         report = Schedule(options.seed).run()
-        print(f"seed {options.seed}: {report.tasks} tasks, {dict(report.faults)}, {dict(report.outcomes)}")
+        ends = f"{dict(report.faults)}, {dict(report.outcomes)}"
+        print(f"seed {options.seed}: {report.tasks} tasks, {report.early} by lanes, {ends}")
         return 0
     begin = time.perf_counter()
     failed: list[int] = []
     kinds = Counter[str]()  # of failures; only the first of a kind is shown whole
-    tasks, faults, outcomes = 0, Counter[str](), Counter[str]()
+    tasks, lone, faults, outcomes = 0, 0, Counter[str](), Counter[str]()
     with ProcessPoolExecutor(options.jobs) as pool:
-        for seed, error, count, struck, ends in pool.map(
+        for seed, error, count, early, struck, ends in pool.map(
             _one, range(options.start, options.start + options.seeds), chunksize=8
         ):
             tasks += count
+            lone += early
             faults += struck
             outcomes += ends
             if error:
@@ -57,7 +59,10 @@ def main(argv: list[str] | None = None) -> int:
                 kinds[kind] += 1
                 print(f"--- seed {seed}\n{error}" if kinds[kind] == 1 else f"--- seed {seed}: {last[:300]}", flush=True)
     seconds = time.perf_counter() - begin
-    print(f"{options.seeds} schedules in {seconds:.1f} s: {tasks} tasks, faults {dict(faults)}, ends {dict(outcomes)}")
+    print(
+        f"{options.seeds} schedules in {seconds:.1f} s: {tasks} tasks, {lone} of them by lanes, "
+        f"faults {dict(faults)}, ends {dict(outcomes)}"
+    )
     if failed:
         print(f"{len(failed)} broke a promise; replay with --seed N: {failed[:20]}")
     return 1 if failed else 0

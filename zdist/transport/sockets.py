@@ -17,6 +17,7 @@ from zdist.transport.security import check_bind
 __all__ = ["bind", "bulk_address", "context", "dealer", "more_files", "router", "unlink_ipc"]
 
 UNREAD = 60_000  # milliseconds after which a connection that takes nothing is closed, and what was queued for it goes
+INBOX = 1000  # messages taken in ahead from one connection to a ROUTER; what is beyond waits with its sender
 QUEUE = 100_000  # HWM in messages; a backstop, since the protocol's own windows are in bytes
 
 
@@ -64,12 +65,13 @@ def dealer(ctx: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[byte
 
 
 def router(
-    ctx: zmq.Context[zmq.Socket[bytes]], affinity: int = 0, largest: int = limits.MAX_FRAME
+    ctx: zmq.Context[zmq.Socket[bytes]], affinity: int = 0, *, largest: int = limits.MAX_FRAME, inbox: int = INBOX
 ) -> zmq.Socket[bytes]:
     """A ROUTER that reports unreachable peers instead of dropping what is sent to them, with frames of at most
-    ``largest`` bytes; a peer that sends a larger one is disconnected."""
+    ``largest`` bytes; a peer that sends a larger one is disconnected. ``inbox``: messages taken in ahead from each."""
     sock: zmq.Socket[bytes] = ctx.socket(zmq.ROUTER)
     _options(sock, largest)
+    sock.setsockopt(zmq.RCVHWM, inbox)
     sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
     if affinity:
         sock.setsockopt(zmq.AFFINITY, affinity)

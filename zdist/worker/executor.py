@@ -18,9 +18,10 @@ from typing import Any, Final, Protocol
 from zdist import context, limits
 from zdist.core.store import Entry
 from zdist.core.task import Function, Input, Task
-from zdist.core.worker import Freeze, RunCall, WorkerMachine
+from zdist.core.worker import Freeze, RunCall, Share, WorkerMachine
 from zdist.errors import ClusterClosed, SecededLimit, SerializationError
 from zdist.serialize import dumps_error, loads, loads_args, loads_function
+from zdist.transport.shm import SharedMemory
 from zdist.worker.calls import run_call
 from zdist.worker.results import freeze, freeze_kept, raw, type_name
 from zdist.worker.slots import Slots
@@ -101,7 +102,8 @@ class Executor:
         self.returning: deque[threading.Event] = deque()  # tasks that want back into the pool
         self.loading = threading.RLock()  # functions are loaded one at a time, each once
         self.alive: dict[threading.Thread, None] = {}
-        self.jobs: queue.SimpleQueue[Freeze | None] = queue.SimpleQueue()
+        self.memory: SharedMemory | None = getattr(worker, "memory", None)
+        self.jobs: queue.SimpleQueue[Freeze | Share | None] = queue.SimpleQueue()
         self.freezer: threading.Thread | None = None
 
     def start(self) -> None:
@@ -183,10 +185,22 @@ class Executor:
                     self.machine.loaded(function, call)
         return call
 
+    def value_of(self, held: Entry, what: str) -> Any:
+        """The object that the worker holds, one for all its tasks. Raises SerializationError."""
+        value = held.value
+        if held.has_value:  # in this order: an object that is put away loses the mark first
+            return value
+        value = loads(held.blob.pieces, what=what)
+        with self.driver.lock:
+            if held.has_value:  # another thread was faster
+                return held.value
+            held.value, held.has_value = value, True
+        return value
+
     # --- the machine's commands --------------------------------------------------------------------------
 
-    def freeze(self, command: Freeze) -> None:
-        """Queue a value to be turned into bytes; never blocks."""
+    def freeze(self, command: Freeze | Share) -> None:
+        """Queue a value to be turned into bytes, or put into shared memory; never blocks."""
         if self.freezer is None:
             self.freezer = threading.Thread(target=self._freeze, name=f"zdist-{self.worker.name}-freeze", daemon=True)
             self.freezer.start()
@@ -199,12 +213,17 @@ class Executor:
             with driver.lock:
                 entry = machine.store.get(key)
                 value = None if entry is None else entry.value
+                blob = None if entry is None else entry.blob
             if entry is None or entry.attempt != attempt:
                 continue
-            blob, error = freeze_kept(value, key)
+            memory, keep, error = self.memory if type(command) is Share else None, True, ""
+            if blob is None:
+                blob, error, keep = freeze_kept(value, key, memory, attempt)
+            elif memory is not None:
+                blob = memory.write(key, attempt, blob) or blob
             with driver.lock:
                 if blob is not None:
-                    machine.frozen(key, attempt, blob, driver.now())
+                    machine.frozen(key, attempt, blob, driver.now(), keep)
                 else:
                     machine.unfreezable(key, attempt, error, driver.now())
             driver.wake()
@@ -294,7 +313,9 @@ class Runner:
             args, kwargs = loads_args(raw(task.args), self._resolve)
             value = call(*args, **kwargs)
             del args, kwargs
-            frozen = freeze(value, task.deliver, task.key, machine.inline_result)
+            # what a task here waits for stays an object, which it gets as it is
+            deliver = 0 if context.wanted_here(executor.worker, task.key) else task.deliver
+            frozen = freeze(value, deliver, task.key, machine.inline_result, executor.memory, task.attempt)
         except BaseException as exc:  # also SystemExit: it is the task that ends, never the worker
             error, text = _described(exc)
         ended = now()
@@ -327,12 +348,7 @@ class Runner:
                 source.value_known = True
             return source.value
         assert type(source) is Entry
-        if not source.has_value:
-            value = loads(source.blob.pieces, what=f"dependency {key} of task {task.key}")
-            with self.lock:
-                if not source.has_value:  # another thread may have been faster; all tasks see one object
-                    source.value, source.has_value = value, True
-        return source.value
+        return self.executor.value_of(source, f"dependency {key} of task {task.key}")
 
 
 def _described(exc: BaseException) -> tuple[bytes, str]:

@@ -11,14 +11,22 @@ import secrets
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from zdist import context, log
-from zdist.core.worker import Exit, Freeze, RunCall, WorkerMachine
+from zdist import context, limits, log
+from zdist.core.machine import CONTROL
+from zdist.core.transfer import Map
+from zdist.core.worker import Exit, Freeze, RunCall, Share, WorkerMachine
 from zdist.errors import ZdistError
+from zdist.protocol.messages import NodeEnded
+from zdist.serialize.assembly import BlobMemory
+from zdist.transport import shm
 from zdist.transport.driver import Driver
 from zdist.transport.host import host_id
-from zdist.transport.security import find_token
+from zdist.transport.memory import keep_freed_memory
+from zdist.transport.options import add_worker_options
+from zdist.transport.security import TokenSource
 from zdist.worker.executor import Executor
 from zdist.worker.logs import Records
 from zdist.worker.slots import Slots
@@ -31,10 +39,14 @@ LOOPBACK: Final = "tcp://127.0.0.1:0"
 
 
 class Settings(NamedTuple):
-    """What a worker is told at its start. ``memory_limit`` in bytes, 0 for none; ``slot`` is a file's path."""
+    """What a worker is told at its start. ``memory_limit`` in bytes, 0 for none; ``slot`` is a file's path.
+    ``shared_memory``: bytes that it may put there, 0 for no use of it at all, None for half of what is free.
+
+    ``token``: the cluster token, or a function that finds it, asked before each hello.
+    """
 
     control: str
-    token: str
+    token: str | Callable[[], str]
     session: str = ""
     name: str = ""
     node: str = ""
@@ -43,6 +55,7 @@ class Settings(NamedTuple):
     data_ports: tuple[int, int] | None = None
     advertise: str = ""
     memory_limit: int = 0
+    shared_memory: int | None = None
     tags: tuple[str, ...] = ()
     resources: tuple[tuple[str, float], ...] = ()
     slot: str = ""
@@ -59,19 +72,19 @@ class Worker:
     def __init__(self, settings: Settings, *, own_process: bool = False) -> None:
         self.settings = settings
         self.session = settings.session or "w-" + secrets.token_hex(8)
-        self.name = settings.name or self.session
         self.nthreads = settings.threads
         self.broker_address = settings.control
-        self.token = settings.token
         self.reason = ""  # why it has ended
         self.code = 0
         self.ended = threading.Event()
         self._closing = threading.Lock()
-        self._closed = False
+        self._closed = threading.Event()
+        token = settings.token
+        self.memory = shm.connect(self.session, settings.shared_memory, adopt=True)
         self.machine = WorkerMachine(
             self.session,
-            settings.token,
-            name=self.name,
+            token() if callable(token) else token,
+            name=settings.name or self.session,
             node=settings.node,
             host=host_id(),
             pid=os.getpid(),
@@ -79,12 +92,14 @@ class Worker:
             memory_limit=settings.memory_limit,
             tags=settings.tags,
             resources=dict(settings.resources),
+            shared=limits.SHM_MIN if self.memory is not None else 0,
         )
+        self.machine.fetcher.memory = BlobMemory(keep_freed_memory)
         slots = Slots(settings.slot or None, settings.threads)
         self.driver = Driver(
             self.machine,
             session=self.session,
-            token=settings.token,
+            token=token,
             control=settings.control,
             name=self.name,
             execute=self._execute,
@@ -92,10 +107,21 @@ class Worker:
             ports=settings.data_ports,
             advertise=settings.advertise or None,
             insecure=settings.insecure,
+            patience=float("inf") if settings.node else limits.NOTICE,  # its node tells of a broker that is away
         )
         self.address = self.machine.address = self.driver.data_address or ""
         self.executor = Executor(self.machine, self.driver, self, settings.threads, slots)
         self.records = Records(self, own_process)
+
+    @property
+    def name(self) -> str:
+        """Tells it apart from all other workers of the cluster."""
+        return self.machine.name
+
+    @property
+    def token(self) -> str:
+        """The cluster token."""
+        return self.machine.token
 
     @property
     def id(self) -> str:
@@ -117,24 +143,47 @@ class Worker:
             self.reason, self.code = reason, code
             self.ended.set()
 
+    def held(self, key: str, attempt: int) -> Any | None:
+        """For the client of its tasks: what is held here of a result, None if it is not (or of another attempt)."""
+        entry = self.machine.store.get(key)
+        return entry if entry is not None and entry.attempt == attempt and (entry.has_value or entry.blob) else None
+
+    def value_of(self, held: Any) -> Any:
+        """The object itself, without a copy. Raises SerializationError."""
+        return self.executor.value_of(held, held.key)
+
     def close(self, timeout: float = GRACE, reason: str = "") -> None:
         """Say goodbye to the broker and stop; idempotent. Tasks that still run are left to themselves."""
-        with self._closing:
-            if self._closed:
-                return
-            self._closed = True
+        if not self._closing.acquire(blocking=False):
+            self._closed.wait(timeout)  # whoever came first may still be about to say goodbye
+            return
         self.end(reason or "closed")
         self.executor.stop(timeout / 2)
         with contextlib.suppress(ZdistError):  # the broker may be gone already
             context.close_client_of(self)
         self.driver.close(timeout / 2, self.reason)
+        if self.memory is not None:
+            self.memory.close()
         logging.getLogger().removeHandler(self.records)
+        self._closed.set()
+
+    def orphaned(self) -> None:
+        """The node is gone. The broker hears so at once, whatever the tasks here are doing."""
+        with self.driver.lock:
+            self.machine.send(CONTROL, NodeEnded())
+        self.driver.wake()
+        self.end("the node has ended", 1)
+        self.close(GRACE / 4)  # the main thread may be busy with a signal or a task's leftovers
 
     def _execute(self, command: Any) -> None:
         """Do a command of the machine; the machine's lock is held."""
         kind = type(command)
-        if kind is Freeze:
+        if kind is Freeze or kind is Share:
             self.executor.freeze(command)
+        elif kind is Map:
+            assert self.memory is not None
+            found, closed = self.memory.read(command.holder, command.rows)
+            self.machine.fetcher.mapped(command.req, found, closed, self.driver.now())
         elif kind is RunCall:
             self.executor.call(command)
         elif kind is Exit:
@@ -143,46 +192,14 @@ class Worker:
             raise ZdistError(f"a worker does not know the command {command!r}")
 
 
-def _ports(text: str) -> tuple[int, int]:
-    low, _, high = text.partition("-")
-    try:
-        first, last = int(low), int(high or low)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no range of ports LO-HI") from None
-    if not 0 < first <= last < 1 << 16:
-        raise argparse.ArgumentTypeError(f"{text!r} is no range of ports LO-HI between 1 and 65535")
-    return first, last
-
-
-def _resource(text: str) -> tuple[str, float]:
-    name, _, amount = text.partition("=")
-    try:
-        if name:
-            return name, float(amount)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is no NAME=AMOUNT")
-
-
 def parser() -> argparse.ArgumentParser:
     """The options of a worker process; sizes in bytes."""
     out = argparse.ArgumentParser("python -m zdist.worker", description="One worker; nodes start and watch it.")
-    out.add_argument("--control", required=True, metavar="ADDRESS", help="of the broker")
-    out.add_argument("--token-file", default=None, help="default: $ZDIST_TOKEN, or found by the broker's address")
+    add_worker_options(out)
     out.add_argument("--session", default="", metavar="ID")
     out.add_argument("--name", default="")
     out.add_argument("--node", default="", metavar="SESSION", help="whose heartbeat keeps this worker alive")
-    out.add_argument("--nthreads", type=int, default=1)
-    out.add_argument("--data-bind", default="", metavar="ADDRESS", help="of the data socket; default: loopback")
-    out.add_argument("--data-ports", type=_ports, default=None, metavar="LO-HI")
-    out.add_argument("--advertise", default="", metavar="HOST", help="under which others reach the data socket")
-    out.add_argument("--memory-limit", type=int, default=0, metavar="BYTES")
-    out.add_argument("--tag", action="append", default=[], dest="tags")
-    out.add_argument("--resource", action="append", default=[], type=_resource, dest="resources", metavar="NAME=AMOUNT")
     out.add_argument("--slot", default="", metavar="PATH", help="file that tells the node what runs")
-    out.add_argument("--insecure", action="store_true", help="allow a data socket that a network can reach")
-    out.add_argument("--log-level", default="info", choices=list(log.LEVELS))
-    out.add_argument("--log-format", default="auto", choices=log.FORMATS)
     return out
 
 
@@ -196,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = Settings(
             control=args.control,
-            token=find_token(args.control, args.token_file),
+            token=TokenSource(args.control, args.token_file),
             session=args.session,
             name=args.name,
             node=args.node,
@@ -205,6 +222,7 @@ def main(argv: list[str] | None = None) -> int:
             data_ports=args.data_ports,
             advertise=args.advertise,
             memory_limit=args.memory_limit,
+            shared_memory=args.shared_memory,
             tags=tuple(args.tags),
             resources=tuple(args.resources),
             slot=args.slot,
@@ -250,8 +268,7 @@ def _watch_lifeline(worker: Worker) -> None:
         with contextlib.suppress(OSError):
             while os.read(lifeline, 1 << 12):
                 pass
-        worker.end("the node has ended", 1)
-        worker.close(GRACE / 4)  # the main thread may be busy with a signal or a task's leftovers
+        worker.orphaned()
         _exit(1)
 
     threading.Thread(target=watch, name="zdist-lifeline", daemon=True).start()

@@ -7,8 +7,9 @@ from typing import Any, Final, TypeAlias
 
 from zdist import limits
 from zdist.errors import SerializationError
-from zdist.protocol.messages import Buffer, Key, Payload
+from zdist.protocol.messages import Attempt, Buffer, Key, Payload
 from zdist.serialize import dumps, dumps_inline
+from zdist.transport.shm import SharedMemory
 
 __all__ = ["Frozen", "freeze", "freeze_kept", "raw", "sizeof", "type_name"]
 
@@ -59,8 +60,16 @@ def sizeof(value: Any) -> int:
         return sys.getsizeof(object())
 
 
-def freeze(value: Any, deliver: bool, key: Key, inline: int = limits.INLINE_RESULT) -> Frozen:
-    """Make the bytes of a task's value if they are ``inline`` at most, or with ``deliver`` in any case."""
+def freeze(
+    value: Any,
+    deliver: int,
+    key: Key,
+    inline: int = limits.INLINE_RESULT,
+    memory: SharedMemory | None = None,
+    attempt: Attempt = 0,
+) -> Frozen:
+    """Make the bytes of a task's value if they are ``inline`` at most, or with ``deliver`` in any case: with 2 in shared
+    ``memory``, if there is room."""
     try:
         if inline and (type(value) not in CONTAINERS or len(value) <= inline // 2):  # two bytes an item at least
             payload = dumps_inline(value, inline, what="result")
@@ -68,7 +77,15 @@ def freeze(value: Any, deliver: bool, key: Key, inline: int = limits.INLINE_RESU
                 return payload, None, "", len(payload), True
         if deliver:
             unshared = _unshared(value)  # on its own: as an argument beside `value` it would count one reference more
-            blob = dumps(value, what="result", share=unshared)
+            near = deliver > 1 and memory is not None
+            blob = dumps(value, what="result", share=unshared or near)
+            if near:
+                assert memory is not None
+                segment = memory.write(key, attempt, blob)
+                if segment is not None:
+                    return None, segment, "", segment.nbytes, bool(blob.refs)
+                if not unshared:
+                    blob = blob.snapshot()
             return None, blob, "", blob.nbytes, bool(blob.refs)
     except SerializationError as exc:
         return None, None, f"task {key}: {exc}", sizeof(value), True
@@ -78,12 +95,21 @@ def freeze(value: Any, deliver: bool, key: Key, inline: int = limits.INLINE_RESU
     return None, None, "", sizeof(value), True
 
 
-def freeze_kept(value: Any, key: Key) -> tuple[Any, str]:
-    """The bytes of a value that is held and may be in use, which somebody asks for: a blob, or None and why."""
+def freeze_kept(
+    value: Any, key: Key, memory: SharedMemory | None = None, attempt: Attempt = 0
+) -> tuple[Any, str, bool]:
+    """The bytes of a value that is held and may be in use, which somebody asks for: a blob, or None and why; and whether
+    the object has to stay beside it. With ``memory``: shared, if there is room."""
     try:
-        return dumps(value, what="result"), ""
+        blob = dumps(value, what="result", share=memory is not None)
     except Exception as exc:
-        return None, f"task {key}: {exc}"
+        return None, f"task {key}: {exc}", True
+    if memory is None:
+        return blob, "", True
+    segment = memory.write(key, attempt, blob)
+    if segment is None:
+        return blob.snapshot(), "", True
+    return segment, "", bool(blob.refs) or blob.large * 8 < blob.nbytes * 7  # else it is had again for next to nothing
 
 
 def _references(value: Any) -> int:

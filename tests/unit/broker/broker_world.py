@@ -17,12 +17,13 @@ from zdist.protocol.messages import (
     Subscribe,
     TakeBack,
     WorkerDied,
+    function_digest,
 )
 from zdist_broker.machine import BrokerMachine
 
 M = TypeVar("M")
-FN = b"f" * 32
-SLOW = b"s" * 32
+FN = function_digest(b"pickled fast")
+SLOW = function_digest(b"pickled slow")
 
 
 class World:
@@ -46,8 +47,8 @@ class World:
         self.broker.check()
         return result
 
-    def client(self, session: str) -> None:
-        self.join(session, "client")
+    def client(self, session: str, **info: Any) -> None:
+        self.join(session, "client", **info)
         for digest, name in ((FN, "fast"), (SLOW, "slow")):
             self.send(session, Define(digest, name, b"pickled " + name.encode()))
 

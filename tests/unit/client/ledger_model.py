@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from zdist import limits
 from zdist.core.ledger import UNKNOWN, Ledger
-from zdist.core.machine import CONTROL
+from zdist.core.machine import CONTROL, Route
 from zdist.protocol import messages as m
 
 WORKER = "w-1"
+DATA = Route("tcp://one")
+BLOCK = 1 << limits.LANE_BITS
 
 
 class Task:
@@ -33,8 +36,13 @@ class ModelBroker:
         self.up: deque[Any] = deque()
         self.down: deque[Any] = deque()
         self.cancelled: set[str] = set()
+        self.lane_: m.Lane | None = None
+        self.sure: set[str] = set()  # tasks that have ended well, though the broker does not know yet
         self.epoch = 0
         self.attempts = 0
+        self.early: deque[m.RunEarly] = deque()  # early copies under way to the worker
+        self.copies = 0  # early copies of results that the ledger was given
+        self.blocks = 0
         self.restart()
 
     def restart(self) -> None:
@@ -44,6 +52,8 @@ class ModelBroker:
         self.functions.clear()
         self.up.clear()
         self.down.clear()
+        self.early.clear()
+        self.lane_ = None
         self.epoch += 1
         self.ledger.out.pop(CONTROL, None)
         info = {"cluster": "model", "window_tasks": 5, "window_bytes": 1000}
@@ -57,7 +67,55 @@ class ModelBroker:
         if deadline is not None and deadline <= 0:
             self.ledger.tick(0.0)
         self.ledger.turn(0.0)
-        self.up.extend(self.ledger.take().pop(CONTROL, []))
+        out = self.ledger.take()
+        self.up.extend(out.pop(CONTROL, []))
+        for message in out.pop(DATA, []):
+            if isinstance(message, m.Probe):
+                self.ledger.handle(DATA, m.ProbeReply(message.req, WORKER), 0.0)
+            elif isinstance(message, m.RunEarly):
+                self.early.append(message)
+
+    def run_early(self, lost: bool) -> None:
+        """The worker gets an early copy, and the client the early copy of its result."""
+        if self.early:
+            _, fn, attempt, key, _ = self.early.popleft()
+            if lost or key in self.cancelled or (key in self.tasks and self.tasks[key].state != "waiting"):
+                return
+            self.sure.add(key)
+            entry = self.ledger.entries.get(key)
+            pending = entry is not None and entry.status == "pending" and entry.gen and key not in self.ledger.fences
+            self.ledger.handle(DATA, m.DoneEarly(key, attempt, 10, f"{key}:{fn.decode()}".encode(), "int"), 0.0)
+            if pending and self.ledger.early is None:
+                assert entry is not None
+                self.copies += entry.status == "finished"
+            self.flush()
+
+    def lane(self, message: m.Lane) -> None:
+        lane = self.lane_
+        if message.first:
+            assert lane is not None and lane.first == message.first, "a lane is given up once"
+            self.lane_ = None
+        elif lane is None:
+            self.blocks += 1
+            first = (self.epoch << 40) + self.blocks * BLOCK
+            self.lane_ = m.Lane(WORKER, first, first + 3)
+            self.down.append(m.Members(((WORKER, DATA.channel, "one", "host", "n-1"),)))
+            self.down.append(self.lane_)
+
+    def close_lane(self) -> None:
+        """The broker has other use for the worker."""
+        if self.lane_ is not None and self.lane_.session:
+            self.lane_ = self.lane_._replace(session="")
+            self.down.append(m.Lane("", self.lane_.first, 0))
+
+    def submitearly(self, message: m.SubmitEarly) -> None:
+        lane = self.lane_
+        assert lane is not None and lane.first <= message.attempt < lane.until, "the attempt is not the client's"
+        assert message.key not in self.tasks
+        if lane.session and message.attempt + 1 == lane.until and lane.until < lane.first + 9:
+            self.lane_ = lane = lane._replace(until=lane.until + 3)
+            self.down.append(lane)
+        self.submit(m.Submit(message.fn, True, message.gen, (), ((message.key, message.args, ()),)))
 
     def read(self) -> None:
         """The broker takes in one message."""
@@ -105,6 +163,7 @@ class ModelBroker:
                 for dep in deps:
                     if dep not in self.tasks and dep not in self.held:
                         assert dep in self.cancelled, f"{dep} was released before {key} was submitted"
+                        self.cancelled.add(key)
                         self.down.append(m.Cancelled(((key, f"depends on {dep}, which nobody holds"),)))
                         break
                 else:
@@ -127,6 +186,7 @@ class ModelBroker:
                 self.held[key] = message.gen
                 self.down.append(m.Finished(((key, 0, 1, None, (WORKER,), "bytes"),)))
             elif task is None:
+                self.cancelled.add(key)  # placed under a former broker, of whose workers this one knows nothing
                 self.down.append(m.Cancelled(((key, UNKNOWN),)))
             else:
                 task.gen = message.gen

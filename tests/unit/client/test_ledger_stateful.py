@@ -44,8 +44,24 @@ class LedgerMachine(RuleBasedStateMachine):
     def submit_unique(self, fn: bytes, parents: list[Entry]) -> Entry:
         self.counter += 1
         deps = tuple(dict.fromkeys(parent.key for parent in parents))
-        (entry,) = self.ledger.submit(self.works[fn, True], [(f"{fn.decode()}-{self.counter}", b"args", deps)])
+        self.ledger.ask_after = 1  # lone tasks are rarer here than anywhere else
+        row = (f"{fn.decode()}-{self.counter}", b"args", deps)
+        (entry,) = self.ledger.submit(self.works[fn, True], [row], own=True)
         return entry
+
+    @rule(target=futures, n=st.integers(2, 6), lost=st.sampled_from([False, False, False, True]))
+    def loop(self, n: int, lost: bool) -> Any:
+        """Submit one, wait for it, again."""
+        self.broker.settle()
+        made = []
+        for _ in range(n):
+            made.append(self.submit_unique(b"f", []))
+            self.broker.flush()
+            if self.broker.early:
+                self.broker.run_early(lost)
+            else:
+                self.broker.settle()
+        return multiple(*made)
 
     @rule(target=futures, key=st.sampled_from("abc"), fn=st.sampled_from([b"f", b"g"]))
     def submit_explicit(self, key: str, fn: bytes) -> Any:
@@ -133,6 +149,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def fail(self, data: st.DataObject) -> None:
         ready = [key for key, task in self.broker.tasks.items() if self.broker.can_run(task)]
+        ready = [key for key in ready if key not in self.broker.sure]
         if ready:
             self.broker.fail(data.draw(st.sampled_from(ready)))
 
@@ -140,6 +157,14 @@ class LedgerMachine(RuleBasedStateMachine):
     def lose(self, data: st.DataObject) -> None:
         if self.broker.tasks:
             self.broker.lose(data.draw(st.sampled_from(list(self.broker.tasks))))
+
+    @rule(lost=st.booleans())
+    def run_early(self, lost: bool) -> None:
+        self.broker.run_early(lost)
+
+    @rule()
+    def close_lane(self) -> None:
+        self.broker.close_lane()
 
     @rule()
     def restart(self) -> None:

@@ -101,6 +101,54 @@ def test_a_damaged_message_never_reaches_a_machine(message: Any, data: st.DataOb
         decode([header])
 
 
+@given(st.lists(messages(), min_size=1, max_size=3), st.data())
+def test_a_packet_with_changed_bytes_is_refused_or_is_well_typed(batch: list[Any], data: st.DataObject) -> None:
+    """What gets through after any change of bytes can be encoded again, so a machine sees nothing ill-typed."""
+    frames = [bytearray(frame) for frame in encode(Packet("c-1", 1, 0, tuple(batch)))]
+    for _ in range(data.draw(st.integers(1, 4))):
+        frame = frames[data.draw(st.integers(0, len(frames) - 1))]
+        place = data.draw(st.integers(0, max(len(frame) - 1, 0)))
+        change = data.draw(st.sampled_from(("set", "insert", "cut", "drop")))
+        if change == "set" and frame:
+            frame[place] = data.draw(st.sampled_from((0, 0x7F, 0x80, 0x90, 0xC0, 0xC1, 0xCB, 0xCF, 0xD4, 0xDD, 0xFF)))
+        elif change == "insert":
+            frame[place:place] = data.draw(st.binary(min_size=1, max_size=3))
+        elif change == "cut":
+            del frame[place:]
+        elif len(frames) > 1:
+            frames.pop()
+    try:
+        packet = decode(frames)
+    except ProtocolError:
+        return
+    assert plain(decode([bytes(frame) for frame in encode(packet)])) == plain(packet) or "nan" in repr(packet)
+
+
+@pytest.mark.parametrize("header", [b"\x91" * 100_000, b"\x81" * 100_000, b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff"])
+def test_headers_that_promise_too_much_are_refused_at_once(header: bytes) -> None:
+    with pytest.raises(ProtocolError, match="no zdist packet"):
+        decode([header])
+
+
+def nested(depth: int) -> Any:
+    value: Any = ()
+    for _ in range(depth):
+        value = (value,)
+    return value
+
+
+@pytest.mark.parametrize("value", [1 << 64, -(1 << 63) - 1, nested(2000)], ids=["large", "small", "deep"])
+def test_a_value_that_cannot_be_encoded_is_a_protocol_error(value: Any) -> None:
+    with pytest.raises(ProtocolError, match="cannot"):
+        encode(Packet("c-1", 1, 0, (Submit(b"f", False, value, (), ()),)))
+
+
+def test_a_payload_beyond_the_largest_frame_cannot_be_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zdist.limits.MAX_FRAME", 1000)
+    with pytest.raises(ProtocolError, match="a payload of 1001 bytes, 1000 are possible"):
+        encode(Packet("c-1", 1, 0, (Submit(b"f", False, 1, (), (("k", Buffer(bytes(1001)), ()),)),)))
+
+
 def test_another_version_is_named() -> None:
     header = msgpack.packb((PROTOCOL + 1, "whatever", {"new": "layout"}))
     with pytest.raises(VersionMismatch, match=f"version {PROTOCOL + 1}, this side version {PROTOCOL}"):
