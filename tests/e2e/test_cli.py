@@ -198,6 +198,7 @@ def test_worker_options_reach_the_cluster(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "worker.yaml"
     file.write_text("nodes:\n  - {name: alpha, nworkers: 3, nthreads: 2, tags: [from-file]}\n  - {name: beta}\n")
     options = ["--nworkers", "2", "--resource", "gpu=2", "--memory-limit", "1GiB", "--config", str(file)]
+    options += ["--shared-memory", "6MB"]
     node = start("worker", address, "--name", "alpha", *options)
     with Client(address, set_as_default=False, timeout=DEADLINE) as client:
         client.wait_for_workers(2, timeout=DEADLINE)
@@ -209,6 +210,8 @@ def test_worker_options_reach_the_cluster(start: Start, tmp_path: Path) -> None:
             assert worker["memory_limit"] == 1 << 30
             assert worker["resources"] == {"gpu": 2}
             assert list(worker["tags"]) == ["from-file"]
+        limits = client.run(lambda dask_worker: dask_worker.memory.limit)
+        assert list(limits.values()) == [3_000_000] * 2
     node.terminate()
     node.communicate(timeout=DEADLINE)
     assert node.returncode == 0
@@ -219,6 +222,7 @@ def test_worker_options_reach_the_cluster(start: Start, tmp_path: Path) -> None:
     [
         (["--resource", "gpu"], "'gpu' is not NAME=AMOUNT"),
         (["--memory-limit", "lots"], "command line: nodes[0].memory_limit"),
+        (["--shared-memory", "lots"], "command line: nodes[0].shared_memory"),
         (["--data-ports", "9-1"], "command line: nodes[0].data_ports"),
         (["--nthreads", "0"], "command line: nodes[0].nthreads"),
         (["--nworkers", "0"], "command line: nodes[0].nworkers: should be greater than or equal to 1, not 0"),

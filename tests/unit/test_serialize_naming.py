@@ -272,3 +272,17 @@ def test_names_are_the_same_in_every_process(tmp_path: Path) -> None:
     assert len(set(names[0])) == len(names[0]) == 25
     for i, (a, b, c) in enumerate(zip(*names, strict=True)):
         assert a == b == c, f"number {i} differs"
+
+
+@pytest.mark.parametrize("dtype", ["f8", ">f8", "M8[s]", "c16", "?", "S3", "f2", [("a", "i4"), ("b", "f8")]])
+def test_large_arrays_are_named_where_they_lie(dtype: Any) -> None:
+    data = np.arange(40_000).astype("i8").view("u1")
+    array = np.resize(data, np.dtype(dtype).itemsize * 40_000).view(dtype).reshape(200, 200)
+    names = [
+        serialize.token(b"x", (form,), {})
+        for form in (array, array.copy(), np.repeat(array, 2, axis=0)[::2], array.copy(order="F"))
+    ]
+    assert names[0] == names[1] == names[2]
+    other = array.copy()
+    other.view("u1").reshape(-1)[-1] ^= 1
+    assert serialize.token(b"x", (other,), {}) != names[0]

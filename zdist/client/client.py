@@ -56,8 +56,8 @@ class Client(Submitting, Gathering, Scattering, Admin):
         token_file: where the cluster token lies, if not where the broker of the same user has put it.
         token: the token itself, or a function that finds it, called before each hello.
         fallback: what ``direct=True`` does where the peer path is closed: "relay" (with one warning) or "error".
-        shared_memory: bytes (or "4 GiB") of large arguments and scattered data to be put into shared memory, where workers
-            of this host find them; 0: none, and none is read. Default: half of what is free.
+        shared_memory: bytes (or "4 GiB") of large arguments and scattered data to be put into shared memory, where
+            workers of this host find them; 0: none, and none is read. Default: half of what is free.
 
     Raises:
         BrokerUnreachable: no broker answered in time; says what to check.

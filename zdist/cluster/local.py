@@ -58,8 +58,8 @@ class LocalCluster:
         name: of the cluster, prefix of its workers' names.
         memory_limit: of each worker, in bytes, as a fraction of the machine's memory or as a text ("4 GiB"); "auto"
             is a fair share, None or 0 no limit.
-        shared_memory: bytes, also as a text, that the workers may fill together in the machine's shared memory; 0 for no
-            use of it, also by clients made with this cluster; default: half of what is free.
+        shared_memory: bytes, also as a text, that the workers may fill together in the machine's shared memory; 0 for
+            no use of it, also by clients made with this cluster; default: half of what is free.
         silence_logs: least level, as in ``logging``, that broker and workers write to standard error; False: "info".
         tags, resources: what the workers offer to tasks that ask for it.
         inline_result: bytes up to which results travel with the news that they are there; 0: none do.

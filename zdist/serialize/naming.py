@@ -10,6 +10,7 @@ process to process: then two clients compute it twice, and nothing else happens.
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import dis
 import functools
@@ -22,6 +23,7 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from zdist.errors import SerializationError
+from zdist.limits import OWN_FRAME
 from zdist.serialize.imports import importable
 from zdist.serialize.references import references
 from zdist.serialize.values import by_value_modules, cloudpickle, dumps, type_name
@@ -197,7 +199,13 @@ class _Namer:
 
     def _array(self, array: Any) -> bytes:
         order = b"F" if array.flags.f_contiguous and not array.flags.c_contiguous else b"C"
-        data = (array.T if order == b"F" else array).tobytes()
+        flat = array.T if order == b"F" else array
+        data = None
+        if flat.nbytes >= OWN_FRAME and flat.flags.c_contiguous:
+            with contextlib.suppress(TypeError, ValueError):  # of a type that no other buffer has
+                data = memoryview(flat).cast("B")  # where it lies: a copy would take longer than all the rest
+        if data is None:
+            data = flat.tobytes()
         dtype = repr(array.dtype.descr if array.dtype.names else array.dtype.str)
         head = repr((type_name(array), dtype, array.shape)).encode()
         return _node(b"A", (order, _atom(b"h", head), _atom(b"d", data)))

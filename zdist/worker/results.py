@@ -68,8 +68,8 @@ def freeze(
     memory: SharedMemory | None = None,
     attempt: Attempt = 0,
 ) -> Frozen:
-    """Make the bytes of a task's value if they are ``inline`` at most, or with ``deliver`` in any case: with 2 in shared
-    ``memory``, if there is room."""
+    """Make the bytes of a task's value if they are ``inline`` at most, or with ``deliver`` in any case: with 2 in
+    shared ``memory``, if there is room."""
     try:
         if inline and (type(value) not in CONTAINERS or len(value) <= inline // 2):  # two bytes an item at least
             payload = dumps_inline(value, inline, what="result")
@@ -98,8 +98,8 @@ def freeze(
 def freeze_kept(
     value: Any, key: Key, memory: SharedMemory | None = None, attempt: Attempt = 0
 ) -> tuple[Any, str, bool]:
-    """The bytes of a value that is held and may be in use, which somebody asks for: a blob, or None and why; and whether
-    the object has to stay beside it. With ``memory``: shared, if there is room."""
+    """The bytes of a value that is held and may be in use, which somebody asks for: a blob, or None and why; and
+    whether the object has to stay beside it. With ``memory``: shared, if there is room."""
     try:
         blob = dumps(value, what="result", share=memory is not None)
     except Exception as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,17 @@ def test_memory_limits() -> None:
     assert memory_bytes(None, 2) == memory_bytes(0, 2) == 0
     with pytest.raises(ValueError, match="memory_limit"):
         memory_bytes(-1, 2)
+
+
+@pytest.mark.parametrize(("given", "size"), [(None, None), (0, 0), ("2 GiB", 2 << 30), (5000, 5000)])
+def test_shared_memory(given: str | int | None, size: int | None) -> None:
+    assert LocalCluster(shared_memory=given, asynchronous=True).shared_memory == size
+
+
+@pytest.mark.parametrize("given", ["lots", -1, 0.5])
+def test_shared_memory_that_cannot_be(given: Any) -> None:
+    with pytest.raises(ValueError, match="4 GiB"):
+        LocalCluster(shared_memory=given, asynchronous=True)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zdist.core.machine import CONTROL
-from zdist.core.worker import Freeze, RunCall, WorkerMachine
+from zdist.core.worker import Freeze, RunCall, Share, WorkerMachine
 from zdist.errors import ClusterClosed
 from zdist.protocol import messages as m
 from zdist.serialize import dumps_args, dumps_function
@@ -38,7 +38,7 @@ class FakeDriver:
             commands, self.machine.commands = self.machine.commands, []
             for command in commands:
                 assert self.executor is not None
-                if type(command) is Freeze:
+                if type(command) in (Freeze, Share):
                     self.executor.freeze(command)
                 elif type(command) is RunCall:
                     self.executor.call(command)
@@ -99,8 +99,10 @@ class Pool:
     token = "secret"
     session = "w-1"
 
-    def __init__(self, threads: int = 1, slot: str | None = None) -> None:
-        self.machine = WorkerMachine(self.session, self.token, name=self.name, threads=threads)
+    def __init__(self, threads: int = 1, slot: str | None = None, memory: Any = None) -> None:
+        self.memory = memory
+        shared = 1000 if memory is not None else 0
+        self.machine = WorkerMachine(self.session, self.token, name=self.name, threads=threads, shared=shared)
         self.machine.welcomed(m.Welcome(1, 0, True, {"lease": 1e9}), time.monotonic())
         self.driver = FakeDriver(self.machine)
         self.executor = self.driver.executor = Executor(self.machine, self.driver, self, threads, Slots(slot, threads))
