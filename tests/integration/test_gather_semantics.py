@@ -17,7 +17,7 @@ import cluster_functions as functions
 import pytest
 from cluster_checks import about_data, eventually, idle, sent
 
-from zdist import CancelledError, Client, Future, LocalCluster, SerializationError, wait
+from zdist import CancelledError, Client, Future, LocalCluster, SerializationError, as_completed, wait
 
 Point = namedtuple("Point", "x y")
 
@@ -102,6 +102,11 @@ def test_a_lazy_iterator_keeps_the_order_and_fetches_ahead(client: Client, gate:
     assert 20 < len(made) <= 40
     assert [int(array[-1]) for array in values] == list(range(20, 40))
     assert not client._ledger.collections.open
+
+
+def test_as_completed_is_an_iterator_as_well(client: Client) -> None:
+    futures = client.map(functions.inc, range(50), pure=False)
+    assert sorted(client.gather(as_completed(futures))) == list(range(1, 51))
 
 
 def test_an_iterator_closed_early_frees_everything(client: Client, gate: functions.Gate) -> None:

@@ -12,7 +12,7 @@ import cluster_functions as functions
 import pytest
 from cluster_checks import WITHIN, idle
 
-from zdist import CancelledError, Client, LocalCluster
+from zdist import CancelledError, Client, LocalCluster, as_completed
 
 
 @pytest.fixture
@@ -116,6 +116,7 @@ async def test_iterators_and_queues_on_a_loop(aclient: Client) -> None:
     assert [value async for value in aclient.gather(source())] == list(range(1, 61))
     futures = aclient.map(functions.inc, range(60))
     assert [value async for value in aclient.gather(iter(futures))] == list(range(1, 61))
+    assert sorted([value async for value in aclient.gather(as_completed(futures))]) == list(range(1, 61))
     for kind in (asyncio.Queue, asyncio.LifoQueue, asyncio.PriorityQueue):
         queue: Any = kind(maxsize=3)
         sink = aclient.gather(queue)

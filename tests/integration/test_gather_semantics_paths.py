@@ -259,6 +259,31 @@ def test_callers_never_touch_each_others_gathers(peer_client: Client, gate: func
     assert not client._ledger.collections.open and not client._ledger.fetcher.tickets
 
 
+def test_a_call_that_demands_a_path_does_not_bind_the_others(cluster: LocalCluster) -> None:
+    """The same keys, whose peer path is closed: those that leave the path open get them by the relay."""
+    with Client(cluster, gather_paths=SOCKETS, fallback="error", set_as_default=False) as client:
+        client.wait_for_workers(2)
+        closed, _ = client.scheduler_info()["workers"]
+        futures = made(client, 4, 2 << 20, worker=closed)
+        results: list[tuple[bool | None, Any]] = []
+
+        def gather(direct: bool | None) -> None:
+            results.append((direct, client.gather(futures, direct=direct, errors="return", timeout=30)))
+
+        with unreachable(closed):
+            threads = [threading.Thread(target=gather, args=(direct,)) for direct in (True, None, True, False, None)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(40)
+        assert len(results) == 5
+        for direct, got in results:
+            if direct:
+                assert [type(value) for value in got] == [PeerUnreachable] * 4
+            else:
+                assert firsts(got) == [0, 1, 2, 3]
+
+
 # --- memory ------------------------------------------------------------------------------------------------
 
 

@@ -56,7 +56,10 @@ class Future:
 
     @property
     def type(self) -> str | None:
-        """Name of the result's type, once it is finished."""
+        """Name of the result's type ("int", "numpy.ndarray"), None before it is finished.
+
+        A name and not the class, which dask gives: the class may not be importable here.
+        """
         entry = self._entry
         return str(entry.outcome[5]) if entry.status == FINISHED else None
 
@@ -79,7 +82,8 @@ class Future:
         Raises:
             TimeoutError: not done in time; the future is left alone.
             CancelledError: it was cancelled; the text says why.
-            KilledWorker, SerializationError, or whatever the task raised, with its traceback.
+            KilledWorker, SerializationError, or whatever the task raised, with its traceback; but StopIteration,
+                SystemExit, KeyboardInterrupt and others that would steer this program, as the cause of a RemoteError.
 
         An awaitable of all that on an asynchronous client.
         """

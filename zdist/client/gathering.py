@@ -43,7 +43,8 @@ class Gathering(Base):
         Parameters:
             futures: a future; or list, tuple, set, frozenset, dict (its values), namedtuple and subclasses of these,
                 nested to any depth: the same comes back with values in place of futures. An iterator comes back as a
-                lazy iterator, a queue as a queue that fills.
+                lazy iterator (``close`` frees what is under way; so does a ``with`` block), a queue.Queue, or on an
+                asynchronous client an asyncio.Queue, as a bounded queue of the same kind that fills in order.
             errors: "raise" raises the error of the first future, in the order given, that failed or was cancelled;
                 "skip" leaves such futures out; "return" puts the exception in their place.
             direct: True to fetch from the workers' own sockets, False through the broker, None (or the client's
@@ -57,7 +58,9 @@ class Gathering(Base):
             ValueError: another word for ``errors`` or ``progress``, or a future of another cluster.
             CancelledError: a future was cancelled; the text says why.
             PeerUnreachable: ``direct=True``, no path open, and the client was made with ``fallback="error"``.
-            KilledWorker, SerializationError, or what a task raised.
+            TypeError: a subclass that cannot be made anew of its members, or a queue that cannot be bounded.
+            RuntimeError: it would block the event loop that an asynchronous client runs on.
+            KilledWorker, SerializationError, or what a task raised (see `Future.result`).
         """
         if errors not in ERRORS:
             raise ValueError(f"errors={errors!r}: gather knows 'raise', 'skip' and 'return'")

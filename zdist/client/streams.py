@@ -70,10 +70,10 @@ class Ahead:
         for item in source:
             if type(item) is Future and item.client is self._client:  # nearly all
                 entry = item._entry
-                self._items.append(Item(BARE, [item]))
-                uses[entry] = uses.get(entry, 0) + 1
+                uses[entry] = uses.get(entry, 0) + 1  # before the item counts, should Ctrl-C strike here
                 if uses[entry] == 1 and not is_here(entry):
                     fresh.append(entry)
+                self._items.append(Item(BARE, [item]))
                 continue
             try:
                 # in a list, so that a bare future that is skipped can be told from one whose value is None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from zdist.client import containers, streams, tasks, waiting
+from zdist.client import containers, tasks, waiting
 from zdist.client.arrivals import Arrivals
 from zdist.errors import CancelledError
 
@@ -36,10 +36,8 @@ class FakeClient:
     def __init__(self) -> None:
         self.condition = threading.Condition()
         self.watchers: list[tuple[FakeFuture, Callable[[FakeFuture], None]]] = []
-        self.prefetched: list[str] = []
         self.forgotten: list[str] = []
         self.blocks = 0
-        self._pumps: set[Any] = set()
         self.entries: dict[str, object] = {}  # one for all futures of a key
 
     def hindrance(self) -> str:
@@ -81,9 +79,6 @@ class FakeClient:
                 self.condition.wait(0.01)
         return True
 
-    def prefetch(self, futures: Iterable[FakeFuture], direct: bool | None = None) -> None:
-        self.prefetched.extend(future.key for future in futures)
-
     def forget(self, futures: Iterable[FakeFuture]) -> None:
         self.forgotten.extend(future.key for future in futures)
 
@@ -113,6 +108,6 @@ class FakeClient:
 
 def use_fakes(monkeypatch: Any) -> FakeClient:
     """Have the modules take FakeFuture for Future."""
-    for module in (containers, streams, tasks, waiting):
+    for module in (containers, tasks, waiting):
         monkeypatch.setattr(module, "Future", FakeFuture)
     return FakeClient()
