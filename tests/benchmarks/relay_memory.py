@@ -1,9 +1,9 @@
 """What relaying costs the broker: ``python tests/benchmarks/relay_memory.py [--gib N] [--readers N]``.
 
-Results of 64 MiB are relayed to readers that take what comes, that are stopped in the middle, and that take nothing, one
-and ten of each. Printed are the growth of the broker's resident memory at its highest point, and how long a small task of
-another client takes meanwhile (median), against an idle cluster. Ends with code 1 if the memory grows by more than
-128 MiB, or a small task takes more than twice as long.
+Results of 64 MiB are relayed to readers that take what comes, that are stopped in the middle, and that take nothing,
+one and ten of each. Printed are the growth of the broker's resident memory at its highest point, and how long a small
+task of another client takes meanwhile (median), against an idle cluster. Ends with code 1 if the memory grows by more
+than 128 MiB, or a small task takes more than twice as long.
 """
 
 from __future__ import annotations

@@ -167,10 +167,9 @@ class Delivery:
                 warnings.warn(f"direct=True, but {worker} went by the relay: {reason}", stacklevel=outside())
         if not arrived:
             return
-        entries = {entry.key: entry for entry in self.open.get(collection, ()) if self.under.get(entry) is collection}
-        for key, pieces in arrived:
-            if key in entries:
-                self.values[entries[key]] = self._load(entries[key], pieces)
+        for entry, pieces in arrived:
+            if self.under.get(entry) is collection:
+                self.values[entry] = self._load(entry, pieces)
 
     def _load(self, entry: Entry, data: Any, attempt: int | None = None) -> Any:
         """A value from its bytes, or in a task the worker's own object; one that cannot be unpickled fails alone."""

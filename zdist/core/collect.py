@@ -54,7 +54,7 @@ class Collection(Signal):
         self.begin = begin
         self.fetching: dict[Key, Entry] = {}
         self.rows: list[tuple[Key, int, int, tuple[str, ...]]] = []  # to be handed to the fetcher together
-        self.arrived: list[tuple[Key, Any]] = []  # pieces, or what `Collections.nearby` gave
+        self.arrived: list[tuple[Entry, Any]] = []  # pieces, or what `Collections.nearby` gave
         self.broken: dict[Key, tuple[str, str]] = {}  # key: code, text; bytes that cannot be had
         self.nbytes = 0  # of all that has arrived
         self.failed = 0  # entries that ended without a value
@@ -115,10 +115,10 @@ class Collections:
             if value is None:
                 held = self.store.get(key)
                 if self.nearby is not None and (near := self.nearby(key, attempt)) is not None:
-                    collection.arrived.append((key, near))
+                    collection.arrived.append((entry, near))
                     self.fetcher.report.add("local", "", 1, near.nbytes, 0.0, NEAR)
                 elif held is not None and held.blob is not None:
-                    collection.arrived.append((key, held.blob.pieces))
+                    collection.arrived.append((entry, held.blob.pieces))
                     self.fetcher.report.add("local", "", 1, held.blob.nbytes, 0.0, HERE)
                 else:
                     collection.left += 1
@@ -147,17 +147,21 @@ class Collections:
             fetcher.warnings.clear()
         if fetcher.arrived:
             arrived, fetcher.arrived[:] = list(fetcher.arrived), []
+            ready: dict[Collection, None] = {}
             for tickets, key, _, data, nbytes, path in arrived:
                 pieces = data.pieces if path == SHM else data
                 if len(tickets) > 1:  # each makes a value of its own of these bytes, and values may be written to
                     pieces = [memoryview(piece).toreadonly() for piece in pieces]
                 for ticket in tickets:
                     collection = self.open.get(ticket)
-                    if collection is not None and collection.fetching.pop(key, None) is not None:
+                    entry = None if collection is None else collection.fetching.pop(key, None)
+                    if collection is not None and entry is not None:
                         collection.left -= 1
                         collection.nbytes += nbytes
-                        collection.arrived.append((key, pieces))
-                        collection.progress()
+                        collection.arrived.append((entry, pieces))
+                        ready[collection] = None
+            for collection in ready:
+                collection.progress()
         if fetcher.failed:
             failed, fetcher.failed[:] = list(fetcher.failed), []
             for tickets, key, code, text, holders in failed:

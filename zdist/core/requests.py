@@ -6,6 +6,7 @@ bandwidth. A request reserves what it asks for until it is answered, given up, o
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from typing import Final
@@ -54,13 +55,16 @@ class Requests:
 
     def enqueue(self, transfers: Iterable[Transfer], link: Link) -> None:
         """Plan what is left of transfers for a link."""
-        serial, queue, total = self.serial, link.queue, 0
+        serial, total, priority = self.serial, 0, None
+        group: deque[Transfer] = deque()  # those of one priority share a place: a heap of thousands takes its time
         for transfer in transfers:
-            serial += 1
+            if transfer.priority != priority:
+                priority, group, serial = transfer.priority, deque(), serial + 1
+                heappush(link.queue, (priority, serial, group))
             transfer.link, transfer.spot = link, serial
             transfer.queued = size = transfer.expected()
             total += size
-            heappush(queue, (transfer.priority, serial, transfer))
+            group.append(transfer)
         self.serial = serial
         link.backlog += total
         if link.path == RELAY:
@@ -81,10 +85,11 @@ class Requests:
         queue, link.queue = sorted(link.queue, key=lambda item: item[:2]), []
         self.queued.pop(link, None)
         found = []
-        for _, spot, transfer in queue:
-            if transfer.spot == spot:
-                self.unqueue(transfer)
-                found.append(transfer)
+        for _, spot, group in queue:
+            for transfer in group:
+                if transfer.spot == spot:
+                    self.unqueue(transfer)
+                    found.append(transfer)
         return found
 
     # --- asking ----------------------------------------------------------------------------------
@@ -119,11 +124,15 @@ class Requests:
         asked: list[tuple[str, int, int]] = []
         backlog = 0
         while queue and len(asked) < CHUNK_ROWS:
-            priority, spot, transfer = queue[0]
-            if transfer.spot != spot:
+            priority, spot, group = queue[0]
+            if not group:
                 heappop(queue)
                 continue
-            need = transfer.need()
+            transfer = group[0]
+            if transfer.spot != spot:
+                group.popleft()
+                continue
+            need, plain = transfer.need(), not transfer.gaps
             piece = need if need <= chunk else -(-need // -(-need // chunk))  # in equal parts: no small rest at the end
             if piece > budget:
                 if not asked and piece > shared and not link.starving:
@@ -139,8 +148,8 @@ class Requests:
                 transfer.active += 1
                 rows[key] = (transfer, offset, length, transfer.epoch)
                 asked.append((key, offset, length))
-            if piece == need and not transfer.need():  # nothing left of it to ask for
-                heappop(queue)
+            if piece == need and (plain or not transfer.need()):  # nothing left of it to ask for
+                group.popleft()
                 backlog += transfer.queued
                 transfer.link, transfer.queued, transfer.spot = None, 0, 0
             elif piece:
@@ -179,14 +188,18 @@ class Requests:
         """Have the driver look for all that is queued in the holder's shared memory. Nothing is reserved for it."""
         request, queue = Request(self.serial + 1, link, now, None), link.queue
         while queue and len(request.rows) < CHUNK_ROWS:
-            _, spot, transfer = queue[0]
+            _, spot, group = queue[0]
+            if not group:
+                heappop(queue)
+                continue
+            transfer = group[0]
             if transfer.spot == spot:
                 if transfer.key in request.rows:
                     break
                 self.unqueue(transfer)
                 transfer.active += 1
                 request.rows[transfer.key] = (transfer, 0, transfer.take(), transfer.epoch)
-            heappop(queue)
+            group.popleft()
         if not queue:
             self.queued.pop(link, None)
         if not request.rows:
@@ -326,7 +339,7 @@ class Requests:
                 raise InvariantError(f"fetch: requests of {link!r} differ")
             if link.inflight != sum(r.nbytes for r in mine):
                 raise InvariantError(f"fetch: bytes in flight of {link!r} differ")
-            queued = [t for _, spot, t in link.queue if t.spot == spot]
+            queued = [t for _, spot, group in link.queue for t in group if t.spot == spot]
             if any(t.link is not link for t in queued):
                 raise InvariantError(f"fetch: {link!r} queues another link's transfer")
             if link.backlog != sum(t.queued for t in queued):

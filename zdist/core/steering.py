@@ -74,7 +74,7 @@ class Steering:
         self.requests.pump(now)
         if self.learned and self.requests.queued and not self.replan_at and len(self.paths) > 1:
             self.learned = False
-            waiting = sum(len(link.queue) for link in self.requests.queued)
+            waiting = sum(len(group) for link in self.requests.queued for _, _, group in link.queue)
             self.replan_at = now + max(REPLAN_SECONDS, REPLAN_PER_KEY * waiting)
 
     # --- planning --------------------------------------------------------------------------------
@@ -84,7 +84,9 @@ class Steering:
         by_direct: dict[tuple[bool | None, bool], list[Transfer]] = {}
         seen: dict[tuple[str, ...], None] = {}
         for transfer in dict.fromkeys(transfers):
-            if transfer.done or transfer.link is not None or not transfer.need():
+            if transfer.done or transfer.link is not None:
+                continue
+            if (transfer.next or transfer.total >= 0) and not transfer.need():
                 continue
             if self.parked:
                 self.shelve(transfer)
@@ -98,7 +100,10 @@ class Steering:
                 continue
             seen[transfer.holders] = None
             fits = transfer.whole or not any(holder in self.links.shms for holder in transfer.holders)
-            by_direct.setdefault((transfer.direct, fits), []).append(transfer)
+            some = by_direct.get((transfer.direct, fits))
+            if some is None:
+                some = by_direct[transfer.direct, fits] = []
+            some.append(transfer)
         if any(direct is not False for direct, _ in by_direct):
             self._look_at(dict.fromkeys(holder for holders in seen for holder in holders), now)
         for (direct, fits), some in by_direct.items():

@@ -127,6 +127,8 @@ def parse(data: Stream) -> tuple[int, Piece, list[Piece]]:
     A buffer that is a whole writable piece is used as it stands; any other is copied once into memory of its own.
     Raises SerializationError when the bytes are no stream of this scheme or are cut short.
     """
+    if type(data) is list and len(data) == 1:
+        data = data[0]
     if type(data) is bytes and len(data) > 8 and data[2] <= CLOUD | DEEP:
         if data[:7] == _SHORT[0][data[4] & 127] and data[4] + 7 == len(data):  # nearly all
             return 0, data[7:], []

@@ -262,12 +262,9 @@ def decode(
     load: Callable[[Piece, list[Piece]], Any] = unpickle,
 ) -> Any:
     """Unpickle what ``parse`` found, in the name of ``owner``."""
-    if owner is not None and local.owner is not owner:
-        previous, local.owner = local.owner, owner
-        try:
-            return decode(parsed, what, None, load)
-        finally:
-            local.owner = previous
+    previous = local.owner
+    if owner is not None:
+        local.owner = owner
     try:
         return load(parsed[1], parsed[2])
     except SerializationError:
@@ -281,3 +278,5 @@ def decode(
         raise
     except BaseException as error:  # whatever it is, it is this value's failure
         raise SerializationError(f"{what} could not be unpickled here: {type(error).__name__}: {error}") from error
+    finally:
+        local.owner = previous

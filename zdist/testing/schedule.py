@@ -366,7 +366,7 @@ class Schedule:
             if not self.cluster.run(lambda collection=collection: collection.left <= 0, PATIENCE):  # type: ignore[misc]
                 hung = list(collection.fetching.values())
                 raise InvariantError(f"gather of {script.client.name} hangs, fetching {hung[:3]}")
-            values = {key: joined(pieces) for key, pieces in collection.arrived}
+            values = {entry.key: joined(pieces) for entry, pieces in collection.arrived}
             for entry in entries:
                 self._judge(script, entry, values.get(entry.key), collection.broken.get(entry.key))
             ledger.collections.close(collection, entries, self.network.now)

@@ -254,7 +254,7 @@ def test_bytes_arrive() -> None:
     ledger.handle(BULK, m.Data(get.req, "c-1", (("a", 1, 100, 0, (b"x" * 100,)),), ()), 0.0)
     ledger.turn(0.0)
     assert collection.ready() and collection.left == 0
-    assert [(key, b"".join(pieces)) for key, pieces in collection.arrived] == [("a", b"x" * 100)]
+    assert [(entry.key, b"".join(pieces)) for entry, pieces in collection.arrived] == [("a", b"x" * 100)]
 
 
 def test_what_its_holder_has_not_is_waited_for_again() -> None:
@@ -301,7 +301,7 @@ def test_data_of_this_client_is_here_already() -> None:
     ledger = connected()
     entries = ledger.hold([("d", Pieces([b"bytes"]), "bytes")], finished=True)
     collection = collected(ledger, entries)
-    assert collection.ready() and collection.arrived == [("d", [b"bytes"])]
+    assert collection.ready() and [(e.key, pieces) for e, pieces in collection.arrived] == [("d", [b"bytes"])]
 
 
 # --- the end ------------------------------------------------------------------------------------------------
