@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import threading
@@ -54,13 +55,19 @@ class Delivery:
         """Have these (distinct) entries brought, in a collection of their own. Raises ClusterClosed."""
         client = self.client
         driver = client._usable()
+        collecting = gc.isenabled()
         with uninterrupted(client):
-            collection = client._ledger.collect(list(entries), self.direct, driver.now())
-            self.open[collection] = list(entries)
-            for entry in entries:
-                self.forget(entry)
-                self.under[entry] = collection
-            self.left[collection] = len(entries)
+            try:
+                gc.disable()  # thousands of records are made, and all stay: to look through them is in vain
+                collection = client._ledger.collect(list(entries), self.direct, driver.now())
+                self.open[collection] = list(entries)
+                for entry in entries:
+                    self.forget(entry)
+                    self.under[entry] = collection
+                self.left[collection] = len(entries)
+            finally:
+                if collecting:
+                    gc.enable()
         driver.wake()
         return collection
 
@@ -167,9 +174,15 @@ class Delivery:
                 warnings.warn(f"direct=True, but {worker} went by the relay: {reason}", stacklevel=outside())
         if not arrived:
             return
-        for entry, pieces in arrived:
-            if self.under.get(entry) is collection:
-                self.values[entry] = self._load(entry, pieces)
+        collecting = gc.isenabled()
+        try:
+            gc.disable()  # likewise
+            for entry, pieces in arrived:
+                if self.under.get(entry) is collection:
+                    self.values[entry] = self._load(entry, pieces)
+        finally:
+            if collecting:
+                gc.enable()
 
     def _load(self, entry: Entry, data: Any, attempt: int | None = None) -> Any:
         """A value from its bytes, or in a task the worker's own object; one that cannot be unpickled fails alone."""

@@ -189,7 +189,7 @@ class Link(Estimate):
         self.inflight = 0  # bytes asked for and not got
         self.requests: dict[int, float] = {}  # under way: request, when sent
         self.progress = 0.0  # when something last arrived
-        self.queue: list[tuple[int, int, deque[Any]]] = []  # heap of what is planned for this link and not yet asked for
+        self.queue: list[tuple[int, int, deque[Any]]] = []  # heap of what is planned for it and not yet asked for
         self.backlog = 0  # bytes of that
         self.starving = False  # waits for room in the window over all links
         self.since = 0.0  # of the busy period: start, keys, bytes, and why this path
