@@ -123,7 +123,7 @@ class Actor:
     def _gather(
         self, client: Client, futures: list[Future], direct: bool | None, check: bool, timeout: float | None
     ) -> dict[str, Any]:
-        before = len(client.gather_report())
+        before = _carried(client)
         gc.collect()
         gc.disable()
         with warnings.catch_warnings(record=True) as caught:
@@ -140,7 +140,11 @@ class Actor:
         return {
             "seconds": seconds,
             "right": found,
-            "report": [list(batch) for batch in client.gather_report()[before:]],
+            "report": [
+                [*way[1:3], keys - before.get(way, (0, 0))[0], nbytes - before.get(way, (0, 0))[1], way[3]]
+                for way, (keys, nbytes) in _carried(client).items()
+                if nbytes > before.get(way, (0, 0))[1]
+            ],
             "warnings": [str(warning.message) for warning in caught],
         }
 
@@ -180,6 +184,11 @@ class Actor:
         if self.client is not None:
             self.client.close()
             self.client = None
+
+
+def _carried(client: Client) -> dict[tuple[int, str, str, str], tuple[int, int]]:
+    """Keys and bytes of each batch that the report knows; gathers of one future in a row add to the same one."""
+    return {(b.gather, b.path, b.worker, b.reason): (b.keys, b.bytes) for b in client.gather_report()}
 
 
 def main() -> None:

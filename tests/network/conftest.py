@@ -45,10 +45,6 @@ def processes_marked(mark: str) -> list[psutil.Process]:
     return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def shared_memory() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if "zdist" in name}
-
-
 def gone(remains: Callable[[], object], what: str) -> None:
     pause = threading.Event()
     for _ in range(int(WITHIN / 0.02)):
@@ -65,12 +61,11 @@ def nothing_left(laboratory: None) -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         mark = uuid.uuid4().hex
         patch.setenv("ZDIST_TEST_MARK", mark)
-        segments, labs, left = shared_memory(), set(Path("/tmp").glob("zlab-*")), list[str]()
+        left: list[str] = []
         yield left
         try:
             gone(lambda: [(p.pid, p.cmdline()) for p in processes_marked(mark)], "processes")
-            gone(lambda: shared_memory() - segments, "shared memory")
-            assert set(Path("/tmp").glob("zlab-*")) <= labs
+            assert list(Path("/tmp").glob(f"zlab-{mark[:8]}-*")) == []
             assert left == []
         finally:
             for process in processes_marked(mark):

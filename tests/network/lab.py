@@ -117,9 +117,9 @@ class Process:
 
 class Host:
     """A machine: namespaces for network and mounts, held by a process. ``folder`` is removed with it, however that
-    ends."""
+    ends; ``router`` is the one whose /dev/shm is seen instead of its own if that is wanted."""
 
-    def __init__(self, name: str, number: int, folder: Path | None = None) -> None:
+    def __init__(self, name: str, number: int, folder: Path | None = None, router: Host | None = None) -> None:
         self.name = name
         self.address = f"{NET}.{number}.2"
         self.gateway = f"{NET}.{number}.1"
@@ -134,12 +134,12 @@ class Host:
             self.holder.close(kill=True)
             raise
         self.pid = self.holder.process.pid
+        self.shared = self.pid if router is None else router.pid
 
     def inside(self, command: Sequence[str], own_shm: bool = True) -> list[str]:
-        """The command, to be run on this host; without ``own_shm`` it sees the /dev/shm of the machine."""
-        enter = [tool("nsenter"), "--target", str(self.pid), "--net"]
-        if own_shm:
-            enter += ["--mount", f"--wdns={os.getcwd()}"]
+        """The command, to be run on this host; without ``own_shm`` it sees a /dev/shm that all hosts share."""
+        mounts = f"/proc/{self.pid if own_shm else self.shared}/ns/mnt"
+        enter = [tool("nsenter"), f"--net=/proc/{self.pid}/ns/net", f"--mount={mounts}", f"--wdns={os.getcwd()}"]
         return [*enter, "--", *command]
 
     def run(self, *command: str, given: str = "") -> str:
@@ -149,12 +149,12 @@ class Host:
 class Lab:
     """Hosts around a router. Use as a context manager; everything made here ends with it.
 
-    ``own_shm``: each host has a /dev/shm of its own, as machines have; else all see the one of this machine.
+    ``own_shm``: each host has a /dev/shm of its own, as machines have; else all see one.
     """
 
     def __init__(self, own_shm: bool = True) -> None:
         self.own_shm = own_shm
-        self.folder = Path(tempfile.mkdtemp(prefix="zlab-", dir="/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"zlab-{os.environ.get('ZDIST_TEST_MARK', '')[:8]}-", dir="/tmp"))
         self.hosts: dict[str, Host] = {}
         self.processes: list[Process] = []
         self.agents: list[Agent] = []
@@ -164,7 +164,9 @@ class Lab:
         self.log = open(self.folder / "log", "ab")  # noqa: SIM115 (closed with the lab)
         try:
             self.router = Host("router", 0, self.folder)
-            self.router.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+            settings = {"ip_forward": 1, "icmp_ratelimit": 0}  # refusals are told each time
+            for name, number in settings.items():
+                self.router.run("sh", "-c", f"echo {number} > /proc/sys/net/ipv4/{name}")
         except BaseException:
             self.close()
             raise
@@ -180,7 +182,7 @@ class Lab:
     def host(self, name: str) -> Host:
         """A new host with a wire to the router, whose end there is called like the host."""
         number = len(self.hosts) + 1
-        host = self.hosts[name] = Host(name, number)
+        host = self.hosts[name] = Host(name, number, router=self.router)
         wire = f"link add {name} type veth peer name eth0 netns {host.pid}"
         self.router.run("ip", *wire.split())
         self.router.run("ip", "address", "add", f"{host.gateway}/24", "dev", name)
@@ -291,7 +293,7 @@ class Lab:
 
     def segments(self) -> list[str]:
         """What zdist has left in the hosts' /dev/shm."""
-        listed = [host.run("ls", "/dev/shm").split() for host in self.hosts.values()] if self.own_shm else []
+        listed = [host.run("ls", "/dev/shm").split() for host in (self.router, *self.hosts.values())]
         return [name for names in listed for name in names if "zdist" in name]
 
     def close(self) -> list[str]:

@@ -43,6 +43,7 @@ class Topology:
     advertise: dict[str, str] = field(default_factory=dict)
     ports: str = "40000-40100"
     busy: str = ""  # what the workers' threads do while their data is gathered: "python", "gil"
+    certain: bool = True  # a probe of an open path is answered in time
     cut: bool = False  # the peer path is cut in the middle of the first transfer
 
     def rules(self, lab: Lab, after: int = 0) -> None:
@@ -62,7 +63,7 @@ DROPPED: Final = (f"{TO_WORKERS} drop", f"{FROM_WORKERS} drop")
 CLOSED: Final[dict[str, Any]] = {"peer": (), "large": ("relay",)}
 
 _ALL: Final = (
-    Topology("open", "everybody reaches everybody"),
+    Topology("open", "everybody reaches everybody", large=("peer", "relay")),
     Topology(
         "nat-client",
         "the client is behind NAT and reaches only the broker",
@@ -107,6 +108,7 @@ _ALL: Final = (
         "lossy",
         "one packet in fifty between client and workers is lost",
         large=("peer", "relay"),
+        certain=False,
         forward=tuple(f"{way} numgen random mod 100 < 2 drop" for way in (FROM_WORKERS, TO_WORKERS)),
     ),
     Topology(
@@ -152,8 +154,16 @@ _ALL: Final = (
         **CLOSED,
         advertise={"w1": "198.51.100.1", "w2": "198.51.100.2"},
     ),
-    Topology("busy-python", "the workers' threads run pure Python", large=("peer", "relay"), busy="python"),
-    Topology("busy-gil", "the workers' threads hold the interpreter's lock in C", large=("peer", "relay"), busy="gil"),
+    Topology(
+        "busy-python", "the workers' threads run pure Python", large=("peer", "relay"), busy="python", certain=False
+    ),
+    Topology(
+        "busy-gil",
+        "the workers' threads hold the interpreter's lock in C",
+        large=("peer", "relay"),
+        busy="gil",
+        certain=False,
+    ),
 )
 TOPOLOGIES: Final = {topology.name: topology for topology in _ALL}
 RELAY_CUT: Final = Topology(
