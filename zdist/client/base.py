@@ -119,7 +119,8 @@ class Base:
     def hindrance(self) -> str:
         """What is known to keep results from coming, as the end of an error's text; "" if nothing is."""
         reasons = [] if self._driver is None or not self._driver.away else [self._driver.away]
-        reasons += [f"{tasks} task{'s' * (tasks > 1)} wait{'s' * (tasks == 1)}: {why}" for tasks, why in self._ledger.starved]
+        for tasks, why in self._ledger.starved:
+            reasons.append(f"1 task waits: {why}" if tasks == 1 else f"{tasks} tasks wait: {why}")
         return "".join(f"; {reason}" for reason in reasons)
 
     # --- waiting -----------------------------------------------------------------------------------

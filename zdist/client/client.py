@@ -38,7 +38,6 @@ __all__ = ["Client"]
 CLOSE_TIMEOUT: Final = 2.0
 
 
-
 class Client(Submitting, Gathering, Scattering, Admin):
     """Connect to a broker and use its workers. Names and semantics follow ``dask.distributed.Client`` 2021.10.
 

@@ -125,10 +125,7 @@ class Submitting(Base):
         _refuse_actors(actor or actors)
         driver = self._usable()
         blob = serialize.dumps_function(func)
-        if workers or resources or retries or priority or allow_other_workers or tags:
-            options = _options(workers, resources, retries, priority, allow_other_workers, tags)
-        else:
-            options = ()
+        options = _options(workers, resources, retries, priority, allow_other_workers, tags)
         work = self._work(blob, options, key is None)
         own = False  # is the key made for this call alone?
         if key is None:

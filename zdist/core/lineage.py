@@ -55,9 +55,7 @@ class Lineage(Machine[Route]):
         self.placing: dict[Key, tuple[tuple[str, ...], int]] = {}  # workers, copies
         self.again: dict[Key, tuple[float, int]] = {}  # unknown keys: when to ask again, times asked
         self.store = Store(self.send, token, _nothing_to_freeze, self.log)
-        self.fetcher = Fetcher(
-            self.send, session, token, paths=paths, fallback=fallback, host=host, map=self._map
-        )
+        self.fetcher = Fetcher(self.send, session, token, paths=paths, fallback=fallback, host=host, map=self._map)
         self.collections = Collections(self.fetcher, self.store, self._missing)
 
     def authorize(self, token: str) -> None:

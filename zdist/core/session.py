@@ -57,13 +57,12 @@ def weight_of(packet: Packet, seen: set[int]) -> int:
 
 
 def _weight(message: Message, seen: set[int]) -> int:
-    kind = type(message)
-    if kind is Define:
+    if isinstance(message, Define):
         return 100
-    if kind is Run:
-        return sum([100 + sum([_bytes(dep[3]) for dep in row[5]]) for row in message.rows])  # type: ignore[union-attr]
-    if kind is Finished:
-        return sum([200 + _bytes(row[3]) for row in message.rows])  # type: ignore[union-attr]
+    if isinstance(message, Run):
+        return sum([100 + sum([_bytes(dep[3]) for dep in row[5]]) for row in message.rows])
+    if isinstance(message, Finished):
+        return sum([200 + _bytes(row[3]) for row in message.rows])
     total = 0
     stack: list[Any] = list(message)
     while stack:

@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.seed is not None:
         report = Schedule(options.seed).run()
-        ends = f"{dict(report.faults)}, {dict(report.outcomes)}"
-        print(f"seed {options.seed}: {report.tasks} tasks, {report.early} by lanes, {ends}")
+        told = f"{dict(report.faults)}, {dict(report.outcomes)}"
+        print(f"seed {options.seed}: {report.tasks} tasks, {report.early} by lanes, {told}")
         return 0
     begin = time.perf_counter()
     failed: list[int] = []

@@ -206,7 +206,8 @@ class Loop:
             try:
                 sock = self.dial(channel, channel)
             except (ValueError, zmq.ZMQError) as exc:  # somebody advertises what is no address; or no socket is left
-                self.log.warning("peer.undialled", address=channel[: limits.MAX_NAME], error=str(exc)[: limits.MAX_REASON])
+                address, error = channel[: limits.MAX_NAME], str(exc)[: limits.MAX_REASON]
+                self.log.warning("peer.undialled", address=address, error=error)
                 self.endpoint.undelivered(route, now)
                 return
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker_world import FN, SLOW, World
 
-from zdist.limits import AHEAD_MICROS, AHEAD_TASKS, MIN_MICROS, STEAL_PAUSE, NOTICE
+from zdist.limits import AHEAD_MICROS, AHEAD_TASKS, MIN_MICROS, NOTICE, STEAL_PAUSE
 from zdist.protocol.messages import Options, Returned, Seceded, Subscribe, TakeBack
 
 

@@ -124,7 +124,9 @@ def test_a_packet_with_changed_bytes_is_refused_or_is_well_typed(batch: list[Any
     assert plain(decode([bytes(frame) for frame in encode(packet)])) == plain(packet) or "nan" in repr(packet)
 
 
-@pytest.mark.parametrize("header", [b"\x91" * 100_000, b"\x81" * 100_000, b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff"])
+@pytest.mark.parametrize(
+    "header", [b"\x91" * 100_000, b"\x81" * 100_000, b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff"]
+)
 def test_headers_that_promise_too_much_are_refused_at_once(header: bytes) -> None:
     with pytest.raises(ProtocolError, match="no zdist packet"):
         decode([header])
