@@ -291,9 +291,13 @@ class Lab:
 
     # --- the end -----------------------------------------------------------------------------------------
 
+    def _everywhere(self) -> list[Host]:
+        """All hosts, the router last; without it if it could not be made."""
+        return [*self.hosts.values(), *([self.router] if hasattr(self, "router") else [])]
+
     def segments(self) -> list[str]:
         """What zdist has left in the hosts' /dev/shm."""
-        listed = [host.run("ls", "/dev/shm").split() for host in (self.router, *self.hosts.values())]
+        listed = [host.run("ls", "/dev/shm").split() for host in self._everywhere()]
         return [name for names in listed for name in names if "zdist" in name]
 
     def close(self) -> list[str]:
@@ -303,7 +307,7 @@ class Lab:
         left: list[str] = []
         with contextlib.suppress(LabError):
             left += self.segments()
-        for host in [*self.hosts.values(), *([self.router] if hasattr(self, "router") else [])]:
+        for host in self._everywhere():
             host.holder.close(kill=True)
         self.log.close()
         left += [str(p) for p in self.folder.glob("run/**/*") if not p.is_dir() and "token" not in p.name]
