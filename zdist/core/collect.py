@@ -95,10 +95,23 @@ class Collections:
         """Start collecting; `close` it in any case."""
         self.tickets += 1
         collection = self.open[self.tickets] = Collection(self.tickets, direct, self._begin)
+        held, fetching, rows, usual = self.store.entries, collection.fetching, collection.rows, 0
         for entry in entries:
-            if entry.status != FINISHED or entry.outcome[3] is None:
-                self._begin(collection, entry)
+            if entry.status == FINISHED:
+                key, attempt, nbytes, value, holders, _ = entry.outcome
+                if value is not None:
+                    continue
+                if key not in held and self.nearby is None:  # as in `_begin`, for the usual case
+                    fetching[key] = entry
+                    rows.append((key, attempt, nbytes, holders))
+                    usual += 1
+                    continue
+            self._begin(collection, entry)
+        collection.left += usual
+        if rows:
+            self.waiting[collection.ticket] = collection
         if self.waiting:
+            self.flush(now)
             self.flush(now)
         return collection
 

@@ -62,7 +62,8 @@ class Requests:
                 priority, group, serial = transfer.priority, deque(), serial + 1
                 heappush(link.queue, (priority, serial, group))
             transfer.link, transfer.spot = link, serial
-            transfer.queued = size = transfer.expected()
+            fresh = not transfer.next and transfer.total < 0  # the usual case
+            transfer.queued = size = (transfer.nbytes or 1) if fresh else transfer.expected()
             total += size
             group.append(transfer)
         self.serial = serial
