@@ -71,6 +71,7 @@ LANE_PROVEN: Final = 256  # tasks after which a lane counts as one that lasted
 LANE_BITS: Final = 12  # of an attempt that count within a lane: a lane has so many tasks before it is renewed
 LANE_CREDIT: Final = 128  # tasks that a client may be ahead of the broker
 LANE_ARGS: Final = 16 * KIB  # pickled arguments up to this size go by a lane
+LANE_NOTES: Final = 0.005  # seconds that the broker is told later of what client and worker settle by a lane
 LANE_MISSES: Final = 3  # early copies in a row that did not come, after which a lane is given up
 LANE_PAUSE: Final = 0.01  # after one to two of these the broker no longer counts on early copies
 LANE_QUIET: Final = 1.0  # a lane unused for this long is taken away if another client asks for one

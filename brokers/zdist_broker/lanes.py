@@ -18,7 +18,7 @@ from zdist.core.machine import require
 from zdist.errors import ProtocolError
 from zdist.limits import LANE_BITS, LANE_CREDIT, LANE_PAUSE, LANE_QUIET, MAX_KEY, STEAL_SAMPLE
 from zdist.protocol import messages as m
-from zdist.protocol.messages import Done, Erred, Members, Options, Output, Seceded, Submit, WhichFunction
+from zdist.protocol.messages import Done, Erred, Members, Options, Output, Payload, Seceded, Submit, WhichFunction
 from zdist_broker.intake import Intake
 from zdist_broker.placement import Placement
 from zdist_broker.state import ASSIGNED, EARLY, MEMORY, READY, Client, Function, Tables, Task, Trouble, Worker
@@ -152,45 +152,51 @@ class Lanes:
     # --- submissions --------------------------------------------------------------------------------
 
     def submit(self, client: Client, message: m.SubmitEarly, now: float) -> None:
-        """A task that is on its way to the lane's worker, or done already.
+        """Tasks that are on their way to the lane's worker, or done already.
 
         Raises:
-            ProtocolError: the attempt is not one that the client may use; the task is taken as usual.
+            ProtocolError: an attempt is not one that the client may use; its task is taken as usual.
         """
-        digest, _, attempt, key, _ = message
-        tables = self.tables
-        fn = tables.functions.get(digest)
+        digest, rows = message
+        fn = self.tables.functions.get(digest)
         if fn is None and digest not in client.refused:
             client.parked = (digest, [message])
-            return tables.tell(client, WhichFunction(digest))
-        lane = self._lane(client, attempt)
-        if lane is None:
-            self._as_usual(client, message, now)
-            raise ProtocolError(f"attempt {attempt} for {key[:MAX_KEY]} from {client.session}, which has no such lane")
-        lane.last, lane.used = attempt, now
-        ahead = [said for about, said in lane.ahead if about == key]
-        lane.ahead = [said for said in lane.ahead if said[0] != key]
-        if fn is None or key in tables.tasks or not 0 < len(key) <= MAX_KEY or lane.worker.gone:
-            self._as_usual(client, message, now)
-            if (key, attempt) in lane.died and (task := tables.tasks.get(key)) is not None:
-                task.trouble = task.trouble or Trouble()
-                task.trouble.deaths += 1
-        else:
-            self._adopt(lane, fn, message)
-        for said in ahead:  # of another attempt than the task's it is stale, and answered so
-            self.plain[type(said)](lane.worker, said, now)
+            return self.tables.tell(client, WhichFunction(digest))
+        foreign = ""
+        for row in rows:
+            _, attempt, key, _ = row
+            lane = self._lane(client, attempt)
+            if lane is None:
+                self._as_usual(client, digest, row, now)
+                foreign = foreign or f"attempt {attempt} for {key[:MAX_KEY]}"
+                continue
+            lane.last, lane.used = attempt, now
+            ahead = [said for about, said in lane.ahead if about == key]
+            if ahead:
+                lane.ahead = [said for said in lane.ahead if said[0] != key]
+            if fn is None or key in self.tables.tasks or not 0 < len(key) <= MAX_KEY or lane.worker.gone:
+                self._as_usual(client, digest, row, now)
+                if (key, attempt) in lane.died and (task := self.tables.tasks.get(key)) is not None:
+                    task.trouble = task.trouble or Trouble()
+                    task.trouble.deaths += 1
+            else:
+                self._adopt(lane, fn, row)
+            for said in ahead:  # of another attempt than the task's it is stale, and answered so
+                self.plain[type(said)](lane.worker, said, now)
+        if foreign:
+            raise ProtocolError(f"{foreign} from {client.session}, which has no such lane")
 
     def _lane(self, client: Client, attempt: int) -> Lane | None:
         """The lane by which this client may submit the attempt next."""
         lane = self.lanes.get(attempt >> LANE_BITS)
         return lane if lane is not None and lane.client is client and lane.last < attempt < lane.until else None
 
-    def _as_usual(self, client: Client, message: m.SubmitEarly, now: float) -> None:
-        fn, gen, _, key, args = message
+    def _as_usual(self, client: Client, fn: bytes, row: tuple[int, int, str, Payload], now: float) -> None:
+        gen, _, key, args = row
         self.intake.submit(client, Submit(fn, True, gen, (), ((key, args, ()),)), now)
 
-    def _adopt(self, lane: Lane, fn: Function, message: m.SubmitEarly) -> None:
-        _, gen, attempt, key, args = message
+    def _adopt(self, lane: Lane, fn: Function, row: tuple[int, int, str, Payload]) -> None:
+        gen, attempt, key, args = row
         tables, placement, client, worker = self.tables, self.placement, lane.client, lane.worker
         terms = placement.terms_for(_DEFAULTS)
         tables.order += 1
@@ -202,11 +208,16 @@ class Lanes:
         self.young[task] = None
         if worker.session not in fn.workers:
             placement.confirm(task)  # it cannot have been started
-        if worker.count > worker.threads or worker.paused or placement.default.live:
+        if worker.paused or placement.default.live or (worker.count > worker.threads and self._crowded(lane)):
             self._close(lane)
         elif lane.open and attempt >= lane.until - LANE_CREDIT // 2 and lane.until < lane.end:
             lane.until = min(lane.until + LANE_CREDIT // 2, lane.end)
             tables.tell(client, m.Lane(worker.session, lane.first, lane.until))
+
+    def _crowded(self, lane: Lane) -> bool:
+        """Whether others keep the lane's worker busy. The lane's own tasks do not: by now all but the last are done."""
+        others = [t for t in lane.worker.assigned.values() if t.attempt >> LANE_BITS != lane.first >> LANE_BITS]
+        return len(others) >= lane.worker.threads
 
     # --- what a worker says, maybe before the submission has come -----------------------------------------
 

@@ -20,7 +20,7 @@ from zdist.core.lineage import Lineage
 from zdist.core.links import CLOSED, OPEN, PEER, Host, Link
 from zdist.core.machine import CONTROL, Route
 from zdist.protocol import messages as m
-from zdist.protocol.messages import Attempt
+from zdist.protocol.messages import Attempt, Key
 
 if TYPE_CHECKING:
     from zdist.core.worker import WorkerMachine
@@ -58,6 +58,9 @@ class Lanes(Lineage):
         self.lane: Lane | None = None
         self.lone: Entry | None = None  # submitted last, on its own, under a key that nobody else can know
         self.early: tuple[Attempt, Entry, Route] | None = None  # the last to go by a lane, until its copy comes
+        self.notes: list[m.SubmitEarly] = []  # what the broker is still to hear of tasks that went by the lane
+        self.freed: list[tuple[Key, int]] = []  # and the rows of Release that follow it
+        self.notes_at = float("inf")
         self.alone = 0  # lone tasks since the last lane, or since the broker was asked for one
         self.ask_after = limits.LANE_AFTER
 
@@ -86,10 +89,43 @@ class Lanes(Lineage):
         self.flying += 1
         self.flying_bytes += entry.load
         self._define(work)
-        self.send(CONTROL, m.SubmitEarly(work.fn, gen, attempt, entry.key, args))
-        first: list[m.Message] = [m.RunEarly(self.store.token, work.fn, attempt, entry.key, args)]
-        self.out = {route: self.out.pop(route, []) + first, **self.out}  # somebody waits for this one
+        self.notes.append(m.SubmitEarly(work.fn, ((gen, attempt, entry.key, args),)))
+        self.send(route, m.RunEarly(self.store.token, work.fn, attempt, entry.key, args))
         return True
+
+    # --- what the broker is told of it: soon, and before anything else that it is told --------------------
+
+    def send(self, dest: Route, message: m.Message) -> None:
+        """Queue a message."""
+        if self.notes and dest == CONTROL:
+            self._tell_notes()
+        super().send(dest, message)
+
+    def _send_release(self, rows: list[tuple[Key, int]]) -> None:
+        if self.notes and not self.unfenced:
+            self.freed += rows
+        else:
+            super()._send_release(rows)
+
+    def _tell_notes(self) -> None:
+        notes, freed, self.notes, self.freed, self.notes_at = self.notes, self.freed, [], [], float("inf")
+        start = 0
+        for end in range(1, len(notes) + 1):
+            if end == len(notes) or notes[end].fn != notes[start].fn:
+                rows = tuple([note.rows[0] for note in notes[start:end]])
+                super().send(CONTROL, m.SubmitEarly(notes[start].fn, rows))
+                start = end
+        if freed:
+            super().send(CONTROL, m.Release(tuple(freed)))
+
+    def _mind_notes(self, now: float) -> None:
+        """End of a turn: the broker is told when it is time."""
+        if self.notes_at == float("inf"):
+            self.notes_at = now + limits.LANE_NOTES
+        elif now >= self.notes_at:
+            self._tell_notes()
+
+    # --- lanes come and go -----------------------------------------------------------------------------
 
     def _ask_for_lane(self) -> None:
         self.alone += 1
@@ -153,6 +189,7 @@ class Lanes(Lineage):
     def _forget_lane(self) -> None:
         """Another broker, or one that knows nothing of this session."""
         self.lane = self.early = None
+        self.notes, self.freed, self.notes_at = [], [], float("inf")
         self.alone, self.ask_after = 0, limits.LANE_AFTER
 
     def _define(self, work: Work) -> None:
@@ -173,7 +210,7 @@ def run_early(machine: WorkerMachine, route: Route, message: m.RunEarly, now: fl
         return
     function = machine.functions.get(fn)
     seen = machine.lanes.get(attempt >> limits.LANE_BITS)
-    if seen is None or attempt <= seen or function is None or not function.known:
+    if seen is None or attempt in seen or function is None or not function.known:
         return
     if key in machine.tasks or key in machine.inputs.table or machine.store.get(key) is not None:
         return
@@ -186,7 +223,7 @@ def lane_told(machine: WorkerMachine, message: m.Lane, now: float) -> None:
     session, first, until = message
     lane = first >> limits.LANE_BITS
     if session:
-        machine.lanes[lane] = first - 1
+        machine.lanes[lane] = set()
     elif machine.lanes.pop(lane, None) is not None:
         for task in list(machine.tasks.values()):
             if task.attempt >> limits.LANE_BITS == lane and task.attempt >= until:

@@ -170,6 +170,8 @@ class Ledger(Wants):
             self._pump()
         if self.spent and not self.queue:
             self._release_spent()
+        if self.notes:
+            self._mind_notes(now)
 
     def tick(self, now: float) -> None:
         """A deadline has come."""
@@ -191,6 +193,8 @@ class Ledger(Wants):
         for when, _ in self.again.values():
             if first is None or when < first:
                 first = when
+        if self.notes and (first is None or self.notes_at < first):
+            first = self.notes_at
         return first
 
     # --- the session -------------------------------------------------------------------------------
@@ -407,6 +411,8 @@ class Ledger(Wants):
         for key, req in self.fences.items():
             if req not in self.fenced:
                 raise InvariantError(f"{key} is fenced for ever")
+        if self.freed and not self.notes:
+            raise InvariantError(f"{self.freed[:3]} are released and nobody will be told")
         lane = self.lane
         if lane is not None and not lane.first <= lane.next <= lane.until <= lane.end:
             raise InvariantError(f"lane {lane.first}: {lane.next} is next, {lane.until} are allowed")

@@ -95,7 +95,9 @@ class WorkerMachine(Machine[Route]):
         self.inputs = Inputs(session, self.store, self.fetcher, self._release)
         self.done: list[tuple[Key, Attempt, int, int, Payload | None, str]] = []
         self.erred: list[tuple[Key, Attempt, int, Payload, str]] = []
-        self.lanes: dict[int, Attempt] = {}  # lanes that lead here: their highest attempt that has come by any way
+        self.notes: list[tuple[Key, Attempt, int, int, Payload | None, str]] = []  # of Done, of which clients have a copy
+        self.notes_at = 0.0  # when the broker hears of them at the latest
+        self.lanes: dict[int, set[Attempt]] = {}  # lanes that lead here: the attempts that have come by any way
         self.handlers = {
             m.Run: self.run, m.Define: self._define, m.Drop: self._drop, m.TakeBack: self._take_back,
             m.Abort: self._abort, m.Replicate: self.inputs.replicate, m.Locate: self.inputs.locate,
@@ -148,6 +150,7 @@ class WorkerMachine(Machine[Route]):
             function.waiters.clear()
             function.asked = False
         self.done.clear()
+        self.notes.clear()
         self.erred.clear()
 
     def refused(self, code: str, text: str, now: float) -> None:
@@ -179,6 +182,9 @@ class WorkerMachine(Machine[Route]):
         inputs = self.inputs
         if self.fetcher.arrived or self.fetcher.failed:
             inputs.drain(now)
+        if self.notes and (self.done or now >= self.notes_at):
+            self.done = self.notes + self.done
+            self.notes = []
         if self.done:
             self.send(CONTROL, m.Done(tuple(self.done)))
             self.done = []
@@ -195,11 +201,13 @@ class WorkerMachine(Machine[Route]):
 
     def deadline(self) -> float | None:
         """When `tick` is next needed."""
-        fetch = self.fetcher.deadline()
+        due = self.fetcher.deadline()
         serve = self.store.deadline()
-        if fetch is None or serve is None:
-            return serve if fetch is None else fetch
-        return min(fetch, serve)
+        if due is None or (serve is not None and serve < due):
+            due = serve
+        if self.notes and (due is None or self.notes_at < due):
+            due = self.notes_at
+        return due
 
     def tick(self, now: float) -> None:
         """Time passes for transfers."""
@@ -218,9 +226,9 @@ class WorkerMachine(Machine[Route]):
         known = function.known
         for key, attempt, priority, deliver, args, deps in message.rows:
             if lanes and (seen := lanes.get(attempt >> limits.LANE_BITS)) is not None:
-                if attempt <= seen:
+                if attempt in seen:
                     continue  # its early copy has come
-                lanes[attempt >> limits.LANE_BITS] = attempt
+                seen.add(attempt)
             old = tasks.get(key)
             if old is not None:
                 if old.attempt >= attempt:
@@ -358,9 +366,14 @@ class WorkerMachine(Machine[Route]):
         if key in self.inputs.table:
             self.inputs.stored(entry, now)
         if state == RUNNING:
-            self.done.append((key, attempt, micros, nbytes, payload, type_name))
-            if task.early is not None and payload is not None:
+            row = (key, attempt, micros, nbytes, payload, type_name)
+            if task.early is None or payload is None:
+                self.done.append(row)
+            else:  # the client has it in a moment, so the broker is told with the next ones
                 self.send(task.early, m.DoneEarly(key, attempt, nbytes, payload, type_name))
+                if not self.notes:
+                    self.notes_at = now + limits.LANE_NOTES
+                self.notes.append(row)
         else:
             self.inputs.held.append((key, attempt, nbytes, type_name))
 

@@ -74,13 +74,13 @@ class Lane(NamedTuple):
 
 
 class SubmitEarly(NamedTuple):
-    """A task without dependencies, with default options and a key of its own, that is on its way to a lane's worker."""
+    """Tasks that went to a lane's worker: generation, attempt, key, arguments.
+
+    Each has a key of its own, no dependencies and default options, and was sent when the one before it was done.
+    """
 
     fn: Digest
-    gen: int
-    attempt: Attempt
-    key: Key
-    args: Payload
+    rows: tuple[tuple[int, Attempt, Key, Payload], ...]
 
 
 class RunEarly(NamedTuple):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from zdist.limits import LANE_BITS
 from zdist.protocol.messages import (
     Abort,
     Define,
     Done,
     Drop,
     Held,
+    Lane,
     Message,
     Returned,
     Run,
@@ -173,6 +175,7 @@ class FakeWorker:
         self.seceded: set[str] = set()
         self.held: dict[str, int] = {}
         self.functions: set[bytes] = set()
+        self.lanes: dict[int, set[int]] = {}  # lanes that lead here: the attempts that have come
         self.replicate: list[tuple[str, int, int, tuple[str, ...]]] = []
 
     def take(self, message: Message) -> list[Message]:
@@ -182,6 +185,10 @@ class FakeWorker:
         elif isinstance(message, Run):
             assert message.fn in self.functions, "Run before Define"
             for key, attempt, _, _, _, deps in message.rows:
+                seen = self.lanes.get(attempt >> LANE_BITS, set())
+                if attempt in seen:
+                    continue
+                seen.add(attempt)
                 assert key not in self.tasks, f"{key} was given twice"
                 assert key not in self.held, f"{key} is to run where its result still lies"
                 self.tasks[key] = (attempt, deps)
@@ -201,9 +208,28 @@ class FakeWorker:
             for key, _ in back:
                 self.forget(key)
             return [Returned(tuple(back))]
+        elif isinstance(message, Lane):
+            number = message.first >> LANE_BITS
+            if message.session:
+                self.lanes[number] = set()
+            else:
+                del self.lanes[number]
+                for key, (attempt, _) in list(self.tasks.items()):
+                    if attempt >> LANE_BITS == number and attempt >= message.until:
+                        self.forget(key)
         elif type(message).__name__ == "Replicate":
             self.replicate += message.rows  # type: ignore[union-attr]
         return []
+
+    def early(self, key: str, attempt: int) -> bool:
+        """A client's own copy of an order; whether it starts anything."""
+        seen = self.lanes.get(attempt >> LANE_BITS)
+        if seen is None or attempt in seen:
+            return False
+        seen.add(attempt)
+        self.tasks[key] = (attempt, ())
+        self.started.add(key)
+        return True
 
     def forget(self, key: str) -> None:
         del self.tasks[key]

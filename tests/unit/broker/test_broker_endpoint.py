@@ -48,9 +48,9 @@ class Desk:
         self.now = 1.0
         self.seq: dict[str, int] = {}
 
-    def hello(self, session: str, hop: bytes = b"", *, token: str = TOKEN, received: int = 0, **info: Any) -> None:
+    def hello(self, session: str, hop: bytes = b"", *, token: str = TOKEN, epoch: int = 0, **info: Any) -> None:
         role = {"c": "client", "w": "worker", "n": "node"}[session[0]]
-        hello = Hello(role, token, 0, received, info)
+        hello = Hello(role, token, epoch, 0, info)
         self.loose(session, hello, hop=hop)
 
     def loose(self, session: str, *messages: Message, hop: bytes = b"", ack: int = 0, channel: str = "control") -> None:
@@ -193,6 +193,24 @@ def test_sessions_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None
         d.hello(f"c-{n}")
     codes = [m.code for _, p in d.turn() for m in p.messages if isinstance(m, Refused)]
     assert codes == ["full", "full"] and len(d.endpoint.peers) == 3
+
+
+def test_a_first_welcome_that_was_lost_is_said_again_and_a_later_one_is_not_first() -> None:
+    d = Desk()
+    d.hello("n-1")
+    d.hello("w-1", node="n-1", address="tcp://w")
+    for seconds in (0.0, 1.0, 1.0):
+        d.now += seconds
+        d.hello("n-1")
+        welcomes = [m for p in d.to("n-1") for m in p.messages if isinstance(m, Welcome)]
+        assert all(m.fresh for m in welcomes) and (welcomes or not seconds)
+    d.loose("n-1", Ping())  # so it has been welcomed, though it has nothing to say
+    d.turn()
+    d.now += 1
+    d.hello("n-1", b"again", epoch=1)
+    (welcome,) = [m for p in d.to("again") for m in p.messages]
+    assert isinstance(welcome, Welcome) and not welcome.fresh
+    assert list(d.machine.tables.workers) == ["w-1"]
 
 
 # --- what is on the bulk socket --------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def lane(world: World, client: str = "c-0") -> Lane:
 
 def early(world: World, attempt: int, key: str = "k", client: str = "c-0", fn: bytes = FN) -> None:
     world.gen += 1
-    world.send(client, SubmitEarly(fn, world.gen, attempt, key, b"args"))
+    world.send(client, SubmitEarly(fn, ((world.gen, attempt, key, b"args"),)))
 
 
 def done(world: World, worker: str, attempt: int, key: str = "k", value: bytes | None = b"v") -> None:
@@ -228,7 +228,7 @@ def test_a_function_that_the_broker_lost_is_asked_for_first() -> None:
     fn = world.broker.tables.functions.pop(FN)
     for client in world.broker.tables.clients.values():
         client.functions.pop(fn, None)
-    world.broker.handle("c-0", SubmitEarly(FN, 99, one.first, "k", b"args"), world.now)
+    world.broker.handle("c-0", SubmitEarly(FN, ((99, one.first, "k", b"args"),)), world.now)
     world.broker.turn(world.now)
     assert world.broker.take()["c-0"] == [WhichFunction(FN)]
     world.broker.handle("c-0", Define(FN, "fast", fn.blob), world.now)

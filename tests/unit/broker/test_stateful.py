@@ -23,6 +23,7 @@ from zdist.protocol.messages import (
     Held,
     Hold,
     Killed,
+    Lane,
     Lost,
     Message,
     Missing,
@@ -32,6 +33,7 @@ from zdist.protocol.messages import (
     Returned,
     Seceded,
     Submit,
+    SubmitEarly,
     Subscribe,
     Want,
     WhichFunction,
@@ -62,6 +64,8 @@ class FakeClient:
         self.wants: dict[str, int] = {}
         self.state: dict[str, str] = {}
         self.holds: set[str] = set()
+        self.lane: Lane | None = None
+        self.next = 0  # attempt to use by the lane
 
     def take(self, message: Message) -> list[Message]:
         if isinstance(message, Finished | Failed | Killed):
@@ -78,6 +82,13 @@ class FakeClient:
         elif isinstance(message, Drop):
             for key in message.keys:
                 self.holds.discard(key)
+        elif isinstance(message, Lane):
+            if message.session:
+                self.next = max(self.next, message.first)
+                self.lane = message
+            elif self.lane is not None and self.lane.first == message.first:
+                self.lane = None
+                return [Lane("", message.first, 0)]
         elif isinstance(message, WhichFunction):
             return [Define(message.fn, "again", b"pickled fast" if message.fn == FN else b"pickled slow")]
         return []
@@ -168,6 +179,34 @@ class BrokerStateful(RuleBasedStateMachine):
         for key in keys:
             client.want(key)
         return keys[0]
+
+    @rule(target=keys, who=PICK, way=st.sampled_from(("done first", "early", "late", "lost", "left")))
+    def lone(self, who: int, way: str) -> str:
+        """A task by a lane, or a lane for the next one. Nothing but the submission may have to be relied on."""
+        client = self.fenced(who)
+        lane = client.lane
+        key = f"t{self.count}"
+        self.count += 1
+        if lane is None or client.next >= lane.until or lane.session not in self.workers:
+            self.send(client.session, Lane("", 0, 0))
+            return key
+        attempt, client.next = client.next, client.next + 1
+        worker = self.workers[lane.session]
+        if way == "left":
+            client.lane = None
+            self.send(client.session, Lane("", lane.first, attempt))
+            return key
+        if way in ("done first", "early"):
+            runs = worker.early(key, attempt)
+            if way == "done first" and runs:
+                self.send(worker.session, worker.complete(key, b"small"))
+        client.want(key)
+        self.send(client.session, SubmitEarly(FN, ((client.gen, attempt, key, b"a"),)))
+        if way == "late":
+            self.deliver()
+            if key in self.world.broker.tables.tasks:
+                worker.early(key, attempt)
+        return key
 
     @rule(who=PICK, key=keys, named=st.booleans(), forget=st.booleans())
     def submit_again(self, who: int, key: str, named: bool, forget: bool) -> None:
@@ -325,6 +364,9 @@ class BrokerStateful(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from((0.0, 0.01, 2.0)))
     def turn(self, seconds: float) -> None:
+        self.pass_time(seconds)
+
+    def pass_time(self, seconds: float) -> None:
         self.world.now += seconds
         deadline = self.world.broker.deadline()
         if deadline is not None and deadline <= self.world.now:
@@ -350,7 +392,7 @@ class BrokerStateful(RuleBasedStateMachine):
             self.new_worker(5)
             self.send(list(self.workers)[-1], Subscribe(2, ("gpu",), {"mem": 4.0}, False))
         for _ in range(300):
-            self.deliver()
+            self.pass_time(0.01)
             for worker in list(self.workers.values()):
                 for message in worker.copy():
                     self.send(worker.session, message)
@@ -362,9 +404,11 @@ class BrokerStateful(RuleBasedStateMachine):
                     break
         else:
             raise AssertionError(f"it never ends: {self.world.states()}")
+        for _ in range(3):  # what clients may have heard by a lane they are told a little later
+            self.pass_time(0.01)
         for client in self.clients.values():
             broker_wants = self.world.broker.tables.clients[client.session].wants
-            assert client.wants.keys() == broker_wants.keys()
+            assert client.wants.keys() == broker_wants.keys(), client.wants.keys() ^ broker_wants.keys()
             pending = [key for key, state in client.state.items() if state == "pending" and key not in client.holds]
             assert not pending, f"{client.session} still waits for {pending}: {self.world.states()}"
 
@@ -375,6 +419,8 @@ class BrokerStateful(RuleBasedStateMachine):
         for client in self.clients.values():
             self.send(client.session, Release(tuple(client.wants.items())))
         self.deliver()
+        for _ in range(3):  # what may wait a little for company
+            self.pass_time(0.01)
         assert not tables.tasks and not tables.cache and not tables.cached and not tables.placing
         for worker in self.workers.values():
             assert not worker.held, f"{worker.session} still holds {worker.held}"
@@ -409,6 +455,7 @@ def random_life(seed: int, steps: int) -> None:
     actions: list[tuple[int, Callable[[], object]]] = [
         (6, lambda: keys.append(life.submit(pick(), rng.randint(1, 4), rng.choice(CHOICES),
                                             [pick() for _ in range(rng.randint(0, 3))], rng.choice((FN, SLOW))))),
+        (4, lambda: keys.append(life.lone(pick(), rng.choice(("done first", "early", "late", "lost", "left"))))),
         (2, lambda: life.submit_again(pick(), rng.choice(keys[-30:]), flip(), flip())),
         (2, lambda: life.join(pick(), rng.choice(keys[-30:]))),
         (6, lambda: life.release(pick(), pick(), rng.random() < 0.1)),

@@ -61,12 +61,12 @@ class ModelBroker:
 
     # --- transport ---------------------------------------------------------------------------------
 
-    def flush(self) -> None:
+    def flush(self, now: float = 0.0) -> None:
         """What the driver does at the end of a turn."""
         deadline = self.ledger.deadline()
         if deadline is not None and deadline <= 0:
             self.ledger.tick(0.0)
-        self.ledger.turn(0.0)
+        self.ledger.turn(now)
         out = self.ledger.take()
         self.up.extend(out.pop(CONTROL, []))
         for message in out.pop(DATA, []):
@@ -109,13 +109,14 @@ class ModelBroker:
             self.down.append(m.Lane("", self.lane_.first, 0))
 
     def submitearly(self, message: m.SubmitEarly) -> None:
-        lane = self.lane_
-        assert lane is not None and lane.first <= message.attempt < lane.until, "the attempt is not the client's"
-        assert message.key not in self.tasks
-        if lane.session and message.attempt + 1 == lane.until and lane.until < lane.first + 9:
-            self.lane_ = lane = lane._replace(until=lane.until + 3)
-            self.down.append(lane)
-        self.submit(m.Submit(message.fn, True, message.gen, (), ((message.key, message.args, ()),)))
+        for gen, attempt, key, args in message.rows:
+            lane = self.lane_
+            assert lane is not None and lane.first <= attempt < lane.until, "the attempt is not the client's"
+            assert key not in self.tasks
+            if lane.session and attempt + 1 == lane.until and lane.until < lane.first + 9:
+                self.lane_ = lane = lane._replace(until=lane.until + 3)
+                self.down.append(lane)
+            self.submit(m.Submit(message.fn, True, gen, (), ((key, args, ()),)))
 
     def read(self) -> None:
         """The broker takes in one message."""
@@ -133,7 +134,8 @@ class ModelBroker:
         now = 1.0
         self.flush()
         while True:
-            while self.up or self.down:
+            while self.up or self.down or self.ledger.notes:
+                self.flush(now)
                 self.read()
                 self.news()
             if self.ledger.again:  # the time to ask again for unknown keys has come

@@ -126,9 +126,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- the cluster -------------------------------------------------------------------------------
 
-    @rule()
-    def flush(self) -> None:
-        self.broker.flush()
+    @rule(now=st.sampled_from([0.0, 0.0, 1.0]))
+    def flush(self, now: float) -> None:
+        self.broker.flush(now)
 
     @rule(n=st.integers(1, 4))
     def read(self, n: int) -> None:

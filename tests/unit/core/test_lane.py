@@ -45,8 +45,8 @@ class Client:
         self.ledger.handle(CONTROL, message, 0.0)
         self.ledger.check()
 
-    def out(self) -> dict[Route, list[Any]]:
-        self.ledger.turn(0.0)
+    def out(self, now: float = 0.0) -> dict[Route, list[Any]]:
+        self.ledger.turn(now)
         self.ledger.check()
         return self.ledger.take()
 
@@ -91,13 +91,15 @@ def test_a_client_that_may_not_use_peer_paths_asks_for_none_and_takes_none() -> 
     assert client.out() == {CONTROL: [m.Lane("", FIRST, FIRST)]}
 
 
-def test_a_lone_task_goes_to_the_worker_first_and_to_the_broker_as_well() -> None:
+def test_a_lone_task_goes_to_the_worker_at_once_and_to_the_broker_soon() -> None:
     client = Client()
     entry = client.submit()
     out = client.out()
-    assert list(out) == [PEER, CONTROL]
     assert out[PEER] == [m.RunEarly("token", FN, FIRST, entry.key, b"args")]
-    assert out[CONTROL] == [m.Define(FN, "inc", b"code"), m.SubmitEarly(FN, entry.gen, FIRST, entry.key, b"args")]
+    assert out[CONTROL] == [m.Define(FN, "inc", b"code")]
+    assert client.ledger.deadline() == limits.LANE_NOTES
+    out = client.out(limits.LANE_NOTES)
+    assert out == {CONTROL: [m.SubmitEarly(FN, ((entry.gen, FIRST, entry.key, b"args"),))]}
     client.copy(entry, FIRST)
     assert entry.status == FINISHED and entry.outcome[3] == b"v" and not client.ledger.flying
     client.finish(entry, FIRST, b"another")
@@ -205,9 +207,10 @@ def test_no_more_than_the_credit_goes_by_a_lane_and_an_empty_block_is_given_back
 def test_the_end_of_a_lane_is_acknowledged_behind_what_was_submitted_and_the_copy_under_way_still_counts() -> None:
     client = Client()
     entry = client.submit()
-    out = client.out()[CONTROL]
+    client.out()
     client.control(m.Lane("", FIRST, 0))
-    assert isinstance(out[-1], m.SubmitEarly) and client.out() == {CONTROL: [m.Lane("", FIRST, FIRST + 1)]}
+    submitted, acknowledged = client.out()[CONTROL]
+    assert isinstance(submitted, m.SubmitEarly) and acknowledged == m.Lane("", FIRST, FIRST + 1)
     client.control(m.Lane("", FIRST, 0))
     assert not client.out()
     client.copy(entry, FIRST)
@@ -225,6 +228,36 @@ def test_a_new_broker_ends_the_lane_and_is_told_of_what_is_pending_as_usual() ->
     assert entry.status == PENDING and client.ledger.lane is None
     client.finish(entry)
     assert entry.status == FINISHED
+
+
+def test_the_broker_hears_of_many_tasks_and_their_releases_at_once_and_before_anything_else() -> None:
+    client = Client()
+    other = Work(b"g" * 32, "dec", b"code", (), True)
+    client.ledger.defined |= {FN, other.fn}
+    rows = []
+    for n, work in enumerate((OWN, OWN, other)):
+        entry = client.submit(work=work)
+        client.out()
+        client.copy(entry, FIRST + n)
+        rows.append((entry.gen, FIRST + n, entry.key, b"args"))
+        client.ledger.dropped.append(entry)
+    client.out()
+    client.ledger.ask("who", None)
+    out = client.out()[CONTROL]
+    assert out[:2] == [m.SubmitEarly(FN, tuple(rows[:2])), m.SubmitEarly(other.fn, (rows[2],))]
+    assert out[2] == m.Release(tuple((key, gen) for gen, _, key, _ in rows))
+    assert isinstance(out[3], m.Ask) and client.ledger.deadline() is None and not client.ledger.entries
+
+
+def test_what_the_broker_has_not_heard_is_forgotten_with_it() -> None:
+    client = Client()
+    entry = client.submit()
+    client.out()
+    client.copy(entry, FIRST)
+    client.ledger.dropped.append(entry)
+    client.out()
+    client.welcome(2)
+    assert client.out(1.0) == {}
 
 
 # --- the worker -----------------------------------------------------------------------------------------
@@ -270,13 +303,23 @@ def run_one(machine: WorkerMachine, frozen: Any = SMALL) -> dict[Route, list[Any
     return said(machine)
 
 
-def test_an_early_order_is_run_and_reported_to_both_the_client_first() -> None:
+def test_an_early_order_is_run_and_reported_to_the_client_at_once_and_to_the_broker_soon() -> None:
     machine = worker()
     run_early(machine)
-    out = run_one(machine)
-    assert list(out) == [HOP, CONTROL]
-    assert out[HOP] == [m.DoneEarly("k", FIRST, 5, b"bytes", "str")]
-    assert out[CONTROL] == [m.Done((("k", FIRST, 10, 5, b"bytes", "str"),))]
+    assert run_one(machine) == {HOP: [m.DoneEarly("k", FIRST, 5, b"bytes", "str")]}
+    run_early(machine, "k2", FIRST + 1)
+    assert list(run_one(machine)) == [HOP] and machine.deadline() == limits.LANE_NOTES
+    machine.turn(limits.LANE_NOTES)
+    rows = tuple((key, FIRST + n, 10, 5, b"bytes", "str") for n, key in enumerate(("k", "k2")))
+    assert machine.take() == {CONTROL: [m.Done(rows)]} and machine.deadline() is None
+
+
+def test_what_the_broker_is_to_hear_soon_goes_with_what_it_hears_now() -> None:
+    machine = worker()
+    run_early(machine)
+    run_one(machine)
+    order(machine, "other", 7)
+    assert [row[0] for row in run_one(machine)[CONTROL][0].rows] == ["k", "other"]
 
 
 def test_a_large_result_and_a_failure_have_no_early_copy() -> None:
@@ -305,6 +348,13 @@ def test_the_two_copies_of_an_order_start_one_task(early_first: bool, when: str)
     copies[1](machine)
     assert (machine.next_task(0.0) is not None) == (when == "queued")
     assert machine.next_task(0.0) is None
+
+
+def test_an_order_that_follows_later_ones_is_carried_out_as_well() -> None:
+    machine = worker()
+    run_early(machine, "k1", FIRST + 1)
+    order(machine, "k0", FIRST)
+    assert list(machine.tasks) == ["k1", "k0"]
 
 
 def test_what_was_taken_back_is_not_started_by_an_early_copy_that_comes_late() -> None:
