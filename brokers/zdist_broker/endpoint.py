@@ -121,6 +121,7 @@ class BrokerEndpoint:
 
     def _accept(self, peer: Peer, packet: Packet, now: float) -> None:
         peer.heard = now
+        peer.settled = True
         session = peer.session
         fresh = session.accept(packet, now)
         if peer.behind:
@@ -188,13 +189,7 @@ class BrokerEndpoint:
             text = f"this connection speaks for session {other.session.id}; a session needs a connection of its own"
             self._refuse(route, session, "name", text)
             return
-        if peer is not None and hello.epoch == self.epoch and not peer.session.received:
-            if now < peer.greeted + limits.HELLO_PAUSE:
-                return
-            self._part(peer, "it may not have heard that it begins anew", now)  # the welcome that said so was lost
-            peer = None
         packets: list[Packet] = []
-        fresh = peer is None
         if peer is not None:
             peer.heard = now
             peer.session.acknowledge(hello.received)
@@ -202,7 +197,6 @@ class BrokerEndpoint:
                 return  # a peer that is not welcomed says hello again
             packets = peer.repeat()
             self.machine.resumed(session, now)
-            extra = {}
         else:
             if len(self.peers) >= limits.MAX_SESSIONS:
                 self._refuse(route, session, "full", f"this broker has {len(self.peers)} sessions and takes no more")
@@ -211,14 +205,14 @@ class BrokerEndpoint:
             if isinstance(joined, Refused):
                 self._refuse(route, session, joined.code, joined.text)
                 return
-            peer = self.peers[session] = Peer(session, hello.role, _node_of(hello))
-            extra = joined
+            peer = self.peers[session] = Peer(session, hello.role, _node_of(hello), joined)
         if peer.control is not None and peer.control != route.hop:
             self.control.pop(peer.control, None)
         peer.control = route.hop
         peer.heard = peer.greeted = now
         self.control[route.hop] = peer
-        self._loose(peer, Welcome(self.epoch, peer.session.received, fresh, self.info | extra))
+        fresh = not peer.settled  # also if a welcome that said so was lost
+        self._loose(peer, Welcome(self.epoch, peer.session.received, fresh, self.info | peer.info))
         self.loose += [(route, packet) for packet in packets]
 
     def _may_repeat(self, peer: Peer, now: float) -> bool:

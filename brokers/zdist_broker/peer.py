@@ -8,6 +8,7 @@ not read costs the broker one portion at a time, however often it says hello.
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 from zdist.core.session import Session, weight_of
 from zdist.limits import SENT_AGAIN
@@ -20,14 +21,16 @@ class Peer:
     """One session: its numbers, and the connections that it uses now."""
 
     __slots__ = (
-        "begun", "behind", "bulk", "control", "crowded", "greeted", "heard", "mute", "node", "repeats", "role",
-        "session", "spoke", "until",
+        "begun", "behind", "bulk", "control", "crowded", "greeted", "heard", "info", "mute", "node", "repeats",
+        "role", "session", "settled", "spoke", "until",
     )  # fmt: skip
 
-    def __init__(self, session: str, role: str, node: str) -> None:
+    def __init__(self, session: str, role: str, node: str, info: dict[str, Any]) -> None:
         self.session = Session(session)
         self.role = role
         self.node = node  # a worker's node, whose heartbeat keeps it alive
+        self.info = info  # what its machine adds to each welcome
+        self.settled = False  # it has heard that it begins anew: only who was welcomed says more than hello
         self.control: bytes | None = None
         self.bulk: bytes | None = None
         self.heard = 0.0

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from zdist.protocol.messages import Define, Done, Drop, Finished, Release, Run, Submit, Subscribe
+from zdist.protocol.messages import Define, Done, Drop, Finished, Release, Run, Submit, Subscribe, function_digest
 from zdist_broker.machine import BrokerMachine
 
-FN = b"f" * 32
+FN = function_digest(b"pickled")
 MESSAGE_ROWS = 1000
 
 

@@ -194,6 +194,16 @@ def test_garbage_is_handed_to_the_endpoint_and_nothing_else_is_disturbed() -> No
         raw.close(0)
 
 
+@pytest.mark.parametrize("address", ["tcp://:::", "nonsense://x", "tcp://host", "ipc://" + "x" * 500])
+def test_an_address_that_cannot_be_dialled_ends_nothing(address: str) -> None:
+    with pair(background=False) as (client, stub, _, _):
+        with client.lock:
+            stub.machine.out[Route(address)] = [Ping()]
+            stub.say()
+        assert client.drive(lambda: bool(stub.came), DEADLINE)
+        assert stub.lost == [Route(address)]
+
+
 def test_a_packet_for_a_connection_that_is_gone_is_reported() -> None:
     with pair() as (_, _, server, server_stub):
         with server.lock:

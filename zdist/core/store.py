@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final, Protocol
 
 from zdist.core.machine import Route
 from zdist.errors import InvariantError
-from zdist.limits import CHUNK, OWN_FRAME, REQUEST_TIMEOUT, SHM_MIN
+from zdist.limits import CHUNK, MAX_REASON, OWN_FRAME, REQUEST_TIMEOUT, SHM_MIN
 from zdist.protocol.messages import Buffer, Data, Get, Message, Payload
 
 __all__ = ["FREEZING", "FROZEN", "LIVE", "SHARING", "UNFREEZABLE", "Blob", "Entry", "Pieces", "Store", "Whole"]
@@ -283,7 +283,7 @@ class Store:
         """The value cannot be pickled; those who waited, and all who ask later, are told why."""
         entry = self.entries.get(key)
         if entry is not None and entry.attempt == attempt:
-            self._settle(entry, UNFREEZABLE, None, text)
+            self._settle(entry, UNFREEZABLE, None, text[: 4 * MAX_REASON])
 
     def _settle(self, entry: Entry, state: int, blob: Blob | None, text: str) -> None:
         if entry.blob is not None:

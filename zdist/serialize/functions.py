@@ -9,13 +9,13 @@ import threading
 import types
 import weakref
 from collections.abc import Callable
-from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 import msgpack
 
 from zdist.errors import SerializationError
-from zdist.limits import FUNCTION_CACHE, FUNCTION_CACHE_BYTES, MAX_KEY
+from zdist.limits import FUNCTION_CACHE, FUNCTION_CACHE_BYTES, MAX_FRAME, MAX_KEY
+from zdist.protocol.messages import function_digest
 from zdist.serialize.blob import CLOUD, Blob, Piece, parse
 from zdist.serialize.imports import extend_path, import_path, importable
 from zdist.serialize.naming import digest_of, global_names
@@ -64,7 +64,10 @@ def dumps_function(fn: Callable[..., Any]) -> FunctionBlob:
     what = f"function {name}"
     serializer, code = encode(fn, what, base_table())
     data = Blob.of(serializer, [code, msgpack.packb([name, import_path()])]).tobytes()
-    blob = FunctionBlob(blake2b(data, digest_size=32).digest(), name, data, digest_of(fn, what))
+    if len(data) > MAX_FRAME:
+        hint = "scatter the data that it refers to and pass it as an argument"
+        raise SerializationError(f"{what} has {len(data)} bytes pickled, {MAX_FRAME} are possible; {hint}")
+    blob = FunctionBlob(function_digest(data), name, data, digest_of(fn, what))
     if isinstance(fn, types.FunctionType):
         _remember(fn, blob, _watch(fn) if serializer & CLOUD else ())
     elif importable(fn, by_value_modules()):
@@ -78,7 +81,7 @@ def loads_function(data: Piece, digest: bytes, *, owner: Any = None) -> Callable
     Raises:
         SerializationError: the bytes are not those that the digest names, or the function cannot be unpickled here.
     """
-    found = blake2b(data, digest_size=32).digest()
+    found = function_digest(data)
     if found != digest:
         raise SerializationError(f"a function's bytes have digest {found.hex()[:16]}…, not {digest.hex()[:16]}…")
     serializer, code, frames = parse(data)

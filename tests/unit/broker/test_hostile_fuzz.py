@@ -141,8 +141,12 @@ class Siege:
         if isinstance(made, Lane):
             return Lane("", lane.first if lane is not None and random.random() < 0.2 else 0, 0)
         if isinstance(made, SubmitEarly) and lane is not None:
-            fn, attempt = random.choice((FN, FN, SLOW, b"")), lane.last + random.choice((1, 1, 1, 2, 0, 500))
-            return made._replace(fn=fn, attempt=attempt, key=f"lone-{random.randrange(20)}")
+            attempt = lane.last + random.choice((1, 1, 1, 2, 0, 500))
+            rows = [
+                (gen, attempt + n, f"lone-{random.randrange(20)}", args)
+                for n, (gen, _, _, args) in enumerate(made.rows)
+            ]
+            return SubmitEarly(random.choice((FN, FN, SLOW, b"")), tuple(rows))
         if isinstance(made, Release):
             wants = self.machine.tables.clients[session].wants
             return Release(tuple((key, gen) for key, gen in wants.items() if random.random() < 0.5))
