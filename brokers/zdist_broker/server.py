@@ -1,4 +1,4 @@
-"""The broker's process: two ROUTERs, each with an I/O thread of its own, around the machines."""
+"""The broker's process: two ROUTERs, with I/O threads of their own, around the machines."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class BrokerServer:
         self.published: LockedFile | None = None
         epoch = int(time.time())
         # the endpoint needs the bound addresses and the loop needs the endpoint: sockets come first
-        context = sockets.context(io_threads=2)
+        context = sockets.context(io_threads=3)
         control = sockets.router(context, affinity=1)
-        bulk = sockets.router(context, affinity=2, largest=limits.MAX_BULK, inbox=4 * limits.BULK_MESSAGES)
+        bulk = sockets.router(context, affinity=2 + 4, largest=limits.MAX_BULK, inbox=4 * limits.BULK_MESSAGES)
         try:
             self.address = sockets.bind(control, bind, insecure=insecure, advertise=advertise, option="--bind")
             self.bulk_address = sockets.bind(
