@@ -1,0 +1,49 @@
+"""How large values are cut up: chunks of equal size, each in a packet of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from zdist.core.fetch import Fetcher
+from zdist.core.session import parcels
+from zdist.limits import CHUNK, MIB
+from zdist.protocol.messages import Buffer, Data, Get, Message, Taken
+
+
+def requests_for(nbytes: int) -> list[int]:
+    """Lengths of the requests for one value, on a link that is known to be fast."""
+    sent: list[Message] = []
+    fetcher = Fetcher(lambda route, message: sent.append(message), "c-1", "token")
+    fetcher.members([("w-1", "ipc:///w", "w", "host", "n-1")])
+    link = fetcher.links.peers["w-1"]
+    link.opened()
+    link.bandwidth, link.measured = 1e9, 0.0
+    fetcher.fetch(1, [("k", 1, nbytes, ("w-1",))], direct=True, now=0.0)
+    lengths = []
+    while link.requests:
+        for get in [message for message in sent if isinstance(message, Get)]:
+            key, offset, length = get.rows[0]
+            data = bytes(min(length, nbytes - offset))
+            lengths.append(len(data))
+            sent.remove(get)
+            fetcher.handle(link.route, Data(get.req, "c-1", ((key, 1, nbytes, offset, (Buffer(data),)),), ()), 0.1)
+    assert [row[1] for row in fetcher.arrived] == ["k"]
+    fetcher.check()
+    return lengths
+
+
+@pytest.mark.parametrize("nbytes", [CHUNK + 200, 2 * CHUNK, 4 * MIB + 200, 64 * MIB + 1])
+def test_a_value_is_asked_for_in_equal_parts(nbytes: int) -> None:
+    lengths = requests_for(nbytes)
+    assert sum(lengths) == nbytes
+    assert max(lengths) <= CHUNK
+    assert min(lengths) > max(lengths) / 2  # no round trip for a few bytes at the end
+
+
+def test_each_chunk_travels_in_a_packet_of_its_own() -> None:
+    data = [Data(n, "c-1", (), ()) for n in range(3)]
+    gets = [Get(n, "", "w-1", "c-1", (("k", 0, 1),)) for n in range(2)]
+    mixed: list[Message] = [data[0], gets[0], Taken(1), data[1], gets[1], data[2]]
+    assert parcels(mixed) == [(gets[0], Taken(1), gets[1]), (data[0],), (data[1],), (data[2],)]
+    assert parcels(list(gets)) == [tuple(gets)]
+    assert parcels(list(data)) == [(one,) for one in data]
