@@ -227,7 +227,7 @@ class Ledger(Wants):
         held: list[tuple[Key, int, str]] = []
         wanted: list[Entry] = []
         for entry in self.entries.values():
-            entry.gen = entry.load = 0
+            entry.gen = entry.load = entry.told = 0  # also if it is the same broker, which had given us up
             own = entry.work is None and self.store.get(entry.key) is not None
             if entry.status == FINISHED and entry.outcome[3] is None and not own:
                 entry.status, entry.outcome = PENDING, None

@@ -18,6 +18,7 @@ from zdist.core.inputs import Inputs
 from zdist.core.lane import lane_told, run_early
 from zdist.core.links import Host
 from zdist.core.machine import CONTROL, Machine, Route
+from zdist.core.reports import Reports
 from zdist.core.store import Store
 from zdist.core.task import (
     FALLING,
@@ -93,10 +94,7 @@ class WorkerMachine(Machine[Route]):
         near = Host(host, shared) if shared else None
         self.fetcher = Fetcher(self.send, session, token, host=near, map=self._map)
         self.inputs = Inputs(session, self.store, self.fetcher, self._release)
-        self.done: list[tuple[Key, Attempt, int, int, Payload | None, str]] = []
-        self.erred: list[tuple[Key, Attempt, int, Payload, str]] = []
-        self.notes: list[tuple[Key, Attempt, int, int, Payload | None, str]] = []  # of Done, of which clients have a copy
-        self.notes_at = 0.0  # when the broker hears of them at the latest
+        self.reports = Reports()
         self.lanes: dict[int, set[Attempt]] = {}  # lanes that lead here: the attempts that have come by any way
         self.handlers = {
             m.Run: self.run, m.Define: self._define, m.Drop: self._drop, m.TakeBack: self._take_back,
@@ -149,9 +147,7 @@ class WorkerMachine(Machine[Route]):
         for function in self.functions.values():
             function.waiters.clear()
             function.asked = False
-        self.done.clear()
-        self.notes.clear()
-        self.erred.clear()
+        self.reports.clear()
 
     def refused(self, code: str, text: str, now: float) -> None:
         """The broker will not have this worker."""
@@ -182,15 +178,7 @@ class WorkerMachine(Machine[Route]):
         inputs = self.inputs
         if self.fetcher.arrived or self.fetcher.failed:
             inputs.drain(now)
-        if self.notes and (self.done or now >= self.notes_at):
-            self.done = self.notes + self.done
-            self.notes = []
-        if self.done:
-            self.send(CONTROL, m.Done(tuple(self.done)))
-            self.done = []
-        if self.erred:
-            self.send(CONTROL, m.Erred(tuple(self.erred)))
-            self.erred = []
+        self.reports.flush(self.send, now)
         if inputs.held:
             for start in range(0, len(inputs.held), limits.PACKET_RECORDS):
                 self.send(CONTROL, m.Held(tuple(inputs.held[start : start + limits.PACKET_RECORDS])))
@@ -205,8 +193,8 @@ class WorkerMachine(Machine[Route]):
         serve = self.store.deadline()
         if due is None or (serve is not None and serve < due):
             due = serve
-        if self.notes and (due is None or self.notes_at < due):
-            due = self.notes_at
+        if self.reports.settled and (due is None or self.reports.due < due):
+            due = self.reports.due
         return due
 
     def tick(self, now: float) -> None:
@@ -368,19 +356,17 @@ class WorkerMachine(Machine[Route]):
         if state == RUNNING:
             row = (key, attempt, micros, nbytes, payload, type_name)
             if task.early is None or payload is None:
-                self.done.append(row)
-            else:  # the client has it in a moment, so the broker is told with the next ones
+                self.reports.done.append(row)
+            else:
+                self.reports.settle(row, now)
                 self.send(task.early, m.DoneEarly(key, attempt, nbytes, payload, type_name))
-                if not self.notes:
-                    self.notes_at = now + limits.LANE_NOTES
-                self.notes.append(row)
         else:
             self.inputs.held.append((key, attempt, nbytes, type_name))
 
     def failed(self, task: Task, micros: int, payload: Payload, text: str, now: float) -> None:
         """A task has raised; ``payload`` is the pickled exception, ``text`` what a person reads."""
         if self._over(task, micros, now) == RUNNING:
-            self.erred.append((task.key, task.attempt, micros, payload, text[: limits.MAX_TEXT]))
+            self.reports.erred.append((task.key, task.attempt, micros, payload, text[: limits.MAX_TEXT]))
 
     def _over(self, task: Task, micros: int, now: float) -> int:
         """A task that was started has ended; the state that it was in."""

@@ -324,3 +324,16 @@ def test_a_refusal_ends_everything_once() -> None:
 def test_messages_that_are_not_for_clients() -> None:
     with pytest.raises(ProtocolError, match="Run"):
         connected().handle(CONTROL, m.Run(b"f", ()), 0.0)
+
+
+def test_a_broker_that_had_given_the_session_up_is_told_everything_again() -> None:
+    ledger = connected()
+    pending, done = ledger.submit(PURE, [("a", b"", ()), ("b", b"", ())])
+    turn(ledger)
+    finish(ledger, "b")
+    ledger.welcomed(m.Welcome(1, 0, True, {}), 0.0)
+    define, submit = turn(ledger)
+    assert isinstance(define, m.Define) and [row[0] for row in submit.rows] == ["a"]
+    assert pending.gen == submit.gen and done.status == FINISHED
+    ledger.submit(PURE, [("c", b"", ("b",))])
+    assert [row[0] for message in turn(ledger) for row in message.rows] == ["b", "c"]
