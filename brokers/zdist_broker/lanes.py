@@ -61,6 +61,7 @@ class Lanes:
         self.lanes: dict[int, Lane] = {}
         self.young: dict[Task, None] = {}  # adopted since the last sweep
         self.old: dict[Task, None] = {}  # and before
+        self.used: dict[Lane, None] = {}  # in this turn
         self.sweep_at: float | None = None
         self.adopted = 0
         self.plain: Mapping[type, Callable[..., None]] = {}  # what handles a worker's messages; set by the machine
@@ -208,16 +209,20 @@ class Lanes:
         self.young[task] = None
         if worker.session not in fn.workers:
             placement.confirm(task)  # it cannot have been started
-        if worker.paused or placement.default.live or (worker.count > worker.threads and self._crowded(lane)):
-            self._close(lane)
-        elif lane.open and attempt >= lane.until - LANE_CREDIT // 2 and lane.until < lane.end:
+        self.used[lane] = None
+        if lane.open and attempt >= lane.until - LANE_CREDIT // 2 and lane.until < lane.end:
             lane.until = min(lane.until + LANE_CREDIT // 2, lane.end)
             tables.tell(client, m.Lane(worker.session, lane.first, lane.until))
 
-    def _crowded(self, lane: Lane) -> bool:
-        """Whether others keep the lane's worker busy. The lane's own tasks do not: by now all but the last are done."""
-        others = [t for t in lane.worker.assigned.values() if t.attempt >> LANE_BITS != lane.first >> LANE_BITS]
-        return len(others) >= lane.worker.threads
+    def _overdue(self, task: Task) -> None:
+        """Order an adopted task that is not over yet; if others keep the worker busy, the lane has no use."""
+        lane, worker = self.lanes.get(task.attempt >> LANE_BITS), task.worker
+        assert worker is not None
+        self.placement.confirm(task)
+        if lane is not None and worker.count > worker.threads:
+            others = [t for t in worker.assigned.values() if t.attempt >> LANE_BITS != task.attempt >> LANE_BITS]
+            if len(others) >= worker.threads:
+                self._close(lane)
 
     # --- what a worker says, maybe before the submission has come -----------------------------------------
 
@@ -256,7 +261,12 @@ class Lanes:
     # --- time -----------------------------------------------------------------------------------------
 
     def turn(self, now: float) -> None:
-        """Something may have begun to wait."""
+        """After the turn's assignments: something may have begun to wait."""
+        if self.used:
+            for lane in self.used:
+                if self.placement.default.live or lane.worker.paused:
+                    self._close(lane)
+            self.used = {}
         if self.sweep_at is None and (self.young or self.tables.lates):
             self.sweep_at = now + LANE_PAUSE
 
@@ -265,7 +275,7 @@ class Lanes:
         old, self.old, self.young = self.old, self.young, {}
         for task in old:
             if task.flags & EARLY:
-                self.placement.confirm(task)
+                self._overdue(task)
             elif task.state == MEMORY:
                 for client in task.who:
                     self.tables.finished(client, task)
