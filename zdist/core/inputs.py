@@ -167,6 +167,9 @@ class Inputs:
                     self._fetch(key, ANY_ATTEMPT, nbytes, holders, priority, now)
             else:
                 self.fetcher.relocate(key, (), nbytes, now)
+                if source.replica:  # the data may be lost for good, and who ordered the copy may have forgotten it
+                    self.missing.setdefault(key, ())
+                    self._no_copy(source, now)
 
     def unreplicate(self, keys: tuple[Key, ...], now: float) -> None:
         """Copies are no longer asked for."""

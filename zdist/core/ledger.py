@@ -174,9 +174,14 @@ class Ledger(Wants):
             self._mind_notes(now)
 
     def tick(self, now: float) -> None:
-        """A deadline has come."""
-        self.fetcher.tick(now)
-        self.store.tick(now)
+        """A deadline has come; mostly it is that there is more to submit, which `turn` does."""
+        fetch = self.fetcher.deadline()
+        if fetch is not None and fetch <= now:
+            self.fetcher.tick(now)
+        if self.store.waiting:
+            self.store.tick(now)
+        if not self.again:
+            return
         due = [key for key, (when, _) in self.again.items() if when <= now]
         for key in due:
             self.again[key] = (float("inf"), self.again[key][1])

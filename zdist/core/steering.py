@@ -24,6 +24,7 @@ from zdist.protocol.messages import Message
 
 __all__ = ["Steering"]
 
+NEVER: Final = float("inf")
 MAX_STRIKES: Final = 6  # timeouts of a link, or requests for a key without result, in a row: the holder is given up
 DEAF_STRIKES: Final = 3  # timeouts of a peer path that answers probes, before it counts as closed
 REPLAN_SECONDS: Final = 0.05  # what waits in queues is planned anew, so often at most
@@ -321,17 +322,18 @@ class Steering:
 
     def deadline(self) -> float | None:
         """When ``tick`` is next needed; None when nothing is under way."""
-        due = self.requests.due if self.requests.active else float("inf")
+        due = self.requests.due if self.requests.active else NEVER
         if self.later and self.later[0][0] < due:
             due = self.later[0][0]
-        probe = self.probes.deadline()
-        if probe is not None and probe < due:
-            due = probe
+        if self.probes.out:
+            probe = self.probes.deadline()
+            if probe is not None and probe < due:
+                due = probe
         if self.replan_at and self.replan_at < due:
             due = self.replan_at
         if self.memory.due < due:
             due = self.memory.due
-        return due if due != float("inf") else None
+        return due if due != NEVER else None
 
     def check(self) -> None:
         """Raise InvariantError if the state contradicts itself."""

@@ -115,8 +115,9 @@ class Loop:
 
     # --- one turn ----------------------------------------------------------------------------------
 
-    def _turn(self, timeout: float | None) -> None:
-        """Send what is ready, wait for sockets at most ``timeout`` seconds, take in and answer what came."""
+    def _turn(self, timeout: float | None, until: Callable[[], bool] | None = None) -> None:
+        """Send what is ready, wait for sockets at most ``timeout`` seconds, take in and answer what came; the answers
+        wait for the next turn if ``until()`` is true at once."""
         with self.lock:
             now = time.monotonic()
             if self._dirty:
@@ -138,7 +139,10 @@ class Loop:
                         os.eventfd_read(self._wake_fd)
                 else:
                     self._drain(sock, now)
-            self._settle(now)
+            if until is not None and until():
+                self._dirty = True
+            else:
+                self._settle(now)
 
     def _drain(self, sock: Socket, now: float) -> None:
         channel = self._names.get(sock)
@@ -152,14 +156,15 @@ class Loop:
             if count and not int(getsockopt(EVENTS)) & POLLIN:  # a tenth of what the exception of a vain recv costs
                 return
             try:
-                frames: list[Any] = [recv(NOBLOCK, small)]
+                frames: list[Any] = [recv(NOBLOCK)]
             except zmq.Again:
                 return
+            if router:
+                route = Route(channel, frames.pop())
+                frames.append(recv(NOBLOCK))  # a header is small, or full of small values: it is copied anyway
             while getsockopt(RCVMORE):
                 frames.append(recv(NOBLOCK, small))
             if router:
-                hop = frames.pop(0)
-                route = Route(channel, hop if small else hop.bytes)
                 large = len(frames) > 1 or (frames and len(frames[0]) > limits.STRANGER_HEADER)
                 if large and not self.endpoint.admits(route, len(frames), sum(map(len, frames))):
                     error = ProtocolError(f"{len(frames)} frames, {sum(map(len, frames))} bytes, before a hello")
@@ -278,7 +283,7 @@ class Loop:
                     handler = found
             while True:
                 left = None if end is None else end - time.monotonic()
-                self._turn(left if left is None or left > 0 else 0)
+                self._turn(left if left is None or left > 0 else 0, until)
                 if self._interrupted and handler is not None:
                     self._interrupted = False
                     handler(SIGINT, None)  # raises KeyboardInterrupt, unless somebody wants it otherwise

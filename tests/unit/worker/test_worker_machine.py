@@ -303,6 +303,14 @@ def test_a_copy_is_fetched_and_announced() -> None:
     assert not worker.fetcher.wants("more") and not worker.store.entries and not worker.inputs.table
 
 
+def test_an_order_for_a_copy_is_over_when_nobody_holds_it_any_more() -> None:
+    worker = machine()
+    control(worker, m.Replicate((("data", 0, 6, (OTHER,)),)))
+    control(worker, m.Locate((("data", 6, (), None),)))
+    assert said(worker) == [m.Missing((("data", ()),))] and not worker.inputs.table
+    assert not worker.fetcher.wants("data")
+
+
 def test_an_order_for_a_copy_is_over_when_it_cannot_be_had() -> None:
     worker = machine()
     control(worker, m.Replicate((("lost", 0, 6, (OTHER,)), ("mine", 0, 6, (worker.session,)), ("nowhere", 0, 6, ()))))
