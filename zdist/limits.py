@@ -74,6 +74,7 @@ LANE_ARGS: Final = 16 * KIB  # pickled arguments up to this size go by a lane
 LANE_NOTES: Final = 0.005  # seconds that the broker is told later of what client and worker settle by a lane
 LANE_MISSES: Final = 3  # early copies in a row that did not come, after which a lane is given up
 LANE_PAUSE: Final = 0.01  # after one to two of these the broker no longer counts on early copies
+LOOK_OUT: Final = 0.0005  # seconds that a client looks for a lone task's result before it sleeps
 LANE_QUIET: Final = 1.0  # a lane unused for this long is taken away if another client asks for one
 
 # --- data transfers --------------------------------------------------------------------------------

@@ -162,6 +162,32 @@ def test_a_guest_that_computes_hands_the_sockets_over() -> None:
         wait(lambda: len(stub.came) == 2)
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="with one core, looking keeps the answer from coming")
+def test_what_is_imminent_is_looked_for_without_sleep_while_it_comes_quickly() -> None:
+    with pair(background=False) as (client, stub, _, _):
+        waits: list[int] = []
+        poll = client._poller.poll
+        client._poller.poll = lambda timeout: (waits.append(timeout), poll(timeout))[1]  # type: ignore[method-assign]
+
+        def ask() -> None:
+            with client.lock:
+                stub.say()
+            count = len(stub.came)
+            assert client.drive(lambda: len(stub.came) > count, DEADLINE)
+
+        ask()
+        assert 0 not in waits  # nobody said that it was imminent
+        client.imminent = lambda: True
+        end = time.monotonic() + DEADLINE
+        while 0 not in waits:  # from the first answer on that comes quickly
+            assert time.monotonic() < end
+            ask()
+        assert not client.drive(lambda: False, 0.05)
+        waits.clear()
+        ask()
+        assert 0 not in waits  # the last one was slow in coming
+
+
 def test_drive_gives_up_after_its_timeout() -> None:
     with pair() as (client, _, _, _):
         start = time.monotonic()

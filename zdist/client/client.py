@@ -169,6 +169,7 @@ class Client(Submitting, Gathering, Scattering, Admin):
         except BaseException:
             self._give_up()
             raise
+        self._driver.imminent = self._ledger.lone_task_is_out
         self._lock = self._driver.lock
         self.status = "connecting"
         open_clients.add(self)

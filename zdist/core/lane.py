@@ -127,6 +127,10 @@ class Lanes(Lineage):
 
     # --- lanes come and go -----------------------------------------------------------------------------
 
+    def lone_task_is_out(self) -> bool:
+        """Is the early copy of a result on its way?"""
+        return self.early is not None
+
     def _ask_for_lane(self) -> None:
         self.alone += 1
         if self.alone >= self.ask_after and PEER in self.fetcher.paths:

@@ -33,6 +33,8 @@ __all__ = ["Loop"]
 PARK = 0.02  # the background thread leaves the sockets alone for so long after a guest has driven
 NAP = 0.004  # and looks in this interval whether something waits to be sent
 
+MANY_CORES: Final = len(os.sched_getaffinity(0)) > 1
+
 # plain numbers: the arithmetic of pyzmq's enumerations costs microseconds
 NOBLOCK: Final = int(zmq.NOBLOCK)
 MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -79,6 +81,8 @@ class Loop:
         self._guest = 0  # the thread in `drive` that has the sockets
         self._guests = 0  # threads in `drive` that wait for the sockets
         self._last_guest = 0.0
+        self.imminent: Callable[[], bool] | None = None  # is what is waited for expected at once?
+        self._quick = False  # it came quickly the last time
         self._interrupted = False
         self._closed = False
         self._pid = os.getpid()
@@ -128,8 +132,7 @@ class Loop:
             self._polling = True
             if self._guests and self._yielding:
                 pause = 0  # seen after _polling is set: a guest that came before it wrote no wake-up
-        # rounded up: a loop that wakes just before its deadline would spin until it is there
-        ready = self._poller.poll(-1 if pause == float("inf") else 0 if pause <= 0 else int(pause * 1000) + 1)
+        ready = self._wait(pause)
         with self.lock:
             self._polling = False
             now = time.monotonic()
@@ -143,6 +146,22 @@ class Loop:
                 self._dirty = True
             else:
                 self._settle(now)
+
+    def _wait(self, pause: float) -> list[Any]:
+        """What is ready, within ``pause`` seconds. What has come quickly of late, and is ``imminent`` again, is looked
+        for a moment without sleeping: waking up costs more than that."""
+        poll = self._poller.poll
+        # rounded up: a loop that wakes just before its deadline would spin until it is there
+        longest = -1 if pause == float("inf") else 0 if pause <= 0 else int(pause * 1000) + 1
+        if self.imminent is None or self._yielding or pause <= 0 or not self.imminent():
+            return poll(longest)
+        began = time.monotonic()
+        while self._quick and time.monotonic() - began < limits.LOOK_OUT:
+            if ready := poll(0):
+                return ready
+        ready = poll(longest)
+        self._quick = MANY_CORES and time.monotonic() - began < 3 * limits.LOOK_OUT
+        return ready
 
     def _drain(self, sock: Socket, now: float) -> None:
         channel = self._names.get(sock)
