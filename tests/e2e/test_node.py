@@ -117,6 +117,7 @@ def test_workers_end_with_a_node_that_is_killed(ground: Ground) -> None:
     with ground.client() as client:
         client.wait_for_workers(2, timeout=PATIENCE)
         pids = list(client.run(os.getpid).values())
+    assert len(pids) == 2 and all(os.path.exists(f"/proc/{pid}") for pid in pids)
     node.kill()
     for pid in pids:
         wait_gone(pid)

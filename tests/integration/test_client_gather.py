@@ -340,6 +340,7 @@ def test_intermediate_results_are_dropped(client: Client) -> None:
 def test_release_by_hand(client: Client) -> None:
     future = client.submit(functions.filled, 1, 200_000, pure=False)
     wait(future)
+    assert held(client) == [future.key]
     future.release()
     eventually(lambda: held(client) == [], "the result is dropped")
 

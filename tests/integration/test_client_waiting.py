@@ -131,7 +131,9 @@ def test_fire_and_forget(client: Client, tmp_path: Path, gate: functions.Gate) -
     path = tmp_path / "done"
     fire_and_forget(client.submit(functions.log_line, str(path), client.submit(functions.wait_at, gate, "x")))
     gate.open()
-    eventually(lambda: path.exists() and path.read_text() == "x\n", "the forgotten task runs")
+    eventually(path.exists, "the forgotten task runs")
+    eventually(path.read_text, "and writes")
+    assert path.read_text() == "x\n"
 
 
 def test_fire_and_forget_outlives_the_client(
@@ -141,4 +143,6 @@ def test_fire_and_forget_outlives_the_client(
     with Client(cluster, set_as_default=False) as short:
         fire_and_forget(short.submit(functions.log_line, str(path), short.submit(functions.wait_at, gate, "y")))
     gate.open()
-    eventually(lambda: path.exists() and path.read_text() == "y\n", "the forgotten task runs")
+    eventually(path.exists, "the forgotten task runs")
+    eventually(path.read_text, "and writes")
+    assert path.read_text() == "y\n"

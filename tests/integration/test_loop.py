@@ -117,6 +117,7 @@ def test_the_background_thread_sends_what_is_queued() -> None:
                 stub.say()
             client.wake()
             wait(lambda number=number: len(stub.came) > number)
+        assert [type(message) for _, message in stub.came] == [Pong] * 50
 
 
 def test_background_and_guest_take_turns() -> None:
@@ -235,7 +236,8 @@ def test_a_packet_for_a_connection_that_is_gone_is_reported() -> None:
         with server.lock:
             server_stub.machine.out[Route("control", b"nobody")] = [Ping()]
         server.wake()
-        wait(lambda: server_stub.lost == [Route("control", b"nobody")])
+        wait(lambda: bool(server_stub.lost))
+        assert server_stub.lost == [Route("control", b"nobody")]
 
 
 def test_a_defect_ends_the_loop_with_its_reason() -> None:
