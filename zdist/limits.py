@@ -79,6 +79,9 @@ LANE_QUIET: Final = 1.0  # a lane unused for this long is taken away if another 
 
 # --- data transfers --------------------------------------------------------------------------------
 CHUNK: Final = 9 * MIB // 4  # most bytes of one chunk, so that what is received is read while it is still in a cache
+WHOLE: Final = 8 * MIB  # values up to this size come over a fast link in one piece, and stay where it was received
+LARGE_FRAME: Final = MIB  # frames from this size on are received into memory that is kept at hand,
+HEAPS_KEPT: Final = 2.0  # for this long
 REGIONS_KEPT: Final = 256 * MIB  # memory of large values that a process keeps for others, once they are gone,
 REGION_IDLE: Final = 2.0  # for this long
 CHUNK_ROWS: Final = 512  # keys asked for with one request

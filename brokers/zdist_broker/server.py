@@ -15,7 +15,6 @@ from zdist import limits
 from zdist.errors import InvariantError
 from zdist.transport import sockets
 from zdist.transport.loop import Loop
-from zdist.transport.memory import keep_freed_memory
 from zdist.transport.scratch import LockedFile
 from zdist.transport.security import new_token, publish_token, token_path, write_token
 from zdist_broker.endpoint import BrokerEndpoint
@@ -123,7 +122,6 @@ class BrokerServer:
         """
         self.loop.log.info("broker.up", address=self.address, bulk=self.bulk_address, cluster=self.cluster)
         if own_process:
-            keep_freed_memory()
             gc.freeze()
             gc.disable()
         collected = time.monotonic()

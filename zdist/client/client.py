@@ -30,7 +30,6 @@ from zdist.transport import shm
 from zdist.transport.address import broker_address, check_host
 from zdist.transport.driver import Driver
 from zdist.transport.host import host_id
-from zdist.transport.memory import keep_freed_memory
 from zdist.transport.security import TokenSource
 
 __all__ = ["Client"]
@@ -113,7 +112,7 @@ class Client(Submitting, Gathering, Scattering, Admin):
         maps = near is not None and SHM in self._options["paths"]
         info = {"name": self.name, "host": host_id(), "pid": os.getpid(), "shm": maps}
         ledger = Ledger(f"c-{nonce}", token, info, **self._options, host=near)
-        ledger.fetcher.memory = BlobMemory(keep_freed_memory)
+        ledger.fetcher.memory = BlobMemory()
         return ledger
 
     def _find(self, target: Any, cluster_kwargs: dict[str, Any]) -> str:

@@ -19,10 +19,11 @@ from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry
 from zdist.core.store import Entry as Held
 from zdist.errors import PeerUnreachable, SerializationError
 
-__all__ = ["INLINE", "Broken", "Delivery", "is_here", "uninterrupted"]
+__all__ = ["INLINE", "TOGETHER", "Broken", "Delivery", "is_here", "uninterrupted"]
 
 OVER: Final = (ERROR, CANCELLED)
 AT_ONCE: Final = 256  # entries looked at under one lock
+TOGETHER: Final = 32  # values of a gather that are unpickled together, while more are on their way
 INLINE: Final = "came with the completion"
 
 
@@ -39,11 +40,12 @@ class Delivery:
     """The values of entries, on their way home; each is fetched once.
 
     For a gather all of them travel in one `Collection`; for a stream each batch that it takes ahead is one. Used by one
-    thread or coroutine at a time; `close` it in any case.
+    thread or coroutine at a time; `close` it in any case. ``enough``: values worth a look while others are coming.
     """
 
-    def __init__(self, client: Base, direct: bool | None) -> None:
+    def __init__(self, client: Base, direct: bool | None, enough: int = 1) -> None:
         self.client = client
+        self.enough = enough
         self.direct = client.direct if direct is None else direct
         self.under: dict[Entry, Collection] = {}  # which collection brings it
         self.open: dict[Collection, list[Entry]] = {}
@@ -60,6 +62,7 @@ class Delivery:
             try:
                 gc.disable()  # thousands of records are made, and all stay: to look through them is in vain
                 collection = client._ledger.collect(list(entries), self.direct, driver.now())
+                collection.enough = self.enough
                 self.open[collection] = list(entries)
                 for entry in entries:
                     self.forget(entry)

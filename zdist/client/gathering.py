@@ -12,7 +12,7 @@ from typing import Any, Final
 from zdist import serialize
 from zdist.client.base import Base, Wait, failure_of
 from zdist.client.containers import Skeleton, flatten, rebuild
-from zdist.client.delivery import INLINE, Delivery
+from zdist.client.delivery import INLINE, TOGETHER, Delivery
 from zdist.client.future import Future, raisable
 from zdist.client.report import GatherReport
 from zdist.client.waiting import seconds
@@ -117,7 +117,7 @@ class Gathering(Base):
         self._ledger.fetcher.report.begin(len(found) == 1)
         found = self._joined(found)
         entries = list(dict.fromkeys([future._entry for future in found]))
-        delivery = Delivery(self, direct)
+        delivery = Delivery(self, direct, TOGETHER)
         try:
             values, failed = await delivery.bring(entries, errors == "raise", _deadline(timeout))
         finally:

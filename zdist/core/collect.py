@@ -44,7 +44,8 @@ class Collection(Signal):
     """
 
     __slots__ = (
-        "arrived", "begin", "broken", "direct", "failed", "fetching", "nbytes", "rows", "seen", "ticket", "warnings",
+        "arrived", "begin", "broken", "direct", "enough", "failed", "fetching", "nbytes", "rows", "seen", "ticket",
+        "warnings",
     )  # fmt: skip
 
     def __init__(self, ticket: int, direct: bool | None, begin: Callable[[Collection, Entry], None]) -> None:
@@ -56,13 +57,16 @@ class Collection(Signal):
         self.rows: list[tuple[Key, int, int, tuple[str, ...]]] = []  # to be handed to the fetcher together
         self.arrived: list[tuple[Entry, Any]] = []  # pieces, or what `Collections.nearby` gave
         self.broken: dict[Key, tuple[str, str]] = {}  # key: code, text; bytes that cannot be had
+        self.enough = 1  # so many values are worth a look while others are on their way
         self.nbytes = 0  # of all that has arrived
         self.failed = 0  # entries that ended without a value
         self.seen = 0  # of those, how many the caller has looked at
         self.warnings: list[tuple[str, str]] = []  # worker and reason: went by relay although direct=True
 
     def ready(self) -> bool:
-        return self.left <= 0 or bool(self.arrived) or self.failed > self.seen
+        if self.left <= 0 or self.failed > self.seen:
+            return True
+        return bool(self.arrived) and (len(self.arrived) >= self.enough or not self.fetching)
 
     def resolved(self, entry: Entry, /) -> None:
         """An awaited entry is settled: nothing more to do if its value came along, else fetch it."""

@@ -22,6 +22,7 @@ from zdist.limits import (
     PROBE_TIMEOUT,
     REQUEST_TIMEOUT,
     SHM_MIN,
+    WHOLE,
 )
 from zdist.protocol.messages import Message, Probe, ProbeReply
 
@@ -214,6 +215,12 @@ class Link(Estimate):
     def chunk(self) -> int:
         """Most bytes to ask for at once: less where a chunk would take long or got lost."""
         return max(MIN_CHUNK, min(CHUNK, self.window // (2 if self.bandwidth else 4)))
+
+    @property
+    def whole(self) -> int:
+        """Most bytes of a value that is asked for in one piece: on a fast link more than a chunk, since what comes as a
+        whole need not be copied together."""
+        return max(self.chunk, min(WHOLE, self.window // 2)) if self.bandwidth and self.path == PEER else self.chunk
 
     @property
     def patience(self) -> float:

@@ -116,10 +116,10 @@ class Requests:
         """Send one request; False when there is nothing to ask for or no room."""
         if link.path == SHM:
             return self._look(link, now)
-        chunk = link.chunk
-        room = link.window - link.inflight
+        chunk, whole = link.chunk, link.whole
         shared = self._room(link)
-        budget = full = min(chunk, room, shared)
+        budget = full = min(whole, link.window - link.inflight, shared)
+        least = full - chunk  # left over by a request of one chunk, if it is not for a single larger value
         request = Request(self.serial + 1, link, now, link.route)
         rows, queue = request.rows, link.queue
         asked: list[tuple[str, int, int]] = []
@@ -134,8 +134,11 @@ class Requests:
                 group.popleft()
                 continue
             need, plain = transfer.need(), not transfer.gaps
-            piece = need if need <= chunk else -(-need // -(-need // chunk))  # in equal parts: no small rest at the end
-            if piece > budget:
+            if need <= chunk or (need <= whole and transfer.whole):
+                piece = need
+            else:
+                piece = -(-need // -(-need // chunk))  # in equal parts: no small rest at the end
+            if piece > budget or (asked and budget - piece < least):
                 if not asked and piece > shared and not link.starving:
                     link.starving = True
                     heappush(self.starving[link.path == RELAY], (priority, spot, link))

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final, Protocol
 
 from zdist.core.machine import Route
 from zdist.errors import InvariantError
-from zdist.limits import CHUNK, MAX_REASON, OWN_FRAME, REQUEST_TIMEOUT, SHM_MIN
+from zdist.limits import CHUNK, MAX_REASON, OWN_FRAME, REQUEST_TIMEOUT, SHM_MIN, WHOLE
 from zdist.protocol.messages import Buffer, Data, Get, Message, Payload
 
 __all__ = ["FREEZING", "FROZEN", "LIVE", "SHARING", "UNFREEZABLE", "Blob", "Entry", "Pieces", "Store", "Whole"]
@@ -331,7 +331,7 @@ class Store:
         if get.shm:
             self._answer_shared(route, get)
             return
-        room = CHUNK
+        room = WHOLE if route.channel == "data" else CHUNK
         entries = self.entries
         for key, offset, length in get.rows:
             entry = entries.get(key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from zdist.errors import SerializationError
@@ -74,10 +74,7 @@ class Assembly:
 
 
 class BlobMemory:
-    """Assemblies for a fetcher, with large frames in this process's regions. ``prepare`` is called before the first."""
-
-    def __init__(self, prepare: Callable[[], object]) -> None:
-        self.prepare: Callable[[], object] | None = prepare
+    """Assemblies for a fetcher, with large frames in this process's regions."""
 
     @property
     def due(self) -> float:
@@ -86,9 +83,6 @@ class BlobMemory:
 
     def assembly(self, total: int) -> Assembly:
         """For a blob of ``total`` bytes."""
-        if self.prepare is not None:
-            self.prepare()
-            self.prepare = None
         return Assembly(total)
 
     def sweep(self, now: float) -> None:

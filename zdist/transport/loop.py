@@ -27,6 +27,7 @@ from zdist.errors import ClusterClosed, ProtocolError
 from zdist.log import get_logger
 from zdist.protocol.codec import decode, encode
 from zdist.transport import sockets
+from zdist.transport.memory import Heaps
 
 __all__ = ["Loop"]
 
@@ -85,6 +86,7 @@ class Loop:
         self._quick = False  # it came quickly the last time
         self._interrupted = False
         self._closed = False
+        self._heaps = Heaps()
         self._pid = os.getpid()
         self._thread: threading.Thread | None = None
 
@@ -126,7 +128,9 @@ class Loop:
             now = time.monotonic()
             if self._dirty:
                 self._settle(now)
-            pause = self.endpoint.deadline() - now
+            if now >= self._heaps.due:
+                self._heaps.sweep(now)
+            pause = min(self.endpoint.deadline(), self._heaps.due) - now
             if timeout is not None and timeout < pause:
                 pause = timeout
             self._polling = True
@@ -182,7 +186,9 @@ class Loop:
                 route = Route(channel, frames.pop())
                 frames.append(recv(NOBLOCK))  # a header is small, or full of small values: it is copied anyway
             while getsockopt(RCVMORE):
-                frames.append(recv(NOBLOCK, small))
+                frames.append(frame := recv(NOBLOCK, small))
+                if not small and len(frame) >= limits.LARGE_FRAME:
+                    self._heaps.note(frame, now)
             if router:
                 large = len(frames) > 1 or (frames and len(frames[0]) > limits.STRANGER_HEADER)
                 if large and not self.endpoint.admits(route, len(frames), sum(map(len, frames))):

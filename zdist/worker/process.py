@@ -24,7 +24,6 @@ from zdist.serialize.assembly import BlobMemory
 from zdist.transport import shm
 from zdist.transport.driver import Driver
 from zdist.transport.host import host_id
-from zdist.transport.memory import keep_freed_memory
 from zdist.transport.options import add_worker_options
 from zdist.transport.security import TokenSource
 from zdist.worker.executor import Executor
@@ -94,7 +93,7 @@ class Worker:
             resources=dict(settings.resources),
             shared=limits.SHM_MIN if self.memory is not None else 0,
         )
-        self.machine.fetcher.memory = BlobMemory(keep_freed_memory)
+        self.machine.fetcher.memory = BlobMemory()
         slots = Slots(settings.slot or None, settings.threads)
         self.driver = Driver(
             self.machine,
