@@ -130,11 +130,9 @@ def test_a_size_that_cannot_be_had_is_not_reserved(kept: Regions) -> None:
     assert kept.kept == 0
 
 
-def test_the_first_assembly_prepares_the_process() -> None:
-    calls: list[str] = []
-    blobs = BlobMemory(lambda: calls.append("prepared"))
+def test_blob_memory_is_swept_with_the_regions_of_the_process() -> None:
+    blobs = BlobMemory()
     assert blobs.due == memory.regions.due
-    assert not calls
-    for _ in range(2):
-        blobs.assembly(10).write(0, [bytes(10)])
-    assert calls == ["prepared"]
+    blobs.assembly(10).write(0, [bytes(10)])
+    blobs.sweep(0.0)
+    assert blobs.due == memory.regions.due

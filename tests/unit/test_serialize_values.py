@@ -266,6 +266,37 @@ def test_an_error_while_unpickling_is_told() -> None:
     assert isinstance(caught.value.__cause__, ValueError)
 
 
+def test_many_values_are_loaded_together_and_fail_alone() -> None:
+    class Angry:
+        def __reduce__(self) -> Any:
+            return int, ("five",)
+
+    array = np.arange(100_000)
+    kinds = [1, array, [Ticket("k")], Angry(), SerializationError("a value like any other"), "last"]
+    streams = [(f"value {n}", chunks(serialize.dumps(kind), 100, 70_000)) for n, kind in enumerate(kinds)]
+    streams.insert(2, ("value x", [memoryview(b"garbage that is no envelope")]))
+    values, errors = serialize.loads_each(streams, owner="mine")
+    assert values[0] == 1 and (values[1] == array).all() and values[1].flags.writeable
+    assert values[3] == [("k", "mine")]
+    assert type(values[5]) is SerializationError and values[6] == "last"
+    assert sorted(errors) == [2, 4]
+    assert "scheme 1" in str(errors[2])
+    assert "value 3 could not be unpickled here: ValueError" in str(errors[4])
+    assert isinstance(errors[4].__cause__, ValueError)
+    assert serialize.owner() is None
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_buffers_that_nobody_may_write_to_are_copied(aligned: bool) -> None:
+    array = np.arange(100_000)
+    pieces = [memoryview(piece).toreadonly() for piece in serialize.dumps(array).pieces]
+    if not aligned:
+        pieces = [piece[a:b] for piece in pieces for a, b in ((0, 50), (50, len(piece)))]
+    back = serialize.loads(pieces)
+    back[0] = 7
+    assert back.flags.writeable and array[0] == 0 and (back[1:] == array[1:]).all()
+
+
 @pytest.mark.parametrize(
     ("data", "text"),
     [

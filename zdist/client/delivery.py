@@ -23,6 +23,8 @@ __all__ = ["INLINE", "TOGETHER", "Broken", "Delivery", "is_here", "uninterrupted
 
 OVER: Final = (ERROR, CANCELLED)
 AT_ONCE: Final = 256  # entries looked at under one lock
+MANY: Final = 1024  # entries of one gather
+CALM: Final = 1.0  # seconds
 TOGETHER: Final = 32  # values of a gather that are unpickled together, while more are on their way
 INLINE: Final = "came with the completion"
 
@@ -34,6 +36,30 @@ class Broken:
 
     def __init__(self, error: SerializationError | PeerUnreachable) -> None:
         self.error = error
+
+
+class Calm:
+    """No garbage collection for a moment, if many records are made: all of them stay to the end, so looking through
+    them is in vain. `end` it in any case."""
+
+    def __init__(self, records: int) -> None:
+        self.over = 0.0  # when at the latest; 0: it is
+        if records >= MANY and gc.isenabled():
+            gc.disable()
+            self.over = time.monotonic() + CALM
+
+    async def wait(self, signal: Collection, deadline: float | None) -> bool:
+        """`Wait`, at whose end the moment may be over."""
+        if self.over:
+            if await Wait(signal, self.over if deadline is None else min(self.over, deadline)):
+                return True
+            self.end()
+        return bool(await Wait(signal, deadline))
+
+    def end(self) -> None:
+        if self.over:
+            self.over = 0.0
+            gc.enable()
 
 
 class Delivery:
@@ -57,20 +83,14 @@ class Delivery:
         """Have these (distinct) entries brought, in a collection of their own. Raises ClusterClosed."""
         client = self.client
         driver = client._usable()
-        collecting = gc.isenabled()
         with uninterrupted(client):
-            try:
-                gc.disable()  # thousands of records are made, and all stay: to look through them is in vain
-                collection = client._ledger.collect(list(entries), self.direct, driver.now())
-                collection.enough = self.enough
-                self.open[collection] = list(entries)
-                for entry in entries:
-                    self.forget(entry)
-                    self.under[entry] = collection
-                self.left[collection] = len(entries)
-            finally:
-                if collecting:
-                    gc.enable()
+            collection = client._ledger.collect(list(entries), self.direct, driver.now())
+            collection.enough = self.enough
+            self.open[collection] = list(entries)
+            for entry in entries if self.under else ():
+                self.forget(entry)
+            self.under.update(dict.fromkeys(entries, collection))
+            self.left[collection] = len(entries)
         driver.wake()
         return collection
 
@@ -85,18 +105,22 @@ class Delivery:
         values: dict[Entry, Any] = {}
         failed: dict[Entry, BaseException] = {}
         at, total, ready = 0, len(entries), True
-        while True:
-            at = self._take(entries, at, values, failed, eager)
-            if at == total or (eager and failed):
-                return values, failed
-            if not ready:
-                late = f"{self._missing(entries[at:])} of {total} results were not here in the time given"
-                raise TimeoutError(late + self.client.hindrance())
-            collection = self.under.get(entries[at])
-            if collection is None or self._idle(collection):  # new, or somebody else has given it another start
-                collection = self.begin([entry for entry in entries[at:] if entry not in self.values])
-            ready = await Wait(collection, deadline)
-            self._receive(collection)
+        calm = Calm(total)
+        try:
+            while True:
+                at = self._take(entries, at, values, failed, eager)
+                if at == total or (eager and failed):
+                    return values, failed
+                if not ready:
+                    late = f"{self._missing(entries[at:])} of {total} results were not here in the time given"
+                    raise TimeoutError(late + self.client.hindrance())
+                collection = self.under.get(entries[at])
+                if collection is None or self._idle(collection):  # new, or somebody else has given it another start
+                    collection = self.begin([entry for entry in entries[at:] if entry not in self.values])
+                ready = await calm.wait(collection, deadline)
+                self._receive(collection)
+        finally:
+            calm.end()
 
     def _take(
         self,
@@ -175,17 +199,15 @@ class Delivery:
             if worker not in self.warned:
                 self.warned.add(worker)
                 warnings.warn(f"direct=True, but {worker} went by the relay: {reason}", stacklevel=outside())
-        if not arrived:
+        wanted = [(entry, data) for entry, data in arrived if self.under.get(entry) is collection]
+        if self.client._worker is not None:
+            for entry, data in wanted:
+                self.values[entry] = self._load(entry, data)
             return
-        collecting = gc.isenabled()
-        try:
-            gc.disable()  # likewise
-            for entry, pieces in arrived:
-                if self.under.get(entry) is collection:
-                    self.values[entry] = self._load(entry, pieces)
-        finally:
-            if collecting:
-                gc.enable()
+        values, errors = serialize.loads_each([(entry.key, data) for entry, data in wanted], owner=self.client)
+        for place, error in errors.items():
+            values[place] = Broken(error)
+        self.values.update(zip([entry for entry, _ in wanted], values, strict=True))
 
     def _load(self, entry: Entry, data: Any, attempt: int | None = None) -> Any:
         """A value from its bytes, or in a task the worker's own object; one that cannot be unpickled fails alone."""

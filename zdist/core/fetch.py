@@ -106,7 +106,7 @@ class Fetcher(Sharing):
         if caller is None:
             caller = self.tickets[ticket] = Ticket(direct)
         new = self._join(ticket, caller, rows, priority)
-        self.plan(new, now)
+        self.plan_new(new, caller.direct, now)
         if not caller.keys:
             self.tickets.pop(ticket, None)
         self.pump(now)
@@ -115,7 +115,7 @@ class Fetcher(Sharing):
         self, ticket: int, caller: Ticket, rows: Iterable[tuple[str, int, int, Sequence[str]]], priority: int
     ) -> list[Transfer]:
         """Put a ticket behind transfers; those that are new."""
-        direct, keys = caller.direct, caller.keys
+        direct, keys, alone = caller.direct, caller.keys, (ticket,)
         table = self.tables[direct]
         others = [other for other in self.tables.values() if other and other is not table] if direct is None else []
         new = []
@@ -126,14 +126,16 @@ class Fetcher(Sharing):
             for other in others:
                 transfer = transfer or other.get(key)
             if transfer is None:
-                transfer = table[key] = Transfer(key, attempt, nbytes, holders, direct, priority)
+                at = holders if type(holders) is tuple else tuple(holders)
+                keys[key] = table[key] = transfer = Transfer(key, attempt, nbytes, at, direct, priority, alone)
                 new.append(transfer)
-            elif priority < transfer.priority:
+                continue
+            if priority < transfer.priority:
                 transfer.priority = priority
                 if (link := transfer.link) is not None:
                     self.requests.unqueue(transfer)
                     self.requests.enqueue((transfer,), link)
-            transfer.tickets.append(ticket)
+            transfer.tickets += alone
             keys[key] = transfer
         return new
 
@@ -152,7 +154,7 @@ class Fetcher(Sharing):
         for key in keys:
             transfer = caller.keys.pop(key, None)
             if transfer is not None:
-                transfer.tickets.remove(ticket)
+                transfer.tickets = tuple([other for other in transfer.tickets if other != ticket])
                 if not transfer.tickets:
                     self._end(transfer)
                     ended = True
@@ -222,7 +224,7 @@ class Fetcher(Sharing):
         self.learned = True
         link, rows = request.link, request.rows
         again: list[Transfer] = []
-        nbytes, before = 0, link.carried_keys
+        nbytes, whole, before = 0, 0, link.carried_keys
         for key, attempt, total, offset, pieces in message.rows:
             row = rows.pop(key, None)
             if row is not None:
@@ -235,10 +237,12 @@ class Fetcher(Sharing):
                     continue
                 transfer.active -= 1
                 if size == total and attempt == transfer.attempt and not offset and not transfer.got and size <= row[2]:
-                    link.carried_keys += 1  # the usual case: the whole blob at once
-                    self.finish(transfer, [unwrap(piece) for piece in pieces], total, link.path)
+                    whole += 1  # the usual case: the whole blob at once
+                    data = [piece if type(piece) is bytes else unwrap(piece) for piece in pieces]
+                    self.finish(transfer, data, total, link.path)
                 elif self._accept(transfer, row[1], row[2], link, attempt, total, offset, size, pieces, now):
                     again.append(transfer)
+        link.carried_keys += whole
         self.requests.answered(request, max(1, link.carried_keys - before), nbytes, now)
         if message.absent:
             self._absent(request, message.absent, again, now)
@@ -341,9 +345,11 @@ class Fetcher(Sharing):
 
     def finish(self, transfer: Transfer, data: Any, nbytes: int, path: str) -> None:
         """It is all here."""
-        tickets = tuple(transfer.tickets)
-        self._end(transfer)
-        key = transfer.key
+        tickets, key = transfer.tickets, transfer.key
+        transfer.done = True
+        if transfer.link is not None or self.parked:
+            self.shelve(transfer)
+        del self.tables[transfer.direct][key]
         self.arrived.append((tickets, key, transfer.attempt, data, nbytes, path))
         for ticket in tickets:
             keys = self.tickets[ticket].keys
@@ -359,7 +365,7 @@ class Fetcher(Sharing):
 
     def fail(self, transfer: Transfer, code: str, text: str, now: float) -> None:
         """It cannot be had. Callers that leave the path to us are not bound by the ``direct`` of one they joined."""
-        tickets = tuple(transfer.tickets)
+        tickets = transfer.tickets
         free = [t for t in tickets if self.tickets[t].direct is None] if code == "closed" and transfer.direct else []
         bound = tuple(t for t in tickets if t not in free)
         self._end(transfer)

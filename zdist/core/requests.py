@@ -133,10 +133,9 @@ class Requests:
             if transfer.spot != spot:
                 group.popleft()
                 continue
-            need, plain = transfer.need(), not transfer.gaps
-            if need <= chunk or (need <= whole and transfer.whole):
-                piece = need
-            else:
+            piece = need = transfer.need()
+            plain = not transfer.gaps
+            if need > chunk and not (need <= whole and transfer.whole):
                 piece = -(-need // -(-need // chunk))  # in equal parts: no small rest at the end
             if piece > budget or (asked and budget - piece < least):
                 if not asked and piece > shared and not link.starving:

@@ -113,6 +113,18 @@ class Steering:
             for batch in plan_gather(wants, self.links, direct, paths=paths, fallback=self.fallback):
                 self._take_up(batch.path, batch.holder, batch.keys, batch.reason, now)
 
+    def plan_new(self, transfers: Sequence[Transfer], direct: bool | None, now: float) -> None:
+        """The same for those that have just begun, all with one ``direct``: of most there is nothing to look after."""
+        holders = dict.fromkeys([transfer.holders for transfer in transfers])
+        if self.gone or self.parked or () in holders:
+            self.plan(transfers, now)
+            return
+        if direct is not False:
+            self._look_at(dict.fromkeys([holder for some in holders for holder in some]), now)
+        wants = [(transfer, transfer.nbytes or 1, transfer.holders) for transfer in transfers]
+        for batch in plan_gather(wants, self.links, direct, paths=self.paths, fallback=self.fallback):
+            self._take_up(batch.path, batch.holder, batch.keys, batch.reason, now)
+
     def _look_at(self, holders: Iterable[str], now: float) -> None:
         """Links to these are about to be used: probe those of which nothing is known, try closed ones again."""
         for holder in holders:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from zdist.core.assembly import Assembly
@@ -27,14 +26,21 @@ class Transfer:
     )  # fmt: skip
 
     def __init__(
-        self, key: str, attempt: int, nbytes: int, holders: Sequence[str], direct: bool | None, priority: int
+        self,
+        key: str,
+        attempt: int,
+        nbytes: int,
+        holders: tuple[str, ...],
+        direct: bool | None,
+        priority: int,
+        tickets: tuple[int, ...],
     ) -> None:
         self.key, self.attempt, self.direct, self.priority = key, attempt, direct, priority
         self.nbytes = nbytes  # a hint, 0: unknown
         self.total = -1  # what the first answer says
-        self.holders = holders if type(holders) is tuple else tuple(holders)
+        self.holders = holders
         self.absent: dict[str, str] | None = None  # holders that do not have it, and what they said
-        self.tickets: list[int] = []
+        self.tickets = tickets
         self.next = 0  # nothing from here on was asked for yet
         self.gaps: list[tuple[int, int]] | None = None  # start and end of what has to be asked for again
         self.parts: Assembly | None = None  # what has come, if it takes more than one range

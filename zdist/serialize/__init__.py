@@ -16,7 +16,7 @@ from zdist.serialize.exceptions import dumps_error, loads_error
 from zdist.serialize.functions import FunctionBlob, dumps_function, function_name, loads_function
 from zdist.serialize.naming import token
 from zdist.serialize.references import owner, register_reference
-from zdist.serialize.values import dumps, dumps_inline, loads, type_name
+from zdist.serialize.values import dumps, dumps_inline, loads, loads_each, type_name
 
 __all__ = [
     "Blob",
@@ -30,6 +30,7 @@ __all__ = [
     "function_name",
     "loads",
     "loads_args",
+    "loads_each",
     "loads_error",
     "loads_function",
     "owner",

@@ -141,6 +141,8 @@ def parse(data: Stream) -> tuple[int, Piece, list[Piece]]:
     pieces = [data] if isinstance(data, bytes | bytearray | memoryview) else list(data)
     views = [memoryview(piece).cast("B") if size(piece) else memoryview(b"") for piece in pieces]
     serializer, lengths, start = opening(views)
+    if start + lengths[0] == len(views[0]) and lengths[1:] == [len(view) for view in views[1:]]:  # cut along the frames
+        return serializer, views[0][start:], [bytearray(view) if view.readonly else view for view in views[1:]]
     total = sum(map(len, views))
     if start + sum(lengths) != total:
         raise SerializationError(f"a payload has {total} bytes where its envelope says {start + sum(lengths)}")

@@ -7,7 +7,7 @@ import importlib
 import io
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from zdist.errors import SerializationError
@@ -250,6 +250,45 @@ def loads(data: Stream, *, what: str = "value", owner: Any = None) -> Any:
     return decode(parse(data), what, owner)
 
 
+def loads_each(
+    streams: Sequence[tuple[str, Stream]], *, owner: Any = None
+) -> tuple[list[Any], dict[int, SerializationError]]:
+    """The values of many streams, each with the name that its error's text gives it; see `loads`.
+
+    The second value has the error of each that cannot be had, by its place, where the list has None.
+    """
+    values: list[Any] = []
+    errors: dict[int, SerializationError] = {}
+    previous = local.owner
+    if owner is not None:
+        local.owner = owner
+    try:
+        for what, data in streams:
+            try:
+                _, pickled, buffers = parse(data)
+                values.append(pickle.loads(pickled, buffers=buffers))
+            except KeyboardInterrupt:  # Ctrl-C
+                raise
+            except BaseException as error:
+                errors[len(values)] = _failure(error, what)
+                values.append(None)
+    finally:
+        local.owner = previous
+    return values, errors
+
+
+def _failure(error: BaseException, what: str) -> SerializationError:
+    """Whatever went wrong, it is this value's failure."""
+    if isinstance(error, SerializationError):
+        return error
+    text = f"{what} could not be unpickled here: {type(error).__name__}: {error}"
+    if isinstance(error, ImportError | AttributeError):
+        text += "; the module must be importable in this process, in the same version as where the value was made"
+    failure = SerializationError(text)
+    failure.__cause__ = error
+    return failure
+
+
 def unpickle(pickled: Piece, buffers: list[Piece]) -> Any:
     """pickle.loads."""
     return pickle.loads(pickled, buffers=buffers)
@@ -267,16 +306,9 @@ def decode(
         local.owner = owner
     try:
         return load(parsed[1], parsed[2])
-    except SerializationError:
+    except (SerializationError, KeyboardInterrupt):  # Ctrl-C
         raise
-    except (ImportError, AttributeError) as error:
-        raise SerializationError(
-            f"{what} could not be unpickled here: {type(error).__name__}: {error}; "
-            "the module must be importable in this process, in the same version as where the value was made"
-        ) from error
-    except KeyboardInterrupt:  # Ctrl-C
-        raise
-    except BaseException as error:  # whatever it is, it is this value's failure
-        raise SerializationError(f"{what} could not be unpickled here: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        raise _failure(error, what) from error
     finally:
         local.owner = previous

@@ -19,8 +19,8 @@ class Heaps:
 
     Two things are known of the GNU library; where they are not so, nothing is gained or lost. It takes it from each
     large block that is freed that blocks up to its size come and go, so it is shown one that is never touched. And it
-    gives back the newest of a thread's heaps when it is empty, then the next: so one frame in each new heap is held, for
-    a moment, which keeps those below.
+    gives back the newest of a thread's heaps when that is empty, then the next: so a frame in the newest is held for a
+    moment, which keeps those below.
     """
 
     def __init__(self) -> None:

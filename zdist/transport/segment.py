@@ -46,18 +46,21 @@ FIXED: Final = 0x10  # MAP_FIXED
 
 
 class Header(NamedTuple):
-    """What a segment says of itself; ``table`` has offset in the file and length of each piece."""
+    """What a segment says of itself; ``table`` has offset in the file and length of each piece, ``size`` is that of
+    the file in bytes."""
 
     host: str
     key: Key
     attempt: Attempt
     nbytes: int
     table: tuple[tuple[int, int], ...]
+    size: int
 
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return max(offset + length for offset, length in self.table)
+
+def _header(host: str, key: Key, attempt: Attempt, nbytes: int, table: Iterable[tuple[int, int]], start: int) -> Header:
+    """``table`` counts from the end of the header, which is ``start``."""
+    placed = tuple([(start + at, length) for at, length in table])
+    return Header(host, key, attempt, nbytes, placed, max([at + length for at, length in placed]))
 
 
 def file_name(key: Key) -> str:
@@ -80,8 +83,9 @@ def describe(key: Key, attempt: Attempt, lengths: list[int]) -> tuple[Header, by
     fields = (host_id(), key, attempt, sum(lengths), table)
     packed = msgpack.packb(fields)
     start = -(-(PRELUDE.size + len(packed)) // PAGE) * PAGE
-    header = Header(*fields[:4], tuple([(start + at, length) for at, length in table]))
-    return header, PRELUDE.pack(MAGIC, len(packed)) + packed + bytes(start - PRELUDE.size - len(packed))
+    return _header(*fields, start), PRELUDE.pack(MAGIC, len(packed)) + packed + bytes(
+        start - PRELUDE.size - len(packed)
+    )
 
 
 def padded(packed: bytes, pieces: list[memoryview], table: Iterable[tuple[int, int]]) -> list[memoryview]:
@@ -127,8 +131,8 @@ def check(fd: int) -> Header:
     try:
         host, key, attempt, nbytes, table = msgpack.unpackb(head[PRELUDE.size : end], use_list=False)
         start = -(-end // PAGE) * PAGE
-        header = Header(host, key, attempt, nbytes, tuple([(start + at, length) for at, length in table]))
-        whole = header.size <= about.st_size and sum(length for _, length in table) == nbytes
+        header = _header(host, key, attempt, nbytes, table, start)
+        whole = header.size <= about.st_size and sum([length for _, length in table]) == nbytes
     except (TypeError, ValueError, msgpack.UnpackException) as exc:
         raise ValueError(f"a file there is no segment: {exc}") from None
     if not whole:

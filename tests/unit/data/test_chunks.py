@@ -6,19 +6,20 @@ import pytest
 
 from zdist.core.fetch import Fetcher
 from zdist.core.session import parcels
-from zdist.limits import CHUNK, MIB
+from zdist.limits import CHUNK, KIB, MIB, WHOLE
 from zdist.protocol.messages import Buffer, Data, Get, Message, Taken
 
 
-def requests_for(nbytes: int) -> list[int]:
-    """Lengths of the requests for one value, on a link that is known to be fast."""
+def requests_for(nbytes: int, *, path: str = "peer", speed: float = 1e9) -> list[int]:
+    """Lengths of the requests for one value, on a link whose speed (bytes a second) is known."""
     sent: list[Message] = []
     fetcher = Fetcher(lambda route, message: sent.append(message), "c-1", "token")
     fetcher.members([("w-1", "ipc:///w", "w", "host", "n-1")])
-    link = fetcher.links.peers["w-1"]
-    link.opened()
-    link.bandwidth, link.measured = 1e9, 0.0
-    fetcher.fetch(1, [("k", 1, nbytes, ("w-1",))], direct=True, now=0.0)
+    fetcher.links.peers["w-1"].opened()
+    link = fetcher.links.peers["w-1"] if path == "peer" else fetcher.links.by_relay("w-1")
+    link.bandwidth, link.measured = speed, 0.0
+    fetcher.links.relay.bandwidth = 1e9
+    fetcher.fetch(1, [("k", 1, nbytes, ("w-1",))], direct=path == "peer", now=0.0)
     lengths = []
     while link.requests:
         for get in [message for message in sent if isinstance(message, Get)]:
@@ -34,10 +35,35 @@ def requests_for(nbytes: int) -> list[int]:
 
 @pytest.mark.parametrize("nbytes", [CHUNK + 200, 2 * CHUNK, 4 * MIB + 200, 64 * MIB + 1])
 def test_a_value_is_asked_for_in_equal_parts(nbytes: int) -> None:
-    lengths = requests_for(nbytes)
+    lengths = requests_for(nbytes, path="relay")
     assert sum(lengths) == nbytes
     assert max(lengths) <= CHUNK
     assert min(lengths) > max(lengths) / 2  # no round trip for a few bytes at the end
+
+
+@pytest.mark.parametrize("nbytes", [200, CHUNK + 200, 4 * MIB + 200, WHOLE - 128 * KIB])
+def test_over_a_fast_peer_link_a_value_comes_in_one_piece(nbytes: int) -> None:
+    assert requests_for(nbytes) == [nbytes]
+
+
+def test_a_value_comes_in_chunks_where_it_is_too_large_or_the_link_is_slow() -> None:
+    for lengths in (requests_for(WHOLE + MIB), requests_for(4 * MIB, speed=10e6)):
+        assert max(lengths) <= CHUNK
+        assert len(lengths) > 1
+
+
+def test_small_values_share_requests_of_a_chunk_even_where_larger_ones_come_whole() -> None:
+    sent: list[Message] = []
+    fetcher = Fetcher(lambda route, message: sent.append(message), "c-1", "token")
+    fetcher.members([("w-1", "ipc:///w", "w", "host", "n-1")])
+    link = fetcher.links.peers["w-1"]
+    link.opened()
+    link.bandwidth, link.measured = 1e9, 0.0
+    size = CHUNK // 4
+    fetcher.fetch(1, [(f"k{n}", 1, size, ("w-1",)) for n in range(9)], direct=True, now=0.0)
+    gets = [message for message in sent if isinstance(message, Get)]
+    assert [len(get.rows) for get in gets] == [3, 3, 3]  # what is asked for is a little more than what is expected
+    fetcher.check()
 
 
 def test_each_chunk_travels_in_a_packet_of_its_own() -> None:
