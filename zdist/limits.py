@@ -29,8 +29,8 @@ INLINE_ARGS: Final = 32 * KIB  # a pickled argument above it becomes a key held 
 BROKER_CACHE: Final = 64 * MIB  # inline values that the broker keeps at hand for late comers
 
 # --- turns: what a driver takes in before it flushes -------------------------------------------------
-TURN_MESSAGES: Final = 64  # packets drained from one socket per turn
-TURN_CHUNKS: Final = 4  # bulk and data sockets: chunks per turn
+TURN_MESSAGES: Final = 64  # packets drained from one socket per turn,
+TURN_BYTES: Final = 8 * MIB  # or payloads of so many bytes
 MESSAGE_ROWS: Final = 1024  # rows with small values that the broker puts into one message
 FAILED_BYTES: Final = 256 * KIB  # errors that the broker puts into one message, beyond the first
 RUN_ROWS: Final = 32  # the same for tasks with dependencies

@@ -48,7 +48,7 @@ PRIOR: Final = {SHM: (0.0001, 4e9), PEER: (0.0005, 500e6), RELAY: (0.001, 200e6)
 SHARED: Final = 1.5  # the relay has to be so much faster: it is everybody's, and what contends for our own CPU and
 #  memory moves every estimate by as much
 STALE: Final = 300.0  # a bandwidth that was not confirmed for this long is forgotten
-FIRST_WINDOW: Final = MIB  # in flight on a link of unknown bandwidth, in chunks of a quarter of it
+FIRST_WINDOW: Final = MIB  # in flight at first on a link of unknown bandwidth, in chunks of a quarter of it
 MIN_CHUNK: Final = 64 * KIB
 AHEAD_SECONDS: Final = 0.25  # worth of transfer time that a link may have in flight
 SAMPLE_BYTES: Final = 256 * KIB  # fewer say nothing about bandwidth
@@ -206,8 +206,8 @@ class Link(Estimate):
     @property
     def window(self) -> int:
         """Bytes that may be in flight."""
-        if not self.bandwidth:
-            return max(FIRST_WINDOW >> self.strikes, MIN_CHUNK)
+        if not self.bandwidth:  # doubles with each round trip until a sample is there
+            return max(MIN_CHUNK, min(LINK_WINDOW, FIRST_WINDOW + self.pending) >> self.strikes)
         ahead = int(self.bandwidth * (AHEAD_SECONDS + self.rtt + self.lag))
         return max(MIN_CHUNK, min(LINK_WINDOW, max(ahead, MIB) >> self.strikes))
 
@@ -220,7 +220,7 @@ class Link(Estimate):
     def whole(self) -> int:
         """Most bytes of a value that is asked for in one piece: on a fast link more than a chunk, since what comes as a
         whole need not be copied together."""
-        return max(self.chunk, min(WHOLE, self.window // 2)) if self.bandwidth and self.path == PEER else self.chunk
+        return max(self.chunk, min(WHOLE, self.window // 2)) if self.path == PEER else self.chunk
 
     @property
     def patience(self) -> float:

@@ -27,7 +27,7 @@ from zdist.errors import ClusterClosed, ProtocolError
 from zdist.log import get_logger
 from zdist.protocol.codec import decode, encode
 from zdist.transport import sockets
-from zdist.transport.memory import Heaps
+from zdist.transport.memory import heaps
 
 __all__ = ["Loop"]
 
@@ -73,6 +73,7 @@ class Loop:
         self._routers: set[str] = set()
         self._poller = zmq.Poller()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        heaps.join()
         self._poller.register(self._wake_fd, zmq.POLLIN)
         self._polling = False
         self._dirty = True  # the machine may have something to send since the last turn
@@ -86,7 +87,6 @@ class Loop:
         self._quick = False  # it came quickly the last time
         self._interrupted = False
         self._closed = False
-        self._heaps = Heaps()
         self._pid = os.getpid()
         self._thread: threading.Thread | None = None
 
@@ -128,9 +128,9 @@ class Loop:
             now = time.monotonic()
             if self._dirty:
                 self._settle(now)
-            if now >= self._heaps.due:
-                self._heaps.sweep(now)
-            pause = min(self.endpoint.deadline(), self._heaps.due) - now
+            if now >= heaps.due:
+                heaps.sweep(now)
+            pause = min(self.endpoint.deadline(), heaps.due) - now
             if timeout is not None and timeout < pause:
                 pause = timeout
             self._polling = True
@@ -175,7 +175,10 @@ class Loop:
         small = channel == "control"
         route = self._routes[channel]
         getsockopt, recv = sock.getsockopt, sock.recv
-        for count in range(limits.TURN_MESSAGES if small else limits.TURN_CHUNKS):
+        taken = 0
+        for count in range(limits.TURN_MESSAGES):
+            if taken >= limits.TURN_BYTES:
+                return
             if count and not int(getsockopt(EVENTS)) & POLLIN:  # a tenth of what the exception of a vain recv costs
                 return
             try:
@@ -187,11 +190,13 @@ class Loop:
                 frames.append(recv(NOBLOCK))  # a header is small, or full of small values: it is copied anyway
             while getsockopt(RCVMORE):
                 frames.append(frame := recv(NOBLOCK, small))
-                if not small and len(frame) >= limits.LARGE_FRAME:
-                    self._heaps.note(frame, now)
+                if not small:
+                    taken += len(frame)
+                    if len(frame) >= limits.LARGE_FRAME:
+                        heaps.note(frame, now)
             if router:
-                large = len(frames) > 1 or (frames and len(frames[0]) > limits.STRANGER_HEADER)
-                if large and not self.endpoint.admits(route, len(frames), sum(map(len, frames))):
+                many = len(frames) > 1 or (frames and len(frames[0]) > limits.STRANGER_HEADER)
+                if many and not self.endpoint.admits(route, len(frames), sum(map(len, frames))):
                     error = ProtocolError(f"{len(frames)} frames, {sum(map(len, frames))} bytes, before a hello")
                     self.endpoint.garbled(route, error, now)
                     continue
@@ -433,6 +438,7 @@ class Loop:
             self._channels.clear()
             self.context.term()
             os.close(self._wake_fd)
+            heaps.leave()
 
 
 def _received(data: Any) -> Any:
