@@ -24,6 +24,7 @@ from zdist.limits import (
     RELAY_BUDGET,
     RELAY_CEILING,
     TAKE_TIMEOUT,
+    WHOLE,
 )
 from zdist.protocol.messages import Data, Get, HelloPlease, Message, Taken, payload_size
 
@@ -276,10 +277,11 @@ class Relay(Machine[str]):
         while self.queues and blocked < len(self.queues):
             receiver, queue = next(iter(self.queues.items()))
             get = next(iter(queue.values()))
-            size = min(sum(row[2] or CHUNK for row in get.rows), CHUNK)
+            size = min(sum(row[2] or WHOLE for row in get.rows), WHOLE)
             others = len(self.used) - (receiver in self.used)
-            share = max(budget // (2 + 2 * others), CHUNK) if receiver in self.proven else UNPROVEN
-            if receiver in self.debtors or self.used.get(receiver, 0) + size > share:
+            share = budget // (2 + 2 * others) if receiver in self.proven else UNPROVEN
+            used = self.used.get(receiver, 0)
+            if receiver in self.debtors or (used and used + size > share):
                 self.queues.move_to_end(receiver)
                 blocked += 1
                 continue

@@ -219,8 +219,8 @@ class Link(Estimate):
     @property
     def whole(self) -> int:
         """Most bytes of a value that is asked for in one piece: on a fast link more than a chunk, since what comes as a
-        whole need not be copied together."""
-        return max(self.chunk, min(WHOLE, self.window // 2)) if self.path == PEER else self.chunk
+        whole is not copied."""
+        return max(self.chunk, min(WHOLE, self.window // 2))
 
     @property
     def patience(self) -> float:

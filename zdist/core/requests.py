@@ -116,7 +116,7 @@ class Requests:
         """Send one request; False when there is nothing to ask for or no room."""
         if link.path == SHM:
             return self._look(link, now)
-        chunk, whole = link.chunk, link.whole
+        chunk, whole = link.chunk, min(link.whole, self._window(link))
         shared = self._room(link)
         budget = full = min(whole, link.window - link.inflight, shared)
         least = full - chunk  # left over by a request of one chunk, if it is not for a single larger value
@@ -175,11 +175,14 @@ class Requests:
         if link.state == CLOSED or (not link.requests and len(self.active) >= ACTIVE_LINKS):
             return 0
         room = TRANSFER_WINDOW - self.inflight
-        if link.path == RELAY:
-            speed = self.links.relay.bandwidth
-            window = max(RELAY_WINDOW, int(speed * AHEAD_SECONDS)) if speed else RELAY_WINDOW
-            room = min(room, window - self.relayed)
-        return room
+        return min(room, self._window(link) - self.relayed) if link.path == RELAY else room
+
+    def _window(self, link: Link) -> int:
+        """Bytes that may be in flight on all links together, or on all relay links."""
+        if link.path != RELAY:
+            return TRANSFER_WINDOW
+        speed = self.links.relay.bandwidth
+        return max(RELAY_WINDOW, int(speed * AHEAD_SECONDS)) if speed else RELAY_WINDOW
 
     def _send(self, request: Request, rows: tuple[tuple[str, int, int], ...]) -> None:
         self._begin(request)

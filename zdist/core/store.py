@@ -1,7 +1,7 @@
 """Values and blobs that this process holds, and serving them. PURE.
 
 The contract of Get and Data: each Get is answered by exactly one Data. Its rows answer the Get's rows in their order,
-as far as one chunk (``limits.CHUNK`` bytes) goes; a row may be shorter than asked, and rows that no longer fit are left
+as far as ``limits.WHOLE`` bytes go; a row may be shorter than asked, and rows that no longer fit are left
 out: the asker sees both from the numbers and asks again for the rest. Keys that are not held here, have no bytes or
 have none yet are in ``absent``. A Get for values that are still live objects waits until they are frozen, but not
 longer than ``BUSY_AFTER``. A Get with ``shm`` waits in the same way until what it names lies in shared memory.
@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final, Protocol
 
 from zdist.core.machine import Route
 from zdist.errors import InvariantError
-from zdist.limits import CHUNK, MAX_REASON, OWN_FRAME, REQUEST_TIMEOUT, SHM_MIN, WHOLE
+from zdist.limits import MAX_REASON, OWN_FRAME, REQUEST_TIMEOUT, SHM_MIN, WHOLE
 from zdist.protocol.messages import Buffer, Data, Get, Message, Payload
 
 __all__ = ["FREEZING", "FROZEN", "LIVE", "SHARING", "UNFREEZABLE", "Blob", "Entry", "Pieces", "Store", "Whole"]
@@ -331,7 +331,7 @@ class Store:
         if get.shm:
             self._answer_shared(route, get)
             return
-        room = WHOLE if route.channel == "data" else CHUNK
+        room = WHOLE
         entries = self.entries
         for key, offset, length in get.rows:
             entry = entries.get(key)

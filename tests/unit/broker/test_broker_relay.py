@@ -18,9 +18,10 @@ from zdist.limits import (
     RELAY_BUDGET,
     RELAY_CEILING,
     TAKE_TIMEOUT,
+    WHOLE,
 )
 from zdist.protocol.messages import Buffer, Data, Get, HelloPlease, Probe, Taken
-from zdist_broker.relay import Relay
+from zdist_broker.relay import UNPROVEN, Relay
 
 
 class Bench:
@@ -94,6 +95,15 @@ def test_the_budget_bounds_what_is_under_way() -> None:
     assert passed == RELAY_BUDGET // CHUNK
     assert RELAY_BUDGET - CHUNK < b.relay.granted <= RELAY_BUDGET
     b.data("w-0", "c-0", 1)
+    assert len(b.send("c-0", Taken(1))["w-0"]) == 1
+
+
+def test_a_value_in_one_piece_is_passed_on_also_to_a_receiver_that_has_not_taken_anything() -> None:
+    b = Bench("w-0", "c-0")
+    assert UNPROVEN < WHOLE
+    assert len(b.get("c-0", 1, WHOLE)["w-0"]) == 1
+    assert not b.get("c-0", 2, 1).get("w-0")  # and nothing else meanwhile
+    b.data("w-0", "c-0", 1, WHOLE)
     assert len(b.send("c-0", Taken(1))["w-0"]) == 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import pytest
 
 from zdist.core.fetch import Fetcher
@@ -10,15 +12,15 @@ from zdist.limits import CHUNK, KIB, MIB, WHOLE
 from zdist.protocol.messages import Buffer, Data, Get, Message, Taken
 
 
-def requests_for(nbytes: int, *, path: str = "peer", speed: float = 1e9) -> list[int]:
-    """Lengths of the requests for one value, on a link whose speed (bytes a second) is known."""
+def requests_for(nbytes: int, *, path: str = "peer", speed: float = 1e9, broker: float = 1e9) -> list[int]:
+    """Lengths of the requests for one value, over a link and a broker of these speeds (bytes a second)."""
     sent: list[Message] = []
     fetcher = Fetcher(lambda route, message: sent.append(message), "c-1", "token")
     fetcher.members([("w-1", "ipc:///w", "w", "host", "n-1")])
     fetcher.links.peers["w-1"].opened()
     link = fetcher.links.peers["w-1"] if path == "peer" else fetcher.links.by_relay("w-1")
     link.bandwidth, link.measured = speed, 0.0
-    fetcher.links.relay.bandwidth = 1e9
+    fetcher.links.relay.bandwidth = broker
     fetcher.fetch(1, [("k", 1, nbytes, ("w-1",))], direct=path == "peer", now=0.0)
     lengths = []
     while link.requests:
@@ -33,17 +35,28 @@ def requests_for(nbytes: int, *, path: str = "peer", speed: float = 1e9) -> list
     return lengths
 
 
-@pytest.mark.parametrize("nbytes", [CHUNK + 200, 2 * CHUNK, 4 * MIB + 200, 64 * MIB + 1])
-def test_a_value_is_asked_for_in_equal_parts(nbytes: int) -> None:
-    lengths = requests_for(nbytes, path="relay")
+PATHS: Final = ("peer", "relay")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("nbytes", [WHOLE + 200, 2 * WHOLE, 64 * MIB + 1])
+def test_a_value_is_asked_for_in_equal_parts(nbytes: int, path: str) -> None:
+    lengths = requests_for(nbytes, path=path)
     assert sum(lengths) == nbytes
     assert max(lengths) <= CHUNK
     assert min(lengths) > max(lengths) / 2  # no round trip for a few bytes at the end
 
 
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("nbytes", [200, CHUNK + 200, 4 * MIB + 200, WHOLE - 128 * KIB])
-def test_over_a_fast_peer_link_a_value_comes_in_one_piece(nbytes: int) -> None:
-    assert requests_for(nbytes) == [nbytes]
+def test_over_a_fast_link_a_value_comes_in_one_piece(nbytes: int, path: str) -> None:
+    assert requests_for(nbytes, path=path) == [nbytes]
+
+
+def test_through_a_broker_whose_speed_is_unknown_a_value_comes_in_chunks() -> None:
+    lengths = requests_for(4 * MIB, path="relay", broker=0.0)
+    assert sum(lengths) == 4 * MIB
+    assert max(lengths[:2]) <= CHUNK
 
 
 def test_a_value_comes_in_chunks_where_it_is_too_large_or_the_link_is_slow() -> None:
