@@ -41,6 +41,7 @@ GRACE: Final = 0.010
 PATIENCE: Final = 180.0  # seconds for one gather
 LONG: Final = 4.0  # seconds from which a row is measured with fewer rounds
 FEW: Final = 3
+FRESH: Final = 5  # gathers of a new client
 HEADS: Final = (
     "topology", "size", "None", "True", "False", "ratio", "allowed", "paths of None", "new client", "allowed", ""
 )  # fmt: skip
@@ -129,7 +130,7 @@ def measure(there: Stage, size: str, rounds: int) -> Row:
         if number + 1 >= FEW and sum(sum(some) for some in times.values()) > LONG * 3 * (number + 1):
             break
     probe = min(PROBE_TIMEOUT, median(there.fresh(True, count=1)["seconds"] for _ in range(FEW)))
-    new = median(checked(there.fresh(None), count, where)["seconds"] for _ in range(FEW))
+    new = median(checked(there.fresh(None), count, where)["seconds"] for _ in range(FRESH))
     medians = {mode: median(some) for mode, some in times.items()}
     nbytes = sum(number * size for number, size in groups)
     return Row(there.topology.name, size, medians, paths, new, probe, nbytes)

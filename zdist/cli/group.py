@@ -13,6 +13,7 @@ from zdist.errors import ZdistError
 __all__ = ["cli"]
 
 COMMANDS: Final = {
+    "bench": "zdist.cli.bench",
     "broker": "zdist.cli.broker",
     "cluster": "zdist.cli.cluster",
     "config": "zdist.cli.config",
