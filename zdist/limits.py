@@ -99,6 +99,7 @@ PROBE_TIMEOUT: Final = 0.5  # verdict on a peer path
 PROBE_RETRY: Final = 5.0  # first pause before a closed path is probed again; doubles
 PROBE_RETRY_MAX: Final = 120.0
 PEER_SOCKETS: Final = 256  # direct connections kept open, least recently used go first
+CONTEXT_SOCKETS: Final = 16384  # of all drivers of a process
 GATHER_WINDOW: Final = 1024  # items that gather of an iterator or a queue takes ahead
 GATHER_BYTES: Final = 128 * MIB  # and their bytes, by the mean of those handed out
 RESULTS_AHEAD: Final = 32  # results that as_completed fetches with one gather

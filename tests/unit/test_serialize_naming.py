@@ -286,3 +286,20 @@ def test_large_arrays_are_named_where_they_lie(dtype: Any) -> None:
     other = array.copy()
     other.view("u1").reshape(-1)[-1] ^= 1
     assert serialize.token(b"x", (other,), {}) != names[0]
+
+
+@pytest.mark.parametrize("size", [4 << 20, (4 << 20) + 1, (5 << 20) + 3])
+def test_large_data_is_named_by_every_byte_of_it(size: int) -> None:
+    data = np.random.default_rng(1).bytes(size)
+    name = token(data)
+    assert token(bytes(bytearray(data))) == name
+    assert token(data[:-1]) != name and token(data + b"\0") != name
+    places = (0, 1 << 20, size // 2, (4 << 20) - 1, size - 1)
+    changed = set()
+    for at in places:
+        other = bytearray(data)
+        other[at] ^= 1
+        changed.add(token(bytes(other)))
+    assert len(changed | {name}) == len(set(places)) + 1
+    halves = data[1 << 20 : 2 << 20] + data[: 1 << 20] + data[2 << 20 :]
+    assert token(halves) != name  # leaves count in their order

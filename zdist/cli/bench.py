@@ -89,7 +89,7 @@ def run(work: Work, both: Clients) -> list[Figure]:
 @contextlib.contextmanager
 def clients(address: str | None, workers: int, token_file: str | None) -> Iterator[Clients]:
     """Two clients of one cluster."""
-    from zdist import Client, LocalCluster
+    from zdist import Client, LocalCluster, wait
 
     with contextlib.ExitStack() as stack:
         options: dict[str, Any] = {"set_as_default": False}
@@ -99,7 +99,7 @@ def clients(address: str | None, workers: int, token_file: str | None) -> Iterat
         usual = stack.enter_context(Client(target, **options))
         sockets = stack.enter_context(Client(target, gather_paths=("peer", "relay"), **options))
         usual.wait_for_workers(workers if address is None else 1, timeout=30)
-        yield Clients(usual, sockets)
+        yield Clients(usual, sockets, wait)
 
 
 def describe(both: Clients, address: str | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import contextlib
 import copyreg
 import dis
 import functools
+import os
 import pickle
 import struct
 import sys
@@ -23,7 +24,7 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from zdist.errors import SerializationError
-from zdist.limits import OWN_FRAME
+from zdist.limits import MIB, OWN_FRAME
 from zdist.serialize.imports import importable
 from zdist.serialize.references import references
 from zdist.serialize.values import by_value_modules, cloudpickle, dumps, type_name
@@ -31,6 +32,9 @@ from zdist.serialize.values import by_value_modules, cloudpickle, dumps, type_na
 _REPR: Final = frozenset({int, float, bool, str, type(None)})  # whose repr says all
 _RUN: Final = 8  # from this length on a run of plain members is named in one go
 _LONG: Final = b"\xff"  # instead of a length
+_TREE: Final = 4 * MIB  # bytes from which a digest is made of those of leaves
+_LEAF: Final = MIB
+_HASHERS: Final = 8  # threads
 _CONSTANTS: Final = {None: b"N", True: b"T", False: b"O", Ellipsis: b"E", NotImplemented: b"I"}
 _SKIPPED: Final = frozenset(
     {"__dict__", "__weakref__", "__module__", "__qualname__", "__firstlineno__", "__static_attributes__", "_abc_impl"}
@@ -106,9 +110,23 @@ def global_names(code: types.CodeType) -> list[str]:
 def _atom(tag: bytes, payload: Any) -> bytes:
     """A self-delimiting name, of bounded length, for these bytes."""
     n = memoryview(payload).nbytes
+    if n > _TREE:
+        return tag + _LONG + _tree(memoryview(payload).cast("B"))
     if n > 64:
         return tag + _LONG + blake2b(payload, digest_size=32).digest()
     return tag + bytes([n]) + bytes(payload)
+
+
+def _tree(data: memoryview) -> bytes:
+    """The digest of the digests of leaves, which several cores make at once: hashing takes longer than copying."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def digest(at: int) -> bytes:
+        return blake2b(data[at : at + _LEAF], digest_size=32, person=b"leaf").digest()  # lets others run meanwhile
+
+    with ThreadPoolExecutor(min(_HASHERS, len(os.sched_getaffinity(0))), "zdist-naming") as pool:
+        leaves = list(pool.map(digest, range(0, len(data), _LEAF)))
+    return blake2b(b"".join(leaves), digest_size=32, person=b"tree").digest()
 
 
 def _node(tag: bytes, parts: Iterable[bytes]) -> bytes:

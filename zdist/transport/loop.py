@@ -57,13 +57,14 @@ class Loop:
         execute: Callable[[Any], None],
         *,
         name: str,
-        context: zmq.Context[Socket] | None = None,
+        context: sockets.Context | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.execute = execute
         self.name = name
         self.lock = threading.RLock()
-        self.context = context or sockets.context()
+        self.context = context or sockets.common.enter()
+        self._shares = context is None
         self.log = get_logger(name)
         self.failure: BaseException | None = None
         self._channels: dict[str, Socket] = {}
@@ -436,7 +437,10 @@ class Loop:
             for channel, sock in self._channels.items():
                 sock.close(0 if "://" in channel else int(timeout * 1000))  # a peer may be out of reach for ever
             self._channels.clear()
-            self.context.term()
+            if self._shares:
+                sockets.common.leave(self.context)
+            else:
+                self.context.term()
             os.close(self._wake_fd)
             heaps.leave()
 

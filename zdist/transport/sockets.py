@@ -7,6 +7,8 @@ import errno
 import os
 import resource
 import socket as stdlib_socket
+import threading
+from typing import Final, TypeAlias
 
 import zmq
 
@@ -14,18 +16,51 @@ from zdist import limits
 from zdist.errors import AddressUnavailable
 from zdist.transport.security import check_bind
 
-__all__ = ["bind", "bulk_address", "context", "dealer", "more_files", "router", "unlink_ipc"]
+__all__ = ["Context", "bind", "bulk_address", "common", "context", "dealer", "more_files", "router", "unlink_ipc"]
+
+Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
 UNREAD = 60_000  # milliseconds after which a connection that takes nothing is closed, and what was queued for it goes
 INBOX = 1000  # messages taken in ahead from one connection to a ROUTER; what is beyond waits with its sender
 QUEUE = 100_000  # HWM in messages; a backstop, since the protocol's own windows are in bytes
 
 
-def context(io_threads: int = 1) -> zmq.Context[zmq.Socket[bytes]]:
-    """A context for one driver; its sockets linger only as `close` says."""
-    ctx: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads)
-    ctx.set(zmq.MAX_SOCKETS, 4 * limits.PEER_SOCKETS)
+def context(io_threads: int = 1) -> Context:
+    """A context of its own; its sockets linger only as `close` says."""
+    ctx: Context = zmq.Context(io_threads)
+    ctx.set(zmq.MAX_SOCKETS, limits.CONTEXT_SOCKETS)
     return ctx
+
+
+class _Common:
+    """The context that the drivers of this process share: a second client finds the I/O thread, and the memory that it
+    receives into, as the first has left them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.context: Context | None = None
+        self.users = 0
+        self.pid = 0
+
+    def enter(self) -> Context:
+        """Use it, until `leave`."""
+        with self.lock:
+            if self.context is None or self.pid != os.getpid():  # a context does not survive a fork
+                self.context, self.users, self.pid = context(), 0, os.getpid()
+            self.users += 1
+            return self.context
+
+    def leave(self, ctx: Context) -> None:
+        """The sockets are closed. With the last user the context ends, when what lingers is sent."""
+        with self.lock:
+            self.users -= 1
+            if self.users:
+                return
+            self.context = None
+        ctx.term()
+
+
+common: Final = _Common()
 
 
 def more_files() -> None:
@@ -48,7 +83,7 @@ def _options(sock: zmq.Socket[bytes], largest: int = limits.MAX_FRAME) -> None:
     sock.setsockopt(zmq.IPV6, 1)
 
 
-def dealer(ctx: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
+def dealer(ctx: Context, address: str) -> zmq.Socket[bytes]:
     """A DEALER connected to a broker or a worker's data socket."""
     sock: zmq.Socket[bytes] = ctx.socket(zmq.DEALER)
     _options(sock)
@@ -65,7 +100,7 @@ def dealer(ctx: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[byte
 
 
 def router(
-    ctx: zmq.Context[zmq.Socket[bytes]], affinity: int = 0, *, largest: int = limits.MAX_FRAME, inbox: int = INBOX
+    ctx: Context, affinity: int = 0, *, largest: int = limits.MAX_FRAME, inbox: int = INBOX
 ) -> zmq.Socket[bytes]:
     """A ROUTER that reports unreachable peers instead of dropping what is sent to them, with frames of at most
     ``largest`` bytes; a peer that sends a larger one is disconnected. ``inbox``: messages taken in ahead from each."""
