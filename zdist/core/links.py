@@ -45,7 +45,7 @@ KEY_SECONDS: Final = 4e-6  # what one more key costs its holder and us, whatever
 # Round trip and bytes/s before anything is measured. Of shared memory nothing is: what it costs, the page faults, the
 # reader pays later, so what happens on the way says nothing about it.
 PRIOR: Final = {SHM: (0.0001, 4e9), PEER: (0.0005, 500e6), RELAY: (0.001, 200e6)}
-SHARED: Final = 1.5  # the relay has to be so much faster: it is everybody's, and what contends for our own CPU and
+SHARED: Final = 1.25  # the relay has to be so much faster: it is everybody's, and what contends for our own CPU and
 #  memory moves every estimate by as much
 STALE: Final = 300.0  # a bandwidth that was not confirmed for this long is forgotten
 FIRST_WINDOW: Final = MIB  # in flight at first on a link of unknown bandwidth, in chunks of a quarter of it

@@ -47,6 +47,7 @@ class Requests:
         self.queued: dict[Link, None] = {}  # links with queues
         self.ready: dict[Link, None] = {}  # links to look at in the next pump
         self.starving: dict[bool, list[tuple[int, int, Link]]] = {True: [], False: []}  # by relay or not
+        self.discovered = False  # the speed of a link that was unknown
         self.serial = 0
         self.due = float("inf")  # when the owner has to look after a link
         self.report = Report()
@@ -267,9 +268,12 @@ class Requests:
         link.carried_bytes += nbytes
         if nbytes >= keys * Link.MIDDLING and nbytes:
             small = keys if nbytes < keys * Link.LARGE else 0
+            unknown = not link.bandwidth
             link.carried(nbytes, now, not link.requests, small)
             if link.path == RELAY:
                 self.links.relay.carried(nbytes, now, not self.relayed, small)
+            if unknown and link.bandwidth:
+                self.discovered = True
         else:
             link.skip(now)
             if link.path == RELAY:

@@ -72,10 +72,16 @@ class Steering:
 
     def pump(self, now: float) -> None:
         """Send what may be sent; whatever stays in queues is looked at again."""
-        self.requests.pump(now)
-        if self.learned and self.requests.queued and not self.replan_at and len(self.paths) > 1:
+        requests = self.requests
+        requests.pump(now)
+        if not requests.queued or len(self.paths) < 2:
+            return
+        if requests.discovered:
+            requests.discovered = False
+            self.replan_at = min(self.replan_at or NEVER, now + REPLAN_SECONDS)
+        elif self.learned and not self.replan_at:
             self.learned = False
-            waiting = sum(len(group) for link in self.requests.queued for _, _, group in link.queue)
+            waiting = sum(len(group) for link in requests.queued for _, _, group in link.queue)
             self.replan_at = now + max(REPLAN_SECONDS, REPLAN_PER_KEY * waiting)
 
     # --- planning --------------------------------------------------------------------------------

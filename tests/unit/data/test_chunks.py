@@ -8,6 +8,7 @@ import pytest
 
 from zdist.core.fetch import Fetcher
 from zdist.core.session import parcels
+from zdist.core.steering import REPLAN_SECONDS
 from zdist.limits import CHUNK, KIB, MIB, WHOLE
 from zdist.protocol.messages import Buffer, Data, Get, Message, Taken
 
@@ -86,3 +87,29 @@ def test_each_chunk_travels_in_a_packet_of_its_own() -> None:
     assert parcels(mixed) == [(gets[0], Taken(1), gets[1]), (data[0],), (data[1],), (data[2],)]
     assert parcels(list(gets)) == [tuple(gets)]
     assert parcels(list(data)) == [(one,) for one in data]
+
+
+def test_what_waits_is_planned_anew_soon_after_a_link_has_shown_its_speed_however_much_it_is() -> None:
+    sent: list[Message] = []
+    fetcher = Fetcher(lambda route, message: sent.append(message), "c-1", "token")
+    fetcher.members([("w-1", "ipc:///w", "w", "host", "n-1")])
+    link = fetcher.links.peers["w-1"]
+    link.opened()
+    size, count = 20_000, 20_000
+    fetcher.fetch(1, [(f"k{n}", 1, size, ("w-1",)) for n in range(count)], now=0.0)
+
+    def answer(now: float) -> None:
+        gets = [message for message in sent if isinstance(message, Get)]
+        sent.clear()
+        for get in gets:
+            rows = tuple([(key, 1, size, 0, (bytes(size),)) for key, _, _ in get.rows])
+            fetcher.handle(link.route, Data(get.req, "c-1", rows, ()), now)
+        fetcher.arrived.clear()
+
+    answer(0.03)
+    assert link.bandwidth
+    assert fetcher.replan_at == pytest.approx(0.03 + REPLAN_SECONDS)
+    fetcher.tick(fetcher.replan_at)
+    answer(0.13)
+    assert fetcher.replan_at > 0.13 + 4 * REPLAN_SECONDS  # from then on it is weighed against what planning takes
+    fetcher.check()
