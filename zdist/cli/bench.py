@@ -96,7 +96,10 @@ def clients(address: str | None, workers: int, token_file: str | None) -> Iterat
         if token_file is not None:
             options["token_file"] = token_file
         target: Any = address or stack.enter_context(LocalCluster(n_workers=workers, threads_per_worker=1))
-        usual = stack.enter_context(Client(target, **options))
+        try:
+            usual = stack.enter_context(Client(target, **options))
+        except ValueError as exc:
+            raise click.BadParameter(str(exc), param_hint="ADDRESS") from None
         sockets = stack.enter_context(Client(target, gather_paths=("peer", "relay"), **options))
         usual.wait_for_workers(workers if address is None else 1, timeout=30)
         yield Clients(usual, sockets, wait)

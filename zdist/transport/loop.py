@@ -129,8 +129,7 @@ class Loop:
             now = time.monotonic()
             if self._dirty:
                 self._settle(now)
-            if now >= heaps.due:
-                heaps.sweep(now)
+            heaps.sweep(now)
             pause = min(self.endpoint.deadline(), heaps.due) - now
             if timeout is not None and timeout < pause:
                 pause = timeout
@@ -191,10 +190,9 @@ class Loop:
                 frames.append(recv(NOBLOCK))  # a header is small, or full of small values: it is copied anyway
             while getsockopt(RCVMORE):
                 frames.append(frame := recv(NOBLOCK, small))
-                if not small:
-                    taken += len(frame)
-                    if len(frame) >= limits.LARGE_FRAME:
-                        heaps.note(frame, now)
+                taken += 0 if small else len(frame)
+                if len(frame) >= limits.LARGE_FRAME and not small:
+                    heaps.note(frame, now)
             if router:
                 many = len(frames) > 1 or (frames and len(frames[0]) > limits.STRANGER_HEADER)
                 if many and not self.endpoint.admits(route, len(frames), sum(map(len, frames))):
