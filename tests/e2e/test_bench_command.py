@@ -65,6 +65,7 @@ def test_every_work_on_a_cluster_that_is_there(small: None) -> None:
         LocalCluster(n_workers=2, threads_per_worker=1) as cluster,
         bench.clients(cluster.broker_address, 9, None) as both,
     ):
+        both.usual.wait_for_workers(2, timeout=DEADLINE)
         about = bench.describe(both, cluster.broker_address)
         figures = [figure for work in WORKS for figure in bench.run(work, both)]
     assert about["workers"] == 2 and about["cluster"] == cluster.broker_address
