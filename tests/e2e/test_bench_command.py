@@ -66,9 +66,10 @@ def test_every_work_on_a_cluster_that_is_there(small: None) -> None:
         bench.clients(cluster.broker_address, 9, None) as both,
     ):
         both.usual.wait_for_workers(2, timeout=DEADLINE)
-        about = bench.describe(both, cluster.broker_address)
+        address = cluster.broker_address
+        about = bench.describe(both, address)
         figures = [figure for work in WORKS for figure in bench.run(work, both)]
-    assert about["workers"] == 2 and about["cluster"] == cluster.broker_address
+    assert about["workers"] == 2 and about["cluster"] == address
     assert len({figure.name for figure in figures}) == len(figures) == len(WORKS) + 3
     assert all(figure.value > 0 for figure in figures)
     assert {figure.floor for figure in figures} <= set(Floor._fields)
