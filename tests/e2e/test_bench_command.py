@@ -70,7 +70,7 @@ def test_every_work_on_a_cluster_that_is_there(small: None) -> None:
         about = bench.describe(both, address)
         figures = [figure for work in WORKS for figure in bench.run(work, both)]
     assert about["workers"] == 2 and about["cluster"] == address
-    assert len({figure.name for figure in figures}) == len(figures) == len(WORKS) + 3
+    assert len({figure.name for figure in figures}) == len(figures) == len(WORKS) + 1
     assert all(figure.value > 0 for figure in figures)
     assert {figure.floor for figure in figures} <= set(Floor._fields)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from zdist.errors import ZdistError
@@ -170,23 +170,27 @@ def scatter(clients: Clients) -> list[Figure]:
 
 
 def gather(clients: Clients) -> list[Figure]:
-    ways: Sequence[tuple[str, Client, bool | None, str]] = (
-        ("gather, path left to it", clients.usual, None, "memory"),
-        ("gather from worker's socket", clients.sockets, True, "direct"),
-        ("gather through the broker", clients.sockets, False, "relay"),
-    )
-    figures = []
-    for way, (name, client, direct, floor) in enumerate(ways):
-        best = 0.0
-        for number in range(3):
-            futures = client.map(make, range(ARRAYS), [ARRAY] * ARRAYS, pure=False)
-            clients.wait(futures)
-            begun = time.perf_counter()
-            found = [measure(value) for value in client.gather(futures, direct=direct)]
-            best = max(best, ARRAYS * ARRAY / (time.perf_counter() - begun) / 1e6)
-            _require(found == [ARRAY] * ARRAYS, f"{name} ({way}, {number})")
-        figures.append(Figure(name, best, "MB/s", floor))
-    return figures
+    return [_gathered("gather, path left to it", clients, clients.usual, None, "memory")]
+
+
+def gather_peer(clients: Clients) -> list[Figure]:
+    return [_gathered("gather from worker's socket", clients, clients.sockets, True, "direct")]
+
+
+def gather_relay(clients: Clients) -> list[Figure]:
+    return [_gathered("gather through the broker", clients, clients.sockets, False, "relay")]
+
+
+def _gathered(name: str, clients: Clients, client: Client, direct: bool | None, floor: str) -> Figure:
+    best = 0.0
+    for _ in range(3):
+        futures = client.map(make, range(ARRAYS), [ARRAY] * ARRAYS, pure=False)
+        clients.wait(futures)
+        begun = time.perf_counter()
+        found = [measure(value) for value in client.gather(futures, direct=direct)]
+        best = max(best, ARRAYS * ARRAY / (time.perf_counter() - begun) / 1e6)
+        _require(found == [ARRAY] * ARRAYS, name)
+    return Figure(name, best, "MB/s", floor)
 
 
 def arguments(clients: Clients) -> list[Figure]:
@@ -220,7 +224,9 @@ WORKS: Final = (
     Work("tree", "sums of two", tree),
     Work("fan", "one task, many on its result, one on all of theirs", fan),
     Work("scatter", f"{SCATTERED // MIB} MiB to every worker, and used there", scatter),
-    Work("gather", f"{ARRAYS} arrays of {ARRAY // MIB} MiB by each path", gather),
+    Work("gather", f"{ARRAYS} arrays of {ARRAY // MIB} MiB, path left to gather", gather),
+    Work("gather-peer", "the same from the workers' own sockets", gather_peer),
+    Work("gather-relay", "the same through the broker", gather_relay),
     Work("arguments", f"{ARGUMENTS} large arguments, there and back", arguments),
     Work("closure", f"{CLOSURES:,} tasks of one large function", closure),
 )

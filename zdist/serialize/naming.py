@@ -20,7 +20,7 @@ import struct
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from typing import Any, Final
 
 from zdist.errors import SerializationError
@@ -118,11 +118,14 @@ def _atom(tag: bytes, payload: Any) -> bytes:
 
 
 def _tree(data: memoryview) -> bytes:
-    """The digest of the digests of leaves, which several cores make at once: hashing takes longer than copying."""
+    """The digest of the digests of leaves, which several cores make at once: hashing takes longer than copying.
+
+    SHA-256, for which processors have instructions, takes half of the time that BLAKE2b does.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     def digest(at: int) -> bytes:
-        return blake2b(data[at : at + _LEAF], digest_size=32, person=b"leaf").digest()  # lets others run meanwhile
+        return sha256(data[at : at + _LEAF]).digest()  # which lets the others run meanwhile
 
     with ThreadPoolExecutor(min(_HASHERS, len(os.sched_getaffinity(0))), "zdist-naming") as pool:
         leaves = list(pool.map(digest, range(0, len(data), _LEAF)))
