@@ -40,13 +40,14 @@ class Broken:
 
 class Calm:
     """No garbage collection for a moment, if many records are made: all of them stay to the end, so looking through
-    them is in vain. `end` it in any case."""
+    them is in vain. `end` it in any case, once `begin` may have been called."""
 
-    def __init__(self, records: int) -> None:
-        self.over = 0.0  # when at the latest; 0: it is
+    over = 0.0  # when at the latest; 0: it is
+
+    def begin(self, records: int) -> None:
         if records >= MANY and gc.isenabled():
+            self.over = time.monotonic() + CALM  # first: Ctrl-C may strike between the two
             gc.disable()
-            self.over = time.monotonic() + CALM
 
     async def wait(self, signal: Collection, deadline: float | None) -> bool:
         """`Wait`, at whose end the moment may be over."""
@@ -105,8 +106,9 @@ class Delivery:
         values: dict[Entry, Any] = {}
         failed: dict[Entry, BaseException] = {}
         at, total, ready = 0, len(entries), True
-        calm = Calm(total)
+        calm = Calm()
         try:
+            calm.begin(total)
             while True:
                 at = self._take(entries, at, values, failed, eager)
                 if at == total or (eager and failed):

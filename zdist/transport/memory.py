@@ -38,7 +38,10 @@ class Heaps:
 
                 bytes(RECURRING)  # calloc, which does not touch it
                 self.ctypes = ctypes
-            heap = self.ctypes.addressof(self.ctypes.c_char.from_buffer(frame.buffer)) // HEAP
+            buffer = frame.buffer
+            if buffer.readonly:  # of a binding that shows no address
+                return
+            heap = self.ctypes.addressof(self.ctypes.c_char.from_buffer(buffer)) // HEAP
             if heap not in self.held and len(self.held) < HEAPS:
                 self.held[heap] = frame
                 self.due = min(self.due, now + HEAPS_KEPT)

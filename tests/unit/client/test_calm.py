@@ -22,16 +22,20 @@ def collecting() -> Iterator[None]:
 
 
 def test_only_for_many_records_and_only_if_nobody_has_switched_it_off_before() -> None:
-    few = Calm(MANY - 1)
+    few = Calm()
+    few.begin(MANY - 1)
     assert gc.isenabled()
     few.end()
     gc.disable()
     try:
-        Calm(MANY).end()
+        off = Calm()
+        off.begin(MANY)
+        off.end()
         assert not gc.isenabled()
     finally:
         gc.enable()
-    many = Calm(MANY)
+    many = Calm()
+    many.begin(MANY)
     assert not gc.isenabled()
     many.end()
     assert gc.isenabled()
@@ -41,7 +45,8 @@ def test_only_for_many_records_and_only_if_nobody_has_switched_it_off_before() -
 @pytest.mark.parametrize("deadline", [None, 0.5, 3600.0])
 def test_it_is_over_when_the_moment_is(deadline: float | None) -> None:
     begin = time.monotonic()
-    calm = Calm(MANY)
+    calm = Calm()
+    calm.begin(MANY)
     signal: Any = object()
     until = None if deadline is None else begin + deadline
     waiting = calm.wait(signal, until)

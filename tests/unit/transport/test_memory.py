@@ -48,3 +48,11 @@ def test_what_is_held_is_bounded() -> None:
     heaps.held = dict.fromkeys(range(HEAPS))
     heaps.note(Frame(), 1.0)
     assert len(heaps.held) == HEAPS
+
+
+def test_a_frame_that_shows_no_address_is_left_alone() -> None:
+    heaps = Heaps()
+    frame = Frame()
+    frame.buffer = frame.buffer.toreadonly()
+    heaps.note(frame, 1.0)
+    assert not heaps.held and heaps.due == float("inf")
