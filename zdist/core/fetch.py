@@ -346,10 +346,7 @@ class Fetcher(Sharing):
     def finish(self, transfer: Transfer, data: Any, nbytes: int, path: str) -> None:
         """It is all here."""
         tickets, key = transfer.tickets, transfer.key
-        transfer.done = True
-        if transfer.link is not None or self.parked:
-            self.shelve(transfer)
-        del self.tables[transfer.direct][key]
+        self._end(transfer)
         self.arrived.append((tickets, key, transfer.attempt, data, nbytes, path))
         for ticket in tickets:
             keys = self.tickets[ticket].keys

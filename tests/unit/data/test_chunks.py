@@ -7,19 +7,27 @@ from typing import Final
 import pytest
 
 from zdist.core.fetch import Fetcher
+from zdist.core.links import Link
 from zdist.core.session import parcels
 from zdist.core.steering import REPLAN_SECONDS
 from zdist.limits import CHUNK, KIB, MIB, WHOLE
 from zdist.protocol.messages import Buffer, Data, Get, Message, Taken
 
 
-def requests_for(nbytes: int, *, path: str = "peer", speed: float = 1e9, broker: float = 1e9) -> list[int]:
-    """Lengths of the requests for one value, over a link and a broker of these speeds (bytes a second)."""
+def fetching() -> tuple[Fetcher, Link, list[Message]]:
+    """A fetcher that knows one worker, the open peer link to it, and what it has sent."""
     sent: list[Message] = []
     fetcher = Fetcher(lambda route, message: sent.append(message), "c-1", "token")
     fetcher.members([("w-1", "ipc:///w", "w", "host", "n-1")])
-    fetcher.links.peers["w-1"].opened()
-    link = fetcher.links.peers["w-1"] if path == "peer" else fetcher.links.by_relay("w-1")
+    link = fetcher.links.peers["w-1"]
+    link.opened()
+    return fetcher, link, sent
+
+
+def requests_for(nbytes: int, *, path: str = "peer", speed: float = 1e9, broker: float = 1e9) -> list[int]:
+    """Lengths of the requests for one value, over a link and a broker of these speeds (bytes a second)."""
+    fetcher, peer, sent = fetching()
+    link = peer if path == "peer" else fetcher.links.by_relay("w-1")
     link.bandwidth, link.measured = speed, 0.0
     fetcher.links.relay.bandwidth = broker
     fetcher.fetch(1, [("k", 1, nbytes, ("w-1",))], direct=path == "peer", now=0.0)
@@ -67,11 +75,7 @@ def test_a_value_comes_in_chunks_where_it_is_too_large_or_the_link_is_slow() -> 
 
 
 def test_small_values_share_requests_of_a_chunk_even_where_larger_ones_come_whole() -> None:
-    sent: list[Message] = []
-    fetcher = Fetcher(lambda route, message: sent.append(message), "c-1", "token")
-    fetcher.members([("w-1", "ipc:///w", "w", "host", "n-1")])
-    link = fetcher.links.peers["w-1"]
-    link.opened()
+    fetcher, link, sent = fetching()
     link.bandwidth, link.measured = 1e9, 0.0
     size = CHUNK // 4
     fetcher.fetch(1, [(f"k{n}", 1, size, ("w-1",)) for n in range(9)], direct=True, now=0.0)
@@ -90,11 +94,7 @@ def test_each_chunk_travels_in_a_packet_of_its_own() -> None:
 
 
 def test_what_waits_is_planned_anew_soon_after_a_link_has_shown_its_speed_however_much_it_is() -> None:
-    sent: list[Message] = []
-    fetcher = Fetcher(lambda route, message: sent.append(message), "c-1", "token")
-    fetcher.members([("w-1", "ipc:///w", "w", "host", "n-1")])
-    link = fetcher.links.peers["w-1"]
-    link.opened()
+    fetcher, link, sent = fetching()
     size, count = 20_000, 20_000
     fetcher.fetch(1, [(f"k{n}", 1, size, ("w-1",)) for n in range(count)], now=0.0)
 
