@@ -21,6 +21,7 @@ from cluster_checks import eventually, gone
 
 from zdist import Client, LocalCluster, wait
 from zdist.transport import shm
+from zdist.transport.claims import USERS
 
 LARGE = 1 << 20
 
@@ -64,7 +65,8 @@ def paths(client: Client) -> Counter[str]:
 
 def segments() -> list[str]:
     """Values in shared memory."""
-    return [str(path) for path in shm.root().glob(f"{shm.prefix()}*/*")]
+    found = shm.root().glob(f"{shm.prefix()}*/*")
+    return [str(path) for path in found if path.name != USERS and not path.name.startswith(shm.SPARE)]
 
 
 def test_large_results_come_by_shared_memory_writable_and_private(client: Client) -> None:
@@ -169,6 +171,17 @@ def test_other_ways_serve_where_there_is_none(
     assert not [name for name in segments() if f"/{shm.prefix()}w-" in name]
 
 
+def test_files_are_used_again_and_given_back_when_they_are_not(alone: Callable[..., Any], place: Path) -> None:
+    _, client = alone()
+    for n in range(20):
+        array = client.submit(functions.filled, n, LARGE, pure=False).result()
+        assert array.flags.writeable and (array == n).all()
+        array[:] = -1
+        del array
+        assert len(list(place.glob(f"{shm.prefix()}w-*/*"))) <= 4
+    gone(lambda: list(place.glob(f"{shm.prefix()}*/{shm.SPARE}*")), "spares")
+
+
 def test_room_that_is_free_again_is_used_again(alone: Callable[..., Any]) -> None:
     _, client = alone(shared_memory=3 * LARGE)
     for n in range(5):
@@ -229,7 +242,7 @@ def test_killed_clients_and_nodes_are_swept_by_the_next_start(alone: Callable[..
     command = [sys.executable, "-c", HOLDS, cluster.broker_address, cluster.token]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        assert list(place.glob(f"{shm.prefix()}c-*/*"))
+        assert [path for path in segments() if f"/{shm.prefix()}c-" in path]
         process.kill()
     wait(client.submit(functions.filled, 1, LARGE, pure=False))
     workers = [worker["pid"] for worker in cluster.workers.values()]

@@ -1,8 +1,9 @@
-"""The file that a value in shared memory is: how it is laid out, written, checked and mapped.
+"""The file that a value in shared memory is: how it is laid out, written and checked.
 
-Magic and length of the header; the header, ``msgpack [host, key, attempt, bytes, [[offset, length], …]]``; from the
-next page on the pieces of the blob, those of a page or more at a page's start. The pieces joined are the blob's stream,
-so any byte range of it can be served over the other paths too.
+Magic, length of the header, session of the maker; the header, ``msgpack [host, key, attempt, bytes, [[offset, length],
+…]]``; from the next page on the pieces of the blob, those of a page or more at a page's start. The pieces joined are
+the blob's stream, so any byte range of it can be served over the other paths too. The length of the header is 0 while
+the file is written, for the first time or anew.
 """
 
 from __future__ import annotations
@@ -12,37 +13,34 @@ import mmap
 import os
 import stat
 import struct
-import weakref
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import msgpack
 
 from zdist import limits
-from zdist.protocol.messages import Attempt, Key
+from zdist.protocol.messages import Attempt, Key, Session
 from zdist.transport.host import host_id
 
 __all__ = [
+    "MAX_MAKER",
     "Header",
     "as_bytes",
     "check",
     "describe",
     "file_name",
     "fill",
-    "load",
-    "map_file",
-    "mappings",
+    "maker",
     "padded",
     "views",
 ]
 
-MAGIC: Final = b"zdistsh1"
-PRELUDE: Final = struct.Struct(">8sI")  # magic, length of the header
+MAGIC: Final = b"zdistsh2"
+PRELUDE: Final = struct.Struct(">8sI64s")  # magic, length of the header, maker
+MAX_MAKER: Final = PRELUDE.size - 12  # bytes of its session
 PAGE: Final = mmap.PAGESIZE
 VECTOR: Final = 512  # buffers of one pwritev
 SHARE: Final = 8  # a piece smaller than this part of its segment is copied, lest it keep the whole alive
-NORESERVE: Final = 0x4000  # MAP_NORESERVE: most pages of a private mapping are never written to
-FIXED: Final = 0x10  # MAP_FIXED
 
 
 class Header(NamedTuple):
@@ -72,7 +70,7 @@ def as_bytes(piece: Any) -> memoryview:
     return view if view.format == "B" and view.ndim == 1 else view.cast("B")
 
 
-def describe(key: Key, attempt: Attempt, lengths: list[int]) -> tuple[Header, bytes]:
+def describe(maker: Session, key: Key, attempt: Attempt, lengths: list[int]) -> tuple[Header, bytes]:
     """Where pieces of these lengths go; and all that stands before them."""
     table, at = [], 0
     for length in lengths:
@@ -83,9 +81,8 @@ def describe(key: Key, attempt: Attempt, lengths: list[int]) -> tuple[Header, by
     fields = (host_id(), key, attempt, sum(lengths), table)
     packed = msgpack.packb(fields)
     start = -(-(PRELUDE.size + len(packed)) // PAGE) * PAGE
-    return _header(*fields, start), PRELUDE.pack(MAGIC, len(packed)) + packed + bytes(
-        start - PRELUDE.size - len(packed)
-    )
+    before = PRELUDE.pack(MAGIC, len(packed), maker.encode()) + packed
+    return _header(*fields, start), before + bytes(start - len(before))
 
 
 def padded(packed: bytes, pieces: list[memoryview], table: Iterable[tuple[int, int]]) -> list[memoryview]:
@@ -100,8 +97,12 @@ def padded(packed: bytes, pieces: list[memoryview], table: Iterable[tuple[int, i
 
 
 def fill(fd: int, buffers: list[memoryview]) -> None:
-    """Write all of it. Raises OSError when memory is full, where a write through a mapping would end the process."""
-    at = first = 0
+    """Write all of it, the length of the header last: what has none is not whole. Raises OSError when memory is full,
+    where a write through a mapping would end the process."""
+    magic, _, maker = PRELUDE.unpack_from(buffers[0])
+    os.pwrite(fd, PRELUDE.pack(magic, 0, maker), 0)
+    prelude, buffers[0] = buffers[0][: PRELUDE.size], buffers[0][PRELUDE.size :]
+    at, first = PRELUDE.size, 0
     while first < len(buffers):
         done = os.pwritev(fd, buffers[first : first + VECTOR], at)
         at += done
@@ -112,27 +113,38 @@ def fill(fd: int, buffers: list[memoryview]) -> None:
                 break
             done -= size
             first += 1
+    os.pwrite(fd, prelude, 0)
 
 
-def check(fd: int) -> Header:
-    """The header of a segment. Raises ValueError if the file is not one of this user and host."""
+def maker(fd: int) -> Session:
+    """Who made the file, which is what never changes in it. Raises ValueError if it is not one of this user."""
     about = os.fstat(fd)
     if not stat.S_ISREG(about.st_mode) or about.st_uid != os.getuid():
         raise ValueError(f"a file of user {about.st_uid} stands there")
-    head = os.pread(fd, PAGE, 0)
+    head = os.pread(fd, PRELUDE.size, 0)
     if len(head) < PRELUDE.size:
         raise ValueError("a file there is cut short")
-    magic, length = PRELUDE.unpack_from(head)
-    if magic != MAGIC or length > limits.MAX_HEADER:
+    magic, _, name = PRELUDE.unpack(head)
+    if magic != MAGIC or b"/" in name:
+        raise ValueError("a file there is no segment")
+    return str(name.rstrip(b"\0"), "ascii", "replace")
+
+
+def check(fd: int) -> Header | None:
+    """The header of a segment that is claimed; None if it has none. Raises ValueError if it is not one of this host."""
+    head = os.pread(fd, PAGE, 0)
+    _, length, _ = PRELUDE.unpack_from(head)
+    if not length:
+        return None
+    if length > limits.MAX_HEADER:
         raise ValueError("a file there is no segment")
     end = PRELUDE.size + length
     if len(head) < end:
         head = os.pread(fd, end, 0)
     try:
         host, key, attempt, nbytes, table = msgpack.unpackb(head[PRELUDE.size : end], use_list=False)
-        start = -(-end // PAGE) * PAGE
-        header = _header(host, key, attempt, nbytes, table, start)
-        whole = header.size <= about.st_size and sum([length for _, length in table]) == nbytes
+        header = _header(host, key, attempt, nbytes, table, -(-end // PAGE) * PAGE)
+        whole = header.size <= os.fstat(fd).st_size and sum([length for _, length in table]) == nbytes
     except (TypeError, ValueError, msgpack.UnpackException) as exc:
         raise ValueError(f"a file there is no segment: {exc}") from None
     if not whole:
@@ -142,51 +154,7 @@ def check(fd: int) -> Header:
     return header
 
 
-# --- mapping ------------------------------------------------------------------------------------------
-
-_mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
-
-
-def mappings() -> int:
-    """How many of ours there are in this process."""
-    return len(_mapped)
-
-
-class _Libc:
-    """mmap of the C library: Python's own keeps a descriptor open for each mapping."""
-
-    mmap: Any = None
-    ctypes: Any = None
-
-
-def load() -> None:
-    """Make sure that mapping is possible. Raises ImportError, OSError or AttributeError where it is not."""
-    if _Libc.mmap is None:
-        import ctypes
-
-        function = ctypes.CDLL(None, use_errno=True).mmap
-        size, number = ctypes.c_size_t, ctypes.c_int
-        function.argtypes = [size, size, number, number, number, ctypes.c_long]
-        function.restype = size
-        _Libc.ctypes, _Libc.mmap = ctypes, function
-
-
-def map_file(fd: int, size: int, *, private: bool) -> mmap.mmap:
-    """A mapping of a file that needs no descriptor: writable and copy-on-write if ``private``, else not to be written
-    to. It is laid over anonymous memory, which Python counts and unmaps. Raises OSError."""
-    mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
-    ctypes = _Libc.ctypes
-    address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-    protection = mmap.PROT_READ | mmap.PROT_WRITE if private else mmap.PROT_READ
-    kind = mmap.MAP_PRIVATE | NORESERVE if private else mmap.MAP_SHARED
-    if _Libc.mmap(address, size, protection, kind | FIXED, fd, 0) != address:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    _mapped.add(mapping)
-    return mapping
-
-
-def views(mapping: mmap.mmap, header: Header, *, writable: bool) -> list[memoryview]:
+def views(mapping: Any, header: Header, *, writable: bool) -> list[memoryview]:
     """The pieces of a blob. Those to be copied by whoever unpickles them are read-only: all where the mapping must not
     be written to, else those that are small beside the whole."""
     whole = memoryview(mapping)

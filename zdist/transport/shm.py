@@ -1,9 +1,11 @@
 """Shared memory: large values in files of /dev/shm that the other processes of this host map.
 
-A *segment* is one immutable file, ``zdist-UID-SESSION/DIGEST_OF_THE_KEY``: written under another name and renamed, so
-what can be opened is whole; never truncated, rewritten or used again. Its owner unlinks it when it drops the value, and
-mappings keep the pages for as long as they are looked at, so an array made from one never changes. A reader maps
-copy-on-write: the array is its own, and pages that it does not write to stay common.
+A *segment* is a file, ``zdist-UID-SESSION/DIGEST_OF_THE_KEY``: written under another name and renamed, so what can be
+opened under this one is whole; it is never truncated. A reader maps copy-on-write: the array is its own, and pages that
+it does not write to stay common. Whoever maps it claims it (`zdist.transport.claims`) until the last view is gone, so
+an array never changes: when its owner drops the value it takes the name away, and writes another value into the file
+only if nobody claims it. Filling pages that are there takes a third of the time that fresh ones take. What finds no use
+is unlinked within seconds.
 
 Each process has a directory of its own with a lock for its life (`zdist.transport.scratch`), which is swept when it was
 killed. ``$ZDIST_SHM_DIR`` names another place than /dev/shm.
@@ -13,34 +15,37 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import mmap
 import os
 import queue
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from zdist import limits
-from zdist.core.store import Pieces
 from zdist.log import get_logger
 from zdist.protocol.messages import Attempt, Key, Session
+from zdist.transport import claims
+from zdist.transport.blobs import Ended, Mapped, Segment
+from zdist.transport.mapping import Turnstile, mappings
 from zdist.transport.scratch import Scratch, sweep
 from zdist.transport.segment import (
+    MAX_MAKER,
     Header,
     as_bytes,
     check,
     describe,
     file_name,
     fill,
-    load,
-    map_file,
-    mappings,
+    maker,
     padded,
-    views,
 )
 
 __all__ = ["Mapped", "Segment", "SharedMemory", "connect", "default_limit", "root", "sweep_all"]
+
+
+SPARE: Final = "spare-"  # how the names of files begin that can be written anew
 
 
 class Bytes(Protocol):
@@ -88,9 +93,18 @@ def connect(session: Session, limit: int | None, *, adopt: bool = False) -> Shar
         return None
     try:
         return SharedMemory(session, limit, adopt=adopt)
-    except (OSError, ImportError, AttributeError) as exc:
+    except (OSError, AttributeError) as exc:
         get_logger("shm").info("shm.off", reason=f"{type(exc).__name__}: {exc}", directory=str(root()))
         return None
+
+
+class _Spare(NamedTuple):
+    """A file of this process that nobody wants by its name any more."""
+
+    path: str
+    inode: int
+    room: int  # bytes
+    since: float
 
 
 class SharedMemory:
@@ -101,20 +115,30 @@ class SharedMemory:
     """
 
     def __init__(self, session: Session, limit: int, *, adopt: bool = False) -> None:
-        load()
+        if len(session.encode()) > MAX_MAKER:
+            raise ValueError(f"session {session} is longer than {MAX_MAKER} bytes")
+        self.session = session
         self.limit = limit
         self.adopt = adopt
         self.scratch = Scratch(root(), prefix(), session)
         self.directory = str(self.scratch.path)
+        try:
+            self.users = claims.make(self.directory)
+        except BaseException:
+            self.scratch.remove()
+            raise
         self.pid = os.getpid()
         self.used = 0  # bytes of all segments
         self.current: dict[str, int] = {}  # by name: serial of the segment whose file stands there
+        self.spares: list[_Spare] = []  # oldest first
         self.serials = itertools.count(1)
         self.closed = False
         self.full = False  # said so
-        self.lock = threading.RLock()  # held for moments only; segments come here when they are collected
-        self.unwanted: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.turnstile: Turnstile[Ended] = Turnstile(self._let_go)
+        self.unwanted: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # paths; "" to look around, None to end
         self.cleaner: threading.Thread | None = None
+        self.cleaned = False  # the cleaner sleeps until it is told
+        mappings.join()
 
     # --- writing -----------------------------------------------------------------------------------
 
@@ -123,76 +147,134 @@ class SharedMemory:
         if blob.nbytes < limits.SHM_MIN:
             return None
         pieces = [piece for piece in map(as_bytes, blob.pieces) if piece.nbytes]
-        header, packed = describe(key, attempt, [piece.nbytes for piece in pieces])
-        if not self._reserve(header.size):
+        header, packed = describe(self.session, key, attempt, [piece.nbytes for piece in pieces])
+        spare = self._reserve(header.size)
+        if spare is None:
             return None
-        temporary = f"{self.directory}/new-{next(self.serials)}"
         try:
-            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = os.open(spare.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 fill(fd, padded(packed, pieces, header.table))
-                return self._own(fd, temporary, header)
+                if spare.inode:
+                    claims.unlock(self.users, spare.inode)
+                view = mappings.map(fd, self.directory, private=False)
+                return self._own(fd, spare.path, view, header, self.directory)
             finally:
                 os.close(fd)
         except (OSError, ValueError) as exc:
-            self._give_back(header.size)
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+            self._give_back(spare)
             self._say_full(f"{type(exc).__name__}: {exc}")
             return None
 
-    def _reserve(self, size: int) -> bool:
-        with self.lock:
+    def _reserve(self, size: int) -> _Spare | None:
+        """A file to write to: one that is locked for this, or one of inode 0 that is not there yet; None if there is no
+        room for it."""
+        with self.turnstile:
             if self.closed:
-                return False
-            if self.used + size <= self.limit:
-                self.used += size
-                if self.cleaner is None:
-                    self.cleaner = threading.Thread(target=self._clean, name="zdist-shm", daemon=True)
-                    self.cleaner.start()
-                return True
+                return None
+            for spare in self.spares:
+                fits = size <= spare.room <= size + size // 4 and self.used + spare.room <= self.limit
+                if fits and claims.lock(self.users, spare.inode):
+                    self.spares.remove(spare)
+                    self.used += spare.room
+                    return spare
+            if self._fits(size):
+                return _Spare(self._new_path(), 0, size, 0.0)
         self._say_full(f"{self.used} of {self.limit} bytes are in use")
-        return False
+        return None
 
-    def _give_back(self, size: int) -> None:
-        with self.lock:
-            self.used -= size
+    def _fits(self, size: int) -> bool:
+        """Count a new file of this size in, and spares out that are in its way."""
+        if self.closed or self.used + size > self.limit:
+            return False
+        self.used += size
+        self._trim(self.limit - self.used)
+        return True
+
+    def _trim(self, most: int) -> None:
+        """Keep spares of ``most`` bytes."""
+        kept = sum([spare.room for spare in self.spares])
+        while kept > most:
+            spare = self.spares.pop(0)
+            kept -= spare.room
+            self.unwanted.put(spare.path)
+
+    def _new_path(self) -> str:
+        return f"{self.directory}/new-{next(self.serials)}"
+
+    def _give_back(self, spare: _Spare) -> None:
+        with self.turnstile:
+            self.used -= spare.room
+        with contextlib.suppress(OSError):
+            os.unlink(spare.path)
+            claims.unlock(self.users, spare.inode)
 
     def _say_full(self, reason: str) -> None:
         if not self.full and not self.closed:
             self.full = True
             get_logger("shm").info("shm.full", reason=reason, note="further values stay in the process's own memory")
 
-    def _own(self, fd: int, temporary: str, header: Header) -> Segment:
+    def _own(self, fd: int, temporary: str, view: Any, header: Header, origin: str) -> Segment:
         """Put a finished file into its place, which may be that of an earlier computation."""
-        name = file_name(header.key)
-        memory = map_file(fd, header.size, private=False)
-        serial = next(self.serials)
-        inode = os.fstat(fd).st_ino
-        with self.lock:
-            os.rename(temporary, f"{self.directory}/{name}")
-            self.current[name] = serial
-        return Segment(self, name, serial, inode, memory, header)
+        about = os.fstat(fd)
+        segment = Segment(self, next(self.serials), about.st_ino, about.st_size, origin, view, header)
+        with self.turnstile:
+            os.rename(temporary, f"{self.directory}/{segment.name}")
+            self.current[segment.name] = segment.serial
+            self._wake_cleaner()
+        return segment
 
-    def let_go(self, segment: Segment) -> None:
+    def _let_go(self, ended: Ended) -> None:
         """Nobody refers to a segment of this process any more."""
         if os.getpid() != self.pid:
             return  # a forked child's copy
-        with self.lock:
-            self.used -= segment.header.size
-            if self.closed or not segment.shared:
-                return
-            del self.current[segment.name]
-            doomed = f"{self.directory}/old-{segment.serial}"
-            with contextlib.suppress(OSError):  # somebody has swept here by hand
-                os.rename(f"{self.directory}/{segment.name}", doomed)
-        self.unwanted.put(doomed)
+        self.used -= ended.room
+        if self.closed or self.current.get(ended.name) != ended.serial:
+            return
+        del self.current[ended.name]
+        path = f"{self.directory}/{SPARE}{ended.serial}"
+        try:
+            os.rename(f"{self.directory}/{ended.name}", path)
+        except OSError:  # somebody has swept here by hand
+            return
+        if ended.inode:
+            self.spares.append(_Spare(path, ended.inode, ended.room, time.monotonic()))
+            self._trim(limits.REGIONS_KEPT)
+        else:
+            self.unwanted.put(path)
+
+    # --- the cleaner -------------------------------------------------------------------------------
+
+    def _wake_cleaner(self) -> None:
+        """There is something that will have to be given back: called inside of the turnstile."""
+        if self.cleaner is None and not self.closed:
+            self.cleaner = threading.Thread(target=self._clean, name="zdist-shm", daemon=True)
+            self.cleaner.start()
+        elif self.cleaned:
+            self.unwanted.put("")
 
     def _clean(self) -> None:
-        """Unlink what is not wanted, in a thread of its own: the kernel takes its time to free large files."""
-        while (path := self.unwanted.get()) is not None:
+        """A thread of its own, as the kernel takes its time to free large files: unlink what is not wanted, and in time
+        what nobody has used again."""
+        while True:
+            self.cleaned = True  # first, lest what comes now goes unseen
+            if self.used or self.spares or mappings.live or mappings.idle:
+                self.cleaned = False
+            try:
+                path = self.unwanted.get(timeout=None if self.cleaned else limits.REGION_IDLE / 2)
+            except queue.Empty:
+                self._sweep(time.monotonic())
+                continue
+            if path is None:
+                return
             with contextlib.suppress(OSError):
                 os.unlink(path)
+
+    def _sweep(self, now: float) -> None:
+        mappings.sweep(now)
+        with self.turnstile:
+            while self.spares and now - self.spares[0].since >= limits.REGION_IDLE:
+                self.unwanted.put(self.spares.pop(0).path)
 
     # --- reading -----------------------------------------------------------------------------------
 
@@ -216,6 +298,8 @@ class SharedMemory:
             return found, f"its holder's shared memory cannot be read: {exc}"
         finally:
             os.close(directory)
+            with self.turnstile:
+                self._wake_cleaner()
         return found, ""
 
     def _open(self, directory: int, key: Key, attempt: Attempt) -> Segment | Mapped | None:
@@ -224,130 +308,49 @@ class SharedMemory:
         except FileNotFoundError:
             return None
         try:
+            origin = f"{root()}/{prefix()}{maker(fd)}"
+            try:
+                view = mappings.map(fd, origin, private=not self.adopt)
+            except BlockingIOError:
+                return None  # its holder has dropped it in this moment, and uses it again
             header = check(fd)
-            if header.key != key or header.attempt < attempt:
+            if header is None or header.key != key or header.attempt < attempt:
                 return None
-            if self.adopt and (segment := self._adopt(directory, fd, header)) is not None:
-                return segment
-            if mappings() >= limits.SHM_MAPPINGS:
-                raise ValueError(f"this process has {mappings()} mappings already")
-            return Mapped(map_file(fd, header.size, private=True), header)
+            if self.adopt:
+                if (segment := self._adopt(directory, fd, view, header, origin)) is not None:
+                    return segment
+                view = mappings.map(fd, origin, private=True)
+            return Mapped(view, header)
         finally:
             os.close(fd)
 
-    def _adopt(self, directory: int, fd: int, header: Header) -> Segment | None:
+    def _adopt(self, directory: int, fd: int, view: Any, header: Header, origin: str) -> Segment | None:
         """Make another's segment one of our own as well; None if that is not possible."""
-        if not self._reserve(header.size):
-            return None
-        temporary = f"{self.directory}/new-{next(self.serials)}"
+        room, temporary = os.fstat(fd).st_size, self._new_path()
+        with self.turnstile:
+            if not self._fits(room):
+                return None
         try:
             # with a directory, as Python follows links (linkat) only then
             os.link(f"/proc/self/fd/{fd}", temporary, src_dir_fd=directory, follow_symlinks=True)
-            return self._own(fd, temporary, header)
+            return self._own(fd, temporary, view, header, origin)
         except OSError:  # dropped by its holder just now, or there is no /proc
-            self._give_back(header.size)
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+            self._give_back(_Spare(temporary, 0, room, 0.0))
             return None
 
     # --- the end -----------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Remove all of it; what is mapped stays mapped. Idempotent."""
-        with self.lock:
-            if self.closed or os.getpid() != self.pid:
+        if self.closed or os.getpid() != self.pid:
+            return
+        with self.turnstile:
+            if self.closed:
                 return
             self.closed = True
         if self.cleaner is not None:
             self.unwanted.put(None)
             self.cleaner.join(1.0)
         self.scratch.remove()
-
-
-class Segment:
-    """A blob in shared memory that belongs to this process; its file goes when nobody refers to it any more."""
-
-    __slots__ = ("__weakref__", "_bytes", "header", "inode", "memory", "name", "serial")
-
-    def __init__(
-        self, memory: SharedMemory, name: str, serial: int, inode: int, mapping: mmap.mmap, header: Header
-    ) -> None:
-        self.memory = memory
-        self.name = name
-        self.serial = serial
-        self.inode = inode
-        self.header = header
-        self._bytes = Pieces(views(mapping, header, writable=False))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the blob."""
-        return self.header.nbytes
-
-    @property
-    def attempt(self) -> Attempt:
-        """Which computation of its key it is of."""
-        return self.header.attempt
-
-    @property
-    def shared(self) -> bool:
-        """Does its file stand where others look for it? Not if a newer computation has taken the place."""
-        return self.memory.current.get(self.name) == self.serial
-
-    @property
-    def pieces(self) -> list[Any]:
-        """A copy-on-write mapping of its own for each taker."""
-        try:
-            fd = os.open(f"{self.memory.directory}/{self.name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                if os.fstat(fd).st_ino == self.inode:
-                    return views(map_file(fd, self.header.size, private=True), self.header, writable=True)
-            finally:
-                os.close(fd)
-        except OSError:  # the file is gone, our own mapping is not
-            pass
-        return self._bytes.pieces
-
-    def slice(self, offset: int, length: int) -> list[Any]:
-        """Buffers covering ``length`` bytes from ``offset`` on, as far as there are any."""
-        return self._bytes.slice(offset, length)
-
-    def __del__(self) -> None:
-        self.memory.let_go(self)
-
-    def __repr__(self) -> str:
-        return f"<Segment {self.header.key} attempt {self.attempt}, {self.nbytes} B>"
-
-
-class Mapped:
-    """A blob in the shared memory of another process, mapped copy-on-write by this one."""
-
-    __slots__ = ("_taken", "_views", "header")
-    shared = False
-
-    def __init__(self, mapping: mmap.mmap, header: Header) -> None:
-        self.header = header
-        self._views = views(mapping, header, writable=True)
-        self._taken = False
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the blob."""
-        return self.header.nbytes
-
-    @property
-    def attempt(self) -> Attempt:
-        """Which computation of its key it is of."""
-        return self.header.attempt
-
-    @property
-    def pieces(self) -> list[Any]:
-        """For the first taker the mapping itself, for others something to copy from."""
-        if self._taken:
-            return [bytes(view) for view in self._views]
-        self._taken = True
-        return self._views
-
-    def slice(self, offset: int, length: int) -> list[Any]:
-        """Buffers covering ``length`` bytes from ``offset`` on, as far as there are any."""
-        return Pieces([view.toreadonly() for view in self._views]).slice(offset, length)
+        os.close(self.users)
+        mappings.leave()
