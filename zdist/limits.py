@@ -30,7 +30,8 @@ BROKER_CACHE: Final = 64 * MIB  # inline values that the broker keeps at hand fo
 
 # --- turns: what a driver takes in before it flushes -------------------------------------------------
 TURN_MESSAGES: Final = 64  # packets drained from one socket per turn,
-TURN_BYTES: Final = 8 * MIB  # or payloads of so many bytes
+TURN_BYTES: Final = 8 * MIB  # or payloads of so many bytes,
+TURN_SECONDS: Final = 0.02  # or until so much time has gone by: one packet may be thousands of tasks
 MESSAGE_ROWS: Final = 1024  # rows with small values that the broker puts into one message
 FAILED_BYTES: Final = 256 * KIB  # errors that the broker puts into one message, beyond the first
 RUN_ROWS: Final = 32  # the same for tasks with dependencies

@@ -91,6 +91,7 @@ class BrokerEndpoint:
         self.asked: dict[bytes, float] = {}  # connections that were asked for a hello, and when
         self.shunned: dict[bytes, None] = {}  # connections full of what their peers did not take
         self.next_sweep = 0.0
+        self.turned = 0.0  # the last turn
         self.loose: list[tuple[Route, Packet]] = []
 
     @property
@@ -373,6 +374,10 @@ class BrokerEndpoint:
 
     def turn(self, now: float) -> None:
         """End of a turn: timers, then scheduling, once for all that came in."""
+        if now - self.turned > 2 * limits.HEARTBEAT:  # stopped or busy for so long: what was said meanwhile is unread
+            for peer in self.peers.values():
+                peer.heard += now - self.turned
+        self.turned = now
         for peer in list(self.lagging.values()):
             self._weigh(peer, now)
         self.lagging.clear()

@@ -113,6 +113,7 @@ class PeerEndpoint:
         self.over = False  # refused, or left
         self.bulk = ""
         self.heard = 0.0
+        self.turned = 0.0  # the last turn
         self.next_hello = 0.0
         self.pause = limits.HELLO_RETRY
         self.next_ping = 0.0
@@ -287,6 +288,9 @@ class PeerEndpoint:
 
     def turn(self, now: float) -> None:
         """End of a turn: timers, then what the machine saved up."""
+        if now - self.turned > 2 * limits.HEARTBEAT:
+            self.heard += now - self.turned  # stopped or busy for so long: what was said meanwhile is still to be read
+        self.turned = now
         if self.refusal is not None:
             self._weigh(self.refusal, now)
         if not self.over:

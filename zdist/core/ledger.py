@@ -164,7 +164,7 @@ class Ledger(Wants):
                 collections.flush(now)
         if collections.abandoned:
             collections.close_abandoned(now)
-        if self.dropped:
+        if self.dropped or self.dropping:
             self._drain()
         if self.queue:
             self._pump()
@@ -188,8 +188,8 @@ class Ledger(Wants):
         self._want([self.entries[key] for key in due if key in self.entries])
 
     def deadline(self) -> float | None:
-        """When `tick` is next needed; at once while there is more to submit."""
-        if self.queue and self._may_submit():
+        """When `tick` is next needed; at once while there is more to submit or to let go of."""
+        if self.dropping or (self.queue and self._may_submit()):
             return 0.0
         first = self.fetcher.deadline()
         second = self.store.deadline()

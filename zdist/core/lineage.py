@@ -36,6 +36,7 @@ class Lineage(Machine[Route]):
         self.name = name
         self.entries: dict[Key, Entry] = {}
         self.dropped: deque[Entry] = deque()  # by futures that are gone; may be appended to from anywhere
+        self.dropping = False  # there were more than one turn takes
         self.queue: deque[Entry] = deque()  # not submitted yet, parents first
         self.spent: list[Entry] = []  # to be released when all that depends on them has been submitted
         self.cancelled: dict[Key, str] = {}  # the last ones, and why; for those that are made of them later
@@ -114,11 +115,14 @@ class Lineage(Machine[Route]):
     # --- letting go --------------------------------------------------------------------------------
 
     def _drain(self) -> None:
-        """Futures are gone: release what no other future holds."""
+        """Futures are gone: release what no other future holds. A million of them takes many turns, between which the
+        broker is heard."""
         dropped = self.dropped
         entries = self.entries
         rows: list[tuple[Key, int]] = []
-        for _ in range(len(dropped)):
+        count = len(dropped)
+        self.dropping = count > limits.PACKET_RECORDS
+        for _ in range(limits.PACKET_RECORDS if self.dropping else count):
             entry = dropped.popleft()
             entry.refs -= 1
             if entry.refs:

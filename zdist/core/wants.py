@@ -42,7 +42,8 @@ class Wants(Lanes):
             key = row[0]
             entry = entries.get(key)
             if entry is not None and not self._joins(entry, work, row):
-                self._drain()  # its last future may be gone already
+                while self.dropped:  # its last future may be gone already
+                    self._drain()
                 if entries.get(key) is entry:
                     self.dropped.extend(made)
                     other = "data" if entry.work is None else entry.work.name

@@ -177,7 +177,7 @@ class Loop:
         getsockopt, recv = sock.getsockopt, sock.recv
         taken = 0
         for count in range(limits.TURN_MESSAGES):
-            if taken >= limits.TURN_BYTES:
+            if taken >= limits.TURN_BYTES or (count and time.monotonic() - now > limits.TURN_SECONDS):
                 return
             if count and not int(getsockopt(EVENTS)) & POLLIN:  # a tenth of what the exception of a vain recv costs
                 return

@@ -399,3 +399,18 @@ def test_a_client_with_much_unread_is_told_where_values_are(monkeypatch: pytest.
     d.say("w-1", Done((("again", attempt + 100, 5, 1000, b"v" * 1000, "bytes"),)))
     (row,) = [row for p in d.to("c-1") for m in p.messages if isinstance(m, Finished) for row in m.rows]
     assert row[3] == b"v" * 1000
+
+
+def test_a_broker_that_was_stopped_gives_nobody_up_before_it_has_read() -> None:
+    d = Desk()
+    d.cluster()
+    d.turn(1.0)
+    d.turn(10 * limits.LEASE_CLIENT)
+    assert set(d.endpoint.peers) == {"w-1", "c-1"}
+    d.loose("c-1", Ping())  # which lay in the socket
+    for _ in range(int(limits.LEASE_CLIENT)):
+        d.turn(1.0)
+    assert set(d.endpoint.peers) == {"c-1"}
+    for _ in range(3):
+        d.turn(1.0)
+    assert not d.endpoint.peers

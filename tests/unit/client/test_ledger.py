@@ -93,6 +93,31 @@ def test_what_was_never_sent_is_released_in_silence() -> None:
     assert turn(ledger) == [] and not ledger.entries
 
 
+def test_a_million_futures_are_let_go_of_in_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PACKET_RECORDS", 10)
+    ledger = connected()
+    entries = ledger.submit(PURE, [(str(i), b"", ()) for i in range(25)])
+    for _ in range(3):
+        turn(ledger)
+    ledger.dropped.extend(entries)
+    rows = []
+    while not rows or ledger.deadline() == 0.0:
+        (message,) = turn(ledger)
+        assert type(message) is m.Release and len(message.rows) <= 10
+        rows += message.rows
+    assert [key for key, _ in rows] == [str(i) for i in range(25)]
+    assert turn(ledger) == [] and ledger.deadline() is None
+
+
+def test_a_key_may_stand_for_something_else_once_its_last_future_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PACKET_RECORDS", 10)
+    ledger = connected()
+    entries = ledger.submit(NAMED_BY_HAND, [(str(i), b"", ()) for i in range(25)])
+    ledger.dropped.extend(entries)
+    ledger.submit(NAMED_BY_HAND, [("24", b"other", ())])
+    assert list(ledger.entries) == ["24"]
+
+
 def test_a_release_names_its_generation() -> None:
     ledger = connected()
     (entry,) = ledger.submit(PURE, [("a", b"", ())])

@@ -9,7 +9,7 @@ import pytest
 from zdist import limits
 from zdist.core.endpoint import PeerEndpoint, Redial
 from zdist.core.machine import CONTROL, Log, Machine, Route
-from zdist.protocol.messages import Bye, Hello, HelloPlease, Message, Packet, Refused, Welcome
+from zdist.protocol.messages import Bye, Hello, HelloPlease, Message, Packet, Ping, Refused, Welcome
 
 ADDRESS = "tcp://broker:1"
 
@@ -203,3 +203,19 @@ def test_after_the_end_nothing_is_said(code: str) -> None:
     w.until(60.0)
     assert w.logs == []
     assert w.endpoint.deadline() == float("inf")
+
+
+@pytest.mark.parametrize("stopped", [5.0, 500.0])
+def test_who_was_stopped_itself_does_not_take_the_broker_for_dead(stopped: float) -> None:
+    w = World("secret")
+    w.turn()
+    w.turn(WELCOME)
+    w.until(3.0)
+    w.endpoint.receive(CONTROL, Packet("w-1", 0, 0, ()), w.now)
+    w.now += stopped
+    said = [type(message) for message in w.turn()]
+    assert Ping in said and Hello not in said
+    assert w.endpoint.up and not w.redials
+    w.until(3.0)  # what was to be read is read by now, and nothing was there
+    w.until(2.0)
+    assert not w.endpoint.up and w.redials
