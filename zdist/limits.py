@@ -37,7 +37,8 @@ FAILED_BYTES: Final = 256 * KIB  # errors that the broker puts into one message,
 RUN_ROWS: Final = 32  # the same for tasks with dependencies
 INLINED_DEPS: Final = 256  # dependencies of a task whose small values travel with it
 INLINED_BYTES: Final = 16 * MIB  # their bytes that go to one worker in one turn
-PACKET_RECORDS: Final = 4096  # records that a client puts into one message
+PACKET_RECORDS: Final = 512  # records that a client puts into one message
+PACKETS_AHEAD: Final = 64  # unconfirmed packets with which a client lets many records wait
 SUBMIT_BYTES: Final = 8 * MIB  # arguments that a client submits in one turn
 
 # --- session layer -------------------------------------------------------------------------------

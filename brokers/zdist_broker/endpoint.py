@@ -376,7 +376,7 @@ class BrokerEndpoint:
         """End of a turn: timers, then scheduling, once for all that came in."""
         if now - self.turned > 2 * limits.HEARTBEAT:  # stopped or busy for so long: what was said meanwhile is unread
             for peer in self.peers.values():
-                peer.heard += now - self.turned
+                peer.heard = min(now, peer.heard + now - self.turned)
         self.turned = now
         for peer in list(self.lagging.values()):
             self._weigh(peer, now)

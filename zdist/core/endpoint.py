@@ -288,8 +288,8 @@ class PeerEndpoint:
 
     def turn(self, now: float) -> None:
         """End of a turn: timers, then what the machine saved up."""
-        if now - self.turned > 2 * limits.HEARTBEAT:
-            self.heard += now - self.turned  # stopped or busy for so long: what was said meanwhile is still to be read
+        if now - self.turned > 2 * limits.HEARTBEAT:  # stopped or busy for so long: what was said meanwhile is unread
+            self.heard = min(now, self.heard + now - self.turned)
         self.turned = now
         if self.refusal is not None:
             self._weigh(self.refusal, now)
@@ -298,6 +298,7 @@ class PeerEndpoint:
                 self._greet(now)
             elif now >= self.next_ping:
                 self._ping(now)
+        self.machine.ahead = len(self.session.unacked) > limits.PACKETS_AHEAD
         deadline = self.machine.deadline()
         if deadline is not None and now >= deadline:
             self.machine.tick(now)

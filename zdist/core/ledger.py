@@ -164,9 +164,9 @@ class Ledger(Wants):
                 collections.flush(now)
         if collections.abandoned:
             collections.close_abandoned(now)
-        if self.dropped or self.dropping:
+        if self.dropped and not (self.dropping and self.ahead):
             self._drain()
-        if self.queue:
+        if self.queue and not (self.ahead and len(self.queue) > limits.PACKET_RECORDS):
             self._pump()
         if self.spent and not self.queue:
             self._release_spent()
@@ -189,7 +189,7 @@ class Ledger(Wants):
 
     def deadline(self) -> float | None:
         """When `tick` is next needed; at once while there is more to submit or to let go of."""
-        if self.dropping or (self.queue and self._may_submit()):
+        if not self.ahead and (self.dropping or (self.queue and self._may_submit())):
             return 0.0
         first = self.fetcher.deadline()
         second = self.store.deadline()

@@ -115,8 +115,8 @@ class Lineage(Machine[Route]):
     # --- letting go --------------------------------------------------------------------------------
 
     def _drain(self) -> None:
-        """Futures are gone: release what no other future holds. A million of them takes many turns, between which the
-        broker is heard."""
+        """Futures are gone: release what no other future holds. A million of them takes many turns, no faster than the
+        broker does its part, lest later tasks wait behind all of that."""
         dropped = self.dropped
         entries = self.entries
         rows: list[tuple[Key, int]] = []

@@ -44,6 +44,8 @@ class Log(NamedTuple):
 class Machine(Generic[Dest]):
     """Outbox and dispatch shared by the machines; ``Dest`` is Route, or for the broker a session id."""
 
+    ahead = False  # the other side has yet to confirm many packets: what is not urgent may wait until it has
+
     def __init__(self) -> None:
         self.out: dict[Dest, list[Message]] = {}
         self.commands: list[Any] = []

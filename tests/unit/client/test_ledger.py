@@ -109,6 +109,24 @@ def test_a_million_futures_are_let_go_of_in_many_turns(monkeypatch: pytest.Monke
     assert turn(ledger) == [] and ledger.deadline() is None
 
 
+def test_many_wait_for_a_broker_that_is_behind_and_few_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PACKET_RECORDS", 10)
+    ledger = connected()
+    dropped = ledger.submit(PURE, [(f"a{i}", b"", ()) for i in range(25)])
+    while ledger.queue:
+        turn(ledger)
+    ledger.dropped.extend(dropped)
+    assert len(turn(ledger)) == 1
+    ledger.ahead = True
+    ledger.submit(PURE, [(f"b{i}", b"", ()) for i in range(12)])
+    assert turn(ledger) == [] and ledger.deadline() is None
+    ledger.ahead = False
+    assert ledger.deadline() == 0.0
+    assert kinds(turn(ledger)) == ["Release", "Submit"]
+    ledger.ahead = True
+    assert kinds(turn(ledger)) == ["Submit"]  # as few as a packet takes
+
+
 def test_a_key_may_stand_for_something_else_once_its_last_future_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "PACKET_RECORDS", 10)
     ledger = connected()
