@@ -163,7 +163,7 @@ class Lanes:
         if fn is None and digest not in client.refused:
             client.parked = (digest, [message])
             return self.tables.tell(client, WhichFunction(digest))
-        foreign = ""
+        foreign, used = "", None
         for row in rows:
             _, attempt, key, _ = row
             lane = self._lane(client, attempt)
@@ -171,6 +171,7 @@ class Lanes:
                 self._as_usual(client, digest, row, now)
                 foreign = foreign or f"attempt {attempt} for {key[:MAX_KEY]}"
                 continue
+            used = lane
             lane.last, lane.used = attempt, now
             ahead = [said for about, said in lane.ahead if about == key]
             if ahead:
@@ -184,8 +185,18 @@ class Lanes:
                 self._adopt(lane, fn, row)
             for said in ahead:  # of another attempt than the task's it is stale, and answered so
                 self.plain[type(said)](lane.worker, said, now)
+        if used is not None and used.ahead:
+            self._spared(used, now)
         if foreign:
             raise ProtocolError(f"{foreign} from {client.session}, which has no such lane")
+
+    def _spared(self, lane: Lane, now: float) -> None:
+        """What the worker has reported of tasks that no submission will come of: it is stale, and answered so."""
+        stale = [said for _, said in lane.ahead if type(said) in (Done, Erred) and said.rows[0][1] <= lane.last]
+        if stale:
+            lane.ahead = [(key, said) for key, said in lane.ahead if said not in stale]
+            for said in stale:
+                self.plain[type(said)](lane.worker, said, now)
 
     def _lane(self, client: Client, attempt: int) -> Lane | None:
         """The lane by which this client may submit the attempt next."""

@@ -2,7 +2,8 @@
 
 What goes by a lane are early copies of what is said through the broker as well. Nothing is decided by them alone, so a
 copy that is lost, late or refused costs time and nothing else. The broker sets a block of attempts aside for each lane;
-an attempt of it is started once, whichever copy of its order comes first.
+an attempt of it is started once, whichever copy of its order comes first. The broker is spared what client and worker
+are through with before it has heard of it.
 
 Here are the two ends: `Lanes`, a layer of the client's ledger, and the worker's, `run_early` and `lane_told`. The
 broker's part is `zdist_broker.lanes`.
@@ -61,6 +62,7 @@ class Lanes(Lineage):
         self.notes: list[m.SubmitEarly] = []  # what the broker is still to hear of tasks that went by the lane
         self.freed: list[tuple[Key, int]] = []  # and the rows of Release that follow it
         self.notes_at = float("inf")
+        self.untold: set[Key] = set()  # of the notes those that only the worker and this client know of, and is done
         self.alone = 0  # lone tasks since the last lane, or since the broker was asked for one
         self.ask_after = limits.LANE_AFTER
 
@@ -79,6 +81,7 @@ class Lanes(Lineage):
             return False
         if not self._lane_works(lane):
             return False
+        over = self._agreed(lane)
         attempt = lane.next
         lane.next += 1
         route = lane.link.route
@@ -90,8 +93,25 @@ class Lanes(Lineage):
         self.flying_bytes += entry.load
         self._define(work)
         self.notes.append(m.SubmitEarly(work.fn, ((gen, attempt, entry.key, args),)))
-        self.send(route, m.RunEarly(self.store.token, work.fn, attempt, entry.key, args))
+        self.send(route, m.RunEarly(self.store.token, work.fn, attempt, entry.key, args, over))
         return True
+
+    def _agreed(self, lane: Lane) -> tuple[Key, ...]:
+        """Keys that the worker and this client are through with: the broker is spared them, unless it is to extend the
+        lane, which it does when it hears how far it is used."""
+        if (
+            not self.freed
+            or not self.untold
+            or lane.until - limits.LANE_CREDIT // 2 <= lane.next < lane.until < lane.end
+        ):
+            return ()
+        over = {key: None for key, _ in self.freed if key in self.untold}
+        self.untold.difference_update(over)
+        self.notes = [note for note in self.notes if note.rows[0][2] not in over]
+        self.freed = [row for row in self.freed if row[0] not in over]
+        if not self.notes:
+            self._tell_notes()
+        return tuple(over)
 
     # --- what the broker is told of it: soon, and before anything else that it is told --------------------
 
@@ -109,6 +129,7 @@ class Lanes(Lineage):
 
     def _tell_notes(self) -> None:
         notes, freed, self.notes, self.freed, self.notes_at = self.notes, self.freed, [], [], float("inf")
+        self.untold.clear()
         start = 0
         for end in range(1, len(notes) + 1):
             if end == len(notes) or notes[end].fn != notes[start].fn:
@@ -186,6 +207,8 @@ class Lanes(Lineage):
         self.early = None
         if self.lane is not None:
             self.lane.misses = 0
+        if message.untold and self.notes and self.notes[-1].rows[0][2] == message.key:
+            self.untold.add(message.key)
         if self.entries.get(message.key) is early[1]:
             row = (message.key, message.attempt, message.nbytes, message.value, (), message.type)
             self._finished(m.Finished((row,)), now)
@@ -194,6 +217,7 @@ class Lanes(Lineage):
         """Another broker, or one that knows nothing of this session."""
         self.lane = self.early = None
         self.notes, self.freed, self.notes_at = [], [], float("inf")
+        self.untold.clear()
         self.alone, self.ask_after = 0, limits.LANE_AFTER
 
     def _define(self, work: Work) -> None:
@@ -208,12 +232,18 @@ class Lanes(Lineage):
 
 def run_early(machine: WorkerMachine, route: Route, message: m.RunEarly, now: float) -> None:
     """A client's own copy of an order of the broker's. Where it is of no use it is ignored: the order follows."""
-    token, fn, attempt, key, args = message
+    token, fn, attempt, key, args, over = message
     if not compare_digest(token.encode(), machine.token.encode()):
         machine.store.refuse(route)
         return
+    lane = attempt >> limits.LANE_BITS
+    for settled in over:
+        entry = machine.store.get(settled)
+        if entry is not None and entry.attempt >> limits.LANE_BITS == lane:
+            machine.reports.drop(settled)
+            machine.store.drop(settled, now)
     function = machine.functions.get(fn)
-    seen = machine.lanes.get(attempt >> limits.LANE_BITS)
+    seen = machine.lanes.get(lane)
     if seen is None or attempt in seen or function is None or not function.known:
         return
     if key in machine.tasks or key in machine.inputs.table or machine.store.get(key) is not None:

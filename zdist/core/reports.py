@@ -22,20 +22,25 @@ class Reports:
     def __init__(self) -> None:
         self.done: list[DoneRow] = []
         self.erred: list[tuple[Key, Attempt, int, Payload, str]] = []
-        self.settled: list[DoneRow] = []  # of which the client has had a copy: they go with the next ones,
+        self.settled: dict[Key, DoneRow] = {}  # of which the client has had a copy: they go with the next ones,
         self.due = float("inf")  # or then
 
     def settle(self, row: DoneRow, now: float) -> None:
         """The client has this early; it is enough if the broker hears of it soon."""
         if not self.settled:
             self.due = now + LANE_NOTES
-        self.settled.append(row)
+        self.settled[row[0]] = row
+
+    def drop(self, key: Key) -> None:
+        """The broker need not hear of this at all."""
+        if self.settled.pop(key, None) is not None and not self.settled:
+            self.due = float("inf")
 
     def flush(self, send: Callable[[Route, Message], None], now: float) -> None:
         """End of a turn."""
         if self.settled and (self.done or now >= self.due):
-            self.done = self.settled + self.done
-            self.settled, self.due = [], float("inf")
+            self.done = [*self.settled.values(), *self.done]
+            self.settled, self.due = {}, float("inf")
         if self.done:
             send(CONTROL, Done(tuple(self.done)))
             self.done = []
@@ -45,4 +50,4 @@ class Reports:
 
     def clear(self) -> None:
         """There is nobody to report to."""
-        self.done, self.erred, self.settled, self.due = [], [], [], float("inf")
+        self.done, self.erred, self.settled, self.due = [], [], {}, float("inf")

@@ -108,6 +108,7 @@ class Task:
 
     __slots__ = (
         "args", "attempt", "blockers", "deliver", "early", "function", "inputs", "key", "priority", "seceded", "state",
+        "untold",
     )  # fmt: skip
 
     def __init__(
@@ -122,6 +123,7 @@ class Task:
         self.state = QUEUED
         self.seceded = False
         self.early: Any = None  # the route of the client that sent it itself, and gets an early copy of the result
+        self.untold = True  # the broker has not heard of it from here
         self.blockers = 0  # inputs, and the function, that it waits for
         self.inputs: dict[Key, Entry | Input] = NO_INPUTS  # where to find each dependency
 

@@ -359,7 +359,7 @@ class WorkerMachine(Machine[Route]):
                 self.reports.done.append(row)
             else:
                 self.reports.settle(row, now)
-                self.send(task.early, m.DoneEarly(key, attempt, nbytes, payload, type_name))
+                self.send(task.early, m.DoneEarly(key, attempt, nbytes, payload, type_name, task.untold))
         else:
             self.inputs.held.append((key, attempt, nbytes, type_name))
 
@@ -393,6 +393,7 @@ class WorkerMachine(Machine[Route]):
         task.seceded = not back
         self.away += -1 if back else 1
         if task.state == RUNNING:
+            task.untold = False
             self.send(CONTROL, m.Seceded(task.key, task.attempt, back))
         return True
 
@@ -419,6 +420,9 @@ class WorkerMachine(Machine[Route]):
 
     def output(self, stream: str, text: str, key: Key) -> None:
         """Something that a task printed, warned of or logged."""
+        task = self.tasks.get(key)
+        if task is not None:
+            task.untold = False
         self.send(CONTROL, m.Output(stream, text[: limits.MAX_TEXT], key, self.name))
 
     # --- other messages ----------------------------------------------------------------------------------

@@ -84,20 +84,29 @@ class SubmitEarly(NamedTuple):
 
 
 class RunEarly(NamedTuple):
-    """The early copy of Run, client to worker."""
+    """The early copy of Run, client to worker.
+
+    ``over``: keys of tasks that went by the same lane before, which the client is through with and the broker will not
+    hear of: their results may go, and there is nothing to report.
+    """
 
     token: str
     fn: Digest
     attempt: Attempt
     key: Key
     args: Payload
+    over: tuple[Key, ...]
 
 
 class DoneEarly(NamedTuple):
-    """The early copy of Finished, worker to client, for a result whose value is small."""
+    """The early copy of Finished, worker to client, for a result whose value is small.
+
+    ``untold``: the worker has not spoken to the broker about this task, of output for instance.
+    """
 
     key: Key
     attempt: Attempt
     nbytes: int
     value: Payload
     type: str
+    untold: bool

@@ -93,6 +93,19 @@ def test_a_lone_task_costs_the_broker_no_message_until_it_is_swept() -> None:
     assert world.rows(one.session, Drop) == ["k0", "k1", "k2"] and not world.got("c-0", Finished)
 
 
+def test_reports_of_tasks_that_the_broker_was_spared_are_answered_and_leave_nothing() -> None:
+    world = World()
+    one = lane(world)
+    done(world, one.session, one.first, "spared")
+    world.send(one.session, Erred((("odd", one.first + 1, 5, b"error", "it failed"),)))
+    early(world, one.first + 5, "k")
+    done(world, one.session, one.first + 5)
+    world.send("c-0", Release((("k", world.gen),)))
+    later(world)
+    assert not world.broker.lanes.lanes[one.first >> limits.LANE_BITS].ahead
+    assert sorted(world.rows(one.session, Drop)) == ["k", "spared"] and not world.broker.tables.tasks
+
+
 def test_a_client_that_keeps_its_future_is_told_by_the_sweep() -> None:
     world = World()
     one = lane(world)

@@ -78,13 +78,13 @@ class ModelBroker:
     def run_early(self, lost: bool) -> None:
         """The worker gets an early copy, and the client the early copy of its result."""
         if self.early:
-            _, fn, attempt, key, _ = self.early.popleft()
+            _, fn, attempt, key, _, _ = self.early.popleft()
             if lost or key in self.cancelled or (key in self.tasks and self.tasks[key].state != "waiting"):
                 return
             self.sure.add(key)
             entry = self.ledger.entries.get(key)
             pending = entry is not None and entry.status == "pending" and entry.gen and key not in self.ledger.fences
-            self.ledger.handle(DATA, m.DoneEarly(key, attempt, 10, f"{key}:{fn.decode()}".encode(), "int"), 0.0)
+            self.ledger.handle(DATA, m.DoneEarly(key, attempt, 10, f"{key}:{fn.decode()}".encode(), "int", True), 0.0)
             if pending and self.ledger.early is None:
                 assert entry is not None
                 self.copies += entry.status == "finished"

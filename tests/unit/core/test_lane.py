@@ -58,12 +58,16 @@ class Client:
         self.count += 1
         return self.ledger.submit(work, [(f"k{self.count}", args, ())], own=own)[0]
 
-    def copy(self, entry: Entry, attempt: int, route: Route = PEER, value: bytes = b"v") -> None:
-        self.ledger.handle(route, m.DoneEarly(entry.key, attempt, 1, value, "int"), 0.0)
+    def copy(self, entry: Entry, attempt: int, route: Route = PEER, value: bytes = b"v", untold: bool = True) -> None:
+        self.ledger.handle(route, m.DoneEarly(entry.key, attempt, 1, value, "int", untold), 0.0)
         self.ledger.check()
 
     def finish(self, entry: Entry, attempt: int = 1, value: bytes | None = b"v") -> None:
         self.control(m.Finished(((entry.key, attempt, 1, value, () if value else (WORKER,), "int"),)))
+
+
+def kinds(messages: list[Any]) -> list[type]:
+    return [type(message) for message in messages]
 
 
 def early(out: dict[Route, list[Any]]) -> list[Any]:
@@ -95,7 +99,7 @@ def test_a_lone_task_goes_to_the_worker_at_once_and_to_the_broker_soon() -> None
     client = Client()
     entry = client.submit()
     out = client.out()
-    assert out[PEER] == [m.RunEarly("token", FN, FIRST, entry.key, b"args")]
+    assert out[PEER] == [m.RunEarly("token", FN, FIRST, entry.key, b"args", ())]
     assert out[CONTROL] == [m.Define(FN, "inc", b"code")]
     assert client.ledger.deadline() == limits.LANE_NOTES
     out = client.out(limits.LANE_NOTES)
@@ -147,7 +151,7 @@ def test_copies_of_other_attempts_from_elsewhere_or_unasked_change_nothing() -> 
     client.out()
     client.copy(entry, FIRST + 1)
     client.copy(entry, FIRST, Route("tcp://two"))
-    client.ledger.handle(PEER, m.DoneEarly("other", FIRST, 1, b"v", "int"), 0.0)
+    client.ledger.handle(PEER, m.DoneEarly("other", FIRST, 1, b"v", "int", True), 0.0)
     assert entry.status == PENDING
     client.copy(entry, FIRST)
     assert entry.status == FINISHED
@@ -238,7 +242,7 @@ def test_the_broker_hears_of_many_tasks_and_their_releases_at_once_and_before_an
     for n, work in enumerate((OWN, OWN, other)):
         entry = client.submit(work=work)
         client.out()
-        client.copy(entry, FIRST + n)
+        client.copy(entry, FIRST + n, untold=False)
         rows.append((entry.gen, FIRST + n, entry.key, b"args"))
         client.ledger.dropped.append(entry)
     client.out()
@@ -247,6 +251,54 @@ def test_the_broker_hears_of_many_tasks_and_their_releases_at_once_and_before_an
     assert out[:2] == [m.SubmitEarly(FN, tuple(rows[:2])), m.SubmitEarly(other.fn, (rows[2],))]
     assert out[2] == m.Release(tuple((key, gen) for gen, _, key, _ in rows))
     assert isinstance(out[3], m.Ask) and client.ledger.deadline() is None and not client.ledger.entries
+
+
+def loop(client: Client, n: int, *, untold: bool = True, drop: bool = True) -> Entry:
+    """A lone task, from its order to the drop of its future; `early` says what the next order tells the worker."""
+    entry = client.submit()
+    client.out()
+    client.copy(entry, FIRST + n, untold=untold)
+    if drop:
+        client.ledger.dropped.append(entry)
+    return entry
+
+
+def test_the_broker_is_spared_what_client_and_worker_are_through_with() -> None:
+    client = Client()
+    client.ledger.defined.add(FN)
+    for n in range(5):
+        entry = client.submit()
+        out = client.out(n * limits.LANE_NOTES)
+        (order,) = early(out)
+        assert order.over == ((f"k{n}",) if n else ()) and CONTROL not in out
+        client.copy(entry, FIRST + n)
+        client.ledger.dropped.append(entry)
+    assert kinds(client.out(1.0)[CONTROL]) == [m.SubmitEarly, m.Release]  # nothing has come after the last
+
+
+@pytest.mark.parametrize("why", ["kept", "told", "extend"])
+def test_the_broker_is_not_spared_what_concerns_it(why: str) -> None:
+    client = Client(until=FIRST + limits.LANE_CREDIT // 2 if why == "extend" else FIRST + limits.LANE_CREDIT)
+    client.ledger.defined.add(FN)
+    entry = loop(client, 0, untold=why != "told", drop=why != "kept")
+    client.submit()
+    assert early(client.out())[0].over == ()
+    (submitted, *_) = client.out(limits.LANE_NOTES)[CONTROL]
+    assert [row[2] for row in submitted.rows] == [entry.key, "k2"]
+
+
+def test_other_futures_that_went_at_the_same_time_are_released() -> None:
+    client = Client()
+    client.ledger.defined.add(FN)
+    other = client.submit(own=False)
+    client.out()
+    client.finish(other)
+    entry = loop(client, 0)
+    client.ledger.dropped.append(other)
+    client.submit()
+    out = client.out()
+    assert early(out)[0].over == (entry.key,)
+    assert out[CONTROL] == [m.Release(((other.key, 1),))]
 
 
 def test_what_the_broker_has_not_heard_is_forgotten_with_it() -> None:
@@ -280,9 +332,14 @@ def control(machine: WorkerMachine, message: m.Message) -> None:
 
 
 def run_early(
-    machine: WorkerMachine, key: str = "k", attempt: int = FIRST, token: str = "token", hop: Route = HOP
+    machine: WorkerMachine,
+    key: str = "k",
+    attempt: int = FIRST,
+    token: str = "token",
+    hop: Route = HOP,
+    over: tuple[str, ...] = (),
 ) -> None:
-    machine.handle(hop, m.RunEarly(token, FN, attempt, key, b"args"), 0.0)
+    machine.handle(hop, m.RunEarly(token, FN, attempt, key, b"args", over), 0.0)
     machine.check()
 
 
@@ -306,12 +363,46 @@ def run_one(machine: WorkerMachine, frozen: Any = SMALL) -> dict[Route, list[Any
 def test_an_early_order_is_run_and_reported_to_the_client_at_once_and_to_the_broker_soon() -> None:
     machine = worker()
     run_early(machine)
-    assert run_one(machine) == {HOP: [m.DoneEarly("k", FIRST, 5, b"bytes", "str")]}
+    assert run_one(machine) == {HOP: [m.DoneEarly("k", FIRST, 5, b"bytes", "str", True)]}
     run_early(machine, "k2", FIRST + 1)
     assert list(run_one(machine)) == [HOP] and machine.deadline() == limits.LANE_NOTES
     machine.turn(limits.LANE_NOTES)
     rows = tuple((key, FIRST + n, 10, 5, b"bytes", "str") for n, key in enumerate(("k", "k2")))
     assert machine.take() == {CONTROL: [m.Done(rows)]} and machine.deadline() is None
+
+
+def test_what_the_client_is_through_with_leaves_nothing_and_is_not_reported() -> None:
+    machine = worker()
+    for n in range(4):
+        run_early(machine, f"k{n}", FIRST + n, over=(f"k{n - 1}",) if n else ())
+        assert list(run_one(machine)) == [HOP]
+    assert list(machine.store.entries) == ["k3"]
+    machine.turn(limits.LANE_NOTES)
+    assert [row[0] for row in machine.take()[CONTROL][0].rows] == ["k3"]
+    assert machine.deadline() is None
+
+
+def test_an_order_lets_go_of_nothing_but_what_went_by_its_lane() -> None:
+    machine = worker()
+    order(machine, "other", 7)
+    run_one(machine)
+    run_early(machine, over=("other", "unknown"), token="wrong")
+    run_early(machine, over=("other", "unknown"))
+    assert "other" in machine.store.entries
+
+
+@pytest.mark.parametrize("what", ["output", "secede"])
+def test_a_client_is_told_of_what_the_broker_knows_about(what: str) -> None:
+    machine = worker()
+    run_early(machine)
+    task = machine.next_task(0.0)
+    assert task is not None
+    if what == "output":
+        machine.output("out", "text", "k")
+    else:
+        machine.seceded(task, False)
+    machine.finished(task, 10, "value", "str", SMALL, 0.0)
+    assert not said(machine)[HOP][0].untold
 
 
 def test_what_the_broker_is_to_hear_soon_goes_with_what_it_hears_now() -> None:
