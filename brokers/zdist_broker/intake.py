@@ -28,7 +28,7 @@ from zdist_broker.lifecycle import Lifecycle
 from zdist_broker.parse import fit_key
 from zdist_broker.parse import options as parse_options
 from zdist_broker.placement import Placement
-from zdist_broker.state import MEMORY, PINNED, READY, RELEASED, WAITING, Client, Function, Tables, Task, Terms
+from zdist_broker.state import ASSIGNED, MEMORY, PINNED, READY, RELEASED, WAITING, Client, Function, Tables, Task, Terms
 
 UNKNOWN = "nobody in the cluster knows this key any more"
 _DIGEST = 32  # bytes
@@ -209,6 +209,10 @@ class Intake:
         task.waiting = waiting
         if not waiting:
             self.placement.enqueue(task)
+            return
+        for dep in deps:
+            if dep.state == ASSIGNED:
+                self.placement.leading[dep] = None
 
     def _join(
         self,

@@ -134,7 +134,8 @@ class Lifecycle:
             elif state == ASSIGNED:
                 placement.resume(dependent)
                 assert dependent.worker is not None
-                told[dependent.worker] = None
+                if task.holders is not dependent.worker.alone:  # which knows that it has it
+                    told[dependent.worker] = None
         for worker in told:
             self.tables.post(worker, Locate, placement.located(task, worker))
 

@@ -14,6 +14,8 @@ from zdist.limits import (
     AHEAD_TASKS,
     ASK_BACK_TIMEOUT,
     BYTES_PER_MICRO,
+    FOLLOW_MICROS,
+    FOLLOWERS,
     HOLDERS_TOLD,
     INLINED_BYTES,
     INLINED_DEPS,
@@ -26,7 +28,20 @@ from zdist.limits import (
 )
 from zdist.protocol.messages import Define, Options, Run, TakeBack, payload_size
 from zdist_broker.pool import Place, Pool
-from zdist_broker.state import ASSIGNED, EARLY, READY, SECEDED, WAITING, Function, Tables, Task, Terms, Worker, parts
+from zdist_broker.state import (
+    ASSIGNED,
+    EARLY,
+    MEMORY,
+    READY,
+    SECEDED,
+    WAITING,
+    Function,
+    Tables,
+    Task,
+    Terms,
+    Worker,
+    parts,
+)
 
 _LAST = 1 << 80  # after every priority
 
@@ -45,6 +60,7 @@ class Placement:
         self.dirty: dict[Pool, None] = {}  # have new tasks, or members that were touched
         self.loaded: dict[Worker, None] = {}  # have tasks queued beyond their threads
         self.assigned: list[Worker] = []  # have rows of Run to send
+        self.leading: dict[Task, None] = {}  # assigned in this turn, or before, to tasks that may follow them
         self.steal_at: float | None = None
         self.starving: dict[Pool, None] = {}  # have tasks and no worker that may take them
 
@@ -180,6 +196,8 @@ class Placement:
         task.waiting -= 1
         if not task.waiting and task.worker is not None:
             self.charge(task, task.worker, 1)
+            if task.dependents:
+                self.leading[task] = None
 
     def located(self, dep: Task, worker: Worker, *, inline: bool = True) -> tuple[str, int, tuple[str, ...], Any]:
         """A dependency as a worker is told of it: what it holds itself it needs no value for."""
@@ -194,7 +212,16 @@ class Placement:
     # --- a turn -------------------------------------------------------------------------------------
 
     def turn(self) -> None:
-        """Assign what can be assigned, in order of priority across the classes."""
+        """Assign what can be assigned: what is ready, and what can only go on where that runs."""
+        self._assign_ready()
+        if self.leading:
+            leading, self.leading = self.leading, {}
+            for task in leading:
+                if task.state == ASSIGNED:
+                    self._follow(task)
+
+    def _assign_ready(self) -> None:
+        """In order of priority across the classes."""
         dirty = self.dirty
         if len(self.pools) > POOLS_KEPT:
             self.offers += len(self.touched) * len(self.pools)
@@ -286,13 +313,16 @@ class Placement:
         task.worker = worker
         task.cost = cost = fn.cost
         worker.assigned[task.key] = task
-        worker.count += 1
-        worker.load += cost
-        if worker.count > worker.threads:
-            self.loaded[worker] = None
-        if terms.pool.resources:
-            for name, amount in terms.pool.resources:
-                worker.free[name] -= amount
+        if not task.waiting:
+            worker.count += 1
+            worker.load += cost
+            if worker.count > worker.threads:
+                self.loaded[worker] = None
+            if terms.pool.resources:
+                for name, amount in terms.pool.resources:
+                    worker.free[name] -= amount
+            if task.dependents:
+                self.leading[task] = None
         inline = len(task.deps) <= INLINED_DEPS  # a task with very many inputs fetches them
         deps = tuple([self.located(dep, worker, inline=inline) for dep in task.deps]) if task.deps else ()
         deliver = 0
@@ -308,6 +338,34 @@ class Placement:
             runs[fn] = [row]
         else:
             rows.append(row)
+
+    def _follow(self, task: Task) -> None:
+        """Assign the links of a chain behind an assigned task to its worker, which then goes on by itself.
+
+        They wait there for their inputs, and count against its capacity when these are there.
+        """
+        worker = task.worker
+        assert worker is not None
+        while task.dependents is not None and len(task.dependents) == 1:
+            (follower,) = task.dependents
+            if follower.state != WAITING or not self._follows(follower, worker):
+                return
+            self._assign(follower, worker)
+            task = follower
+
+    def _follows(self, task: Task, worker: Worker) -> bool:
+        """Whether all that this short task waits for is assigned to the worker, for this task alone."""
+        fn, terms = task.fn, task.terms
+        assert fn is not None and terms is not None
+        if not fn.measured or fn.micros > FOLLOW_MICROS or len(worker.assigned) - worker.count >= FOLLOWERS:
+            return False
+        pool = terms.pool
+        if worker.paused or worker.gone or pool.resources or worker not in pool.members:
+            return False
+        for dep in task.deps:
+            if dep.state != MEMORY and (dep.worker is not worker or len(dep.dependents or ()) != 1):
+                return False
+        return True
 
     def adopt(self, task: Task, worker: Worker, attempt: int) -> None:
         """An assignment that the task's client has made itself."""
@@ -378,12 +436,15 @@ class Placement:
         idle = sum(max(w.threads - w.count, 0) for w in islice(self.default.free, STEAL_SAMPLE))
         share = max(1, surplus * idle // (idle + 1))
         rows: list[tuple[str, int]] = []
-        for task in islice(reversed(victim.assigned.values()), surplus):
+        for task in reversed(victim.assigned.values()):
             assert task.terms is not None
-            if not task.waiting and not task.flags & SECEDED and task.terms.pool.idle():
+            if task.waiting:  # no more than FOLLOWERS, and those whose inputs were lost
+                continue
+            if not task.flags & SECEDED and task.terms.pool.idle():
                 rows.append((task.key, task.attempt))
-                if len(rows) >= share:
-                    break
+            surplus -= 1
+            if len(rows) >= share or surplus <= 0:
+                break
         victim.asked_back = now
         if rows:
             victim.victim = True
