@@ -53,6 +53,7 @@ from zdist_broker.placement import Placement
 from zdist_broker.queries import Queries, Shutdown
 from zdist_broker.relay import Relay
 from zdist_broker.state import Client, Node, Tables, Worker
+from zdist_broker.taking_back import TakingBack
 
 __all__ = ["BrokerMachine", "Expel", "Shutdown"]
 
@@ -90,6 +91,7 @@ class BrokerMachine(Machine[str]):
         self.cluster = cluster
         self.tables = tables = Tables(epoch, inline_result)
         self.placement = placement = Placement(tables)
+        self.taking_back = TakingBack(placement)
         self.lifecycle = lifecycle = Lifecycle(tables, placement)
         self.intake = intake = Intake(tables, placement, lifecycle)
         self.data = data = Data(tables, placement, lifecycle)
@@ -294,8 +296,8 @@ class BrokerMachine(Machine[str]):
         placement, tables = self.placement, self.tables
         placement.turn()
         placement.flush()
-        if placement.loaded or placement.steal_at is not None:
-            placement.balance(now)
+        if placement.loaded or self.taking_back.due_at is not None:
+            self.taking_back.balance(now)
         self.notices.turn(now)
         self.queries.turn(now)
         self.lanes.turn(now)
@@ -303,15 +305,15 @@ class BrokerMachine(Machine[str]):
 
     def tick(self, now: float) -> None:
         """Do what is due by ``deadline``; ``turn`` follows."""
-        placement = self.placement
-        if placement.steal_at is not None and now >= placement.steal_at:
-            placement.balance(now, due=True)
+        taking_back = self.taking_back
+        if taking_back.due_at is not None and now >= taking_back.due_at:
+            taking_back.balance(now, due=True)
         if self.lanes.sweep_at is not None and now >= self.lanes.sweep_at:
             self.lanes.sweep(now)
 
     def deadline(self) -> float | None:
         """When ``tick`` is next needed."""
-        due = self.placement.steal_at
+        due = self.taking_back.due_at
         for when in (self.queries.deadline(), self.lanes.sweep_at, self.notices.deadline()):
             if when is not None and (due is None or when < due):
                 due = when

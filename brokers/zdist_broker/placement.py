@@ -1,4 +1,4 @@
-"""Which task runs where: capacity, rotation, locality, taking back. PURE.
+"""Which task runs where: capacity, rotation, locality. PURE.
 
 Capacity is derived from the assigned set: a task that waits for lost data or has seceded does not count. Work queued
 ahead of a worker's threads grows with the measured durations of the functions in it, never before they are known.
@@ -7,12 +7,10 @@ ahead of a worker's threads grows with the measured durations of the functions i
 from __future__ import annotations
 
 from heapq import heapify, heappop, heapreplace
-from itertools import islice
 from typing import Any
 
 from zdist.limits import (
     AHEAD_TASKS,
-    ASK_BACK_TIMEOUT,
     BYTES_PER_MICRO,
     FOLLOW_MICROS,
     FOLLOWERS,
@@ -22,11 +20,8 @@ from zdist.limits import (
     MESSAGE_ROWS,
     POOLS_KEPT,
     RUN_ROWS,
-    STEAL_MICROS,
-    STEAL_PAUSE,
-    STEAL_SAMPLE,
 )
-from zdist.protocol.messages import Define, Options, Run, TakeBack, payload_size
+from zdist.protocol.messages import Define, Options, Run, payload_size
 from zdist_broker.pool import Place, Pool
 from zdist_broker.state import (
     ASSIGNED,
@@ -61,7 +56,6 @@ class Placement:
         self.loaded: dict[Worker, None] = {}  # have tasks queued beyond their threads
         self.assigned: list[Worker] = []  # have rows of Run to send
         self.leading: dict[Task, None] = {}  # assigned in this turn, or before, to tasks that may follow them
-        self.steal_at: float | None = None
         self.starving: dict[Pool, None] = {}  # have tasks and no worker that may take them
 
     # --- classes ------------------------------------------------------------------------------------
@@ -402,52 +396,3 @@ class Placement:
             worker.runs = {}
             worker.inlined = 0
         self.assigned = []
-
-    # --- taking back --------------------------------------------------------------------------------
-
-    def balance(self, now: float, *, due: bool = False) -> None:
-        """Ask the most loaded workers for queued tasks if others are idle and nothing is ready; after ``flush``.
-
-        Little work is asked back only after a pause (``due``): mostly it is done before the answer would come.
-        """
-        if not self.loaded or self.default.live or not self.default.idle():
-            self.steal_at = None
-            return
-        victims = [
-            w
-            for w in islice(self.loaded, STEAL_SAMPLE)
-            if w.asked_back is None or now >= w.asked_back + ASK_BACK_TIMEOUT
-        ]
-        if not victims:
-            self.steal_at = now + ASK_BACK_TIMEOUT
-            return
-        victim = max(victims, key=lambda w: w.load)
-        if victim.load < STEAL_MICROS and not due:
-            if self.steal_at is None:
-                self.steal_at = now + STEAL_PAUSE
-            return
-        self.steal_at = now + STEAL_PAUSE
-        del self.loaded[victim]  # to the end of the line
-        self.loaded[victim] = None
-        self._ask_back(victim, now)
-
-    def _ask_back(self, victim: Worker, now: float) -> None:
-        surplus = max(victim.count - victim.threads, 0)  # it may have caught up since it was noted as loaded
-        idle = sum(max(w.threads - w.count, 0) for w in islice(self.default.free, STEAL_SAMPLE))
-        share = max(1, surplus * idle // (idle + 1))
-        rows: list[tuple[str, int]] = []
-        for task in reversed(victim.assigned.values()):
-            assert task.terms is not None
-            if task.waiting:  # no more than FOLLOWERS, and those whose inputs were lost
-                continue
-            if not task.flags & SECEDED and task.terms.pool.idle():
-                rows.append((task.key, task.attempt))
-            surplus -= 1
-            if len(rows) >= share or surplus <= 0:
-                break
-        victim.asked_back = now
-        if rows:
-            victim.victim = True
-            for pool in victim.pools:
-                pool.ahead.pop(victim, None)
-            self.tables.tell(victim, TakeBack(tuple(rows)))

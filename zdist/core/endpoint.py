@@ -53,6 +53,7 @@ class PeerMachine(Protocol):
     role: str
     out: dict[Route, list[Message]]
     commands: list[Any]
+    ahead: bool
 
     def take(self) -> dict[Route, list[Message]]: ...
     def handle(self, route: Route, message: Message, now: float) -> None: ...

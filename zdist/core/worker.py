@@ -420,8 +420,7 @@ class WorkerMachine(Machine[Route]):
 
     def output(self, stream: str, text: str, key: Key) -> None:
         """Something that a task printed, warned of or logged."""
-        task = self.tasks.get(key)
-        if task is not None:
+        if (task := self.tasks.get(key)) is not None:
             task.untold = False
         self.send(CONTROL, m.Output(stream, text[: limits.MAX_TEXT], key, self.name))
 
