@@ -250,7 +250,7 @@ for value in VALUES:
     print(serialize.token(bytes(32), (value,), {"again": [value]}))
 partial = functools.partial(main, {"a", "b"})
 for fn in (main, helper, cached, outer, outer(3), len, Square, Square.unit, partial, np.sin):
-    print(serialize.dumps_function(fn).code_digest.hex())
+    print(serialize.dumps_function(fn).code_digest(fn).hex())
 """
 
 

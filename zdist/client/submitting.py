@@ -130,7 +130,7 @@ class Submitting(Base):
         own = False  # is the key made for this call alone?
         if key is None:
             if pure is None or pure:
-                key = f"{blob.name}-{_token(blob, args, kwargs)}"
+                key = f"{blob.name}-{_token(blob.code_digest(func), blob.name, args, kwargs)}"
                 known = self._known(key)
                 if known is not None:
                     return known
@@ -196,11 +196,12 @@ class Submitting(Base):
             keys = iter(key)
         work = self._work(blob, options, keys is None)
         prefix = blob.name if key is None or keys is not None else key
-        namer = self._namer(blob, prefix, keys, kwargs, pure is None or pure)
+        code = blob.code_digest(func) if keys is None and (pure is None or pure) else b""
+        namer = self._namer(code, prefix, keys, kwargs, blob.name)
         return self._map(work, zip(*iterables, strict=False), kwargs, namer, batch_size)
 
     def _namer(
-        self, blob: Any, prefix: Any, keys: Iterator[str] | None, kwargs: dict[str, Any], pure: bool
+        self, code: bytes, prefix: Any, keys: Iterator[str] | None, kwargs: dict[str, Any], function: str
     ) -> Callable[[tuple[Any, ...]], str]:
         if keys is not None:
             given = keys
@@ -213,8 +214,8 @@ class Submitting(Base):
 
             return by_list
         _check_key(prefix)
-        if pure:
-            return lambda args: f"{prefix}-{_token(blob, args, kwargs)}"
+        if code:  # pure: named by what they compute
+            return lambda args: f"{prefix}-{_token(code, function, args, kwargs)}"
         count, start = self._counter, f"{prefix}-{self._nonce}"
         return lambda args: f"{start}{next(count)}"
 
@@ -332,11 +333,11 @@ class Submitting(Base):
         return self.gather(results, direct=direct, asynchronous=asynchronous)  # type: ignore[attr-defined]
 
 
-def _token(blob: serialize.FunctionBlob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+def _token(code: bytes, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     try:
-        return serialize.token(blob.code_digest, args, kwargs)
+        return serialize.token(code, args, kwargs)
     except SerializationError:
-        serialize.dumps_args(args, kwargs, None, what=f"arguments of {blob.name}")  # knows which argument it is
+        serialize.dumps_args(args, kwargs, None, what=f"arguments of {name}")  # knows which argument it is
         raise
 
 

@@ -96,7 +96,7 @@ class BulkHello(NamedTuple):
 
 
 class Define(NamedTuple):
-    """A function's pickled bytes under their BLAKE2b digest; goes before its first use, also broker to worker."""
+    """A function's pickled bytes under their SHA-256 digest; goes before its first use, also broker to worker."""
 
     fn: Digest
     name: str

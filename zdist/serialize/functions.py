@@ -22,17 +22,26 @@ from zdist.serialize.naming import digest_of, global_names
 from zdist.serialize.values import base_table, by_value_modules, decode, encode
 
 
-class FunctionBlob(NamedTuple):
-    """A pickled function.
+class FunctionBlob:
+    """A pickled function: ``digest`` (SHA-256, 32 bytes) of ``data``, and its name."""
 
-    ``code_digest`` (32 bytes) names the computation: it depends neither on the import path nor on file and line, and
-    is the same in every process of one Python version.
-    """
+    __slots__ = ("_code_digest", "data", "digest", "name")
 
-    digest: bytes  # BLAKE2b, 32 bytes, of data
-    name: str
-    data: bytes
-    code_digest: bytes
+    def __init__(self, digest: bytes, name: str, data: bytes) -> None:
+        self.digest = digest
+        self.name = name
+        self.data = data
+        self._code_digest = b""
+
+    def code_digest(self, fn: Callable[..., Any]) -> bytes:
+        """32 bytes that name the computation, of the function that was pickled; made when first asked for.
+
+        It depends neither on the import path nor on file and line, and is the same in every process of one Python
+        version. Raises SerializationError for what has no content.
+        """
+        if not self._code_digest:
+            self._code_digest = digest_of(fn, f"function {self.name}")
+        return self._code_digest
 
 
 class _Entry(NamedTuple):
@@ -67,7 +76,7 @@ def dumps_function(fn: Callable[..., Any]) -> FunctionBlob:
     if len(data) > MAX_FRAME:
         hint = "scatter the data that it refers to and pass it as an argument"
         raise SerializationError(f"{what} has {len(data)} bytes pickled, {MAX_FRAME} are possible; {hint}")
-    blob = FunctionBlob(function_digest(data), name, data, digest_of(fn, what))
+    blob = FunctionBlob(function_digest(data), name, data)
     if isinstance(fn, types.FunctionType):
         _remember(fn, blob, _watch(fn) if serializer & CLOUD else ())
     elif importable(fn, by_value_modules()):

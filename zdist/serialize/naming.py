@@ -24,7 +24,7 @@ from hashlib import blake2b, sha256
 from typing import Any, Final
 
 from zdist.errors import SerializationError
-from zdist.limits import MIB, OWN_FRAME
+from zdist.limits import KIB, MIB, OWN_FRAME
 from zdist.serialize.imports import importable
 from zdist.serialize.references import references
 from zdist.serialize.values import by_value_modules, cloudpickle, dumps, type_name
@@ -32,6 +32,7 @@ from zdist.serialize.values import by_value_modules, cloudpickle, dumps, type_na
 _REPR: Final = frozenset({int, float, bool, str, type(None)})  # whose repr says all
 _RUN: Final = 8  # from this length on a run of plain members is named in one go
 _LONG: Final = b"\xff"  # instead of a length
+_BULK: Final = 16 * KIB  # bytes from which SHA-256, for which processors have instructions, is the faster digest
 _TREE: Final = 4 * MIB  # bytes from which a digest is made of those of leaves
 _LEAF: Final = MIB
 _HASHERS: Final = 8  # threads
@@ -112,16 +113,15 @@ def _atom(tag: bytes, payload: Any) -> bytes:
     n = memoryview(payload).nbytes
     if n > _TREE:
         return tag + _LONG + _tree(memoryview(payload).cast("B"))
+    if n > _BULK:
+        return tag + _LONG + sha256(payload).digest()
     if n > 64:
         return tag + _LONG + blake2b(payload, digest_size=32).digest()
     return tag + bytes([n]) + bytes(payload)
 
 
 def _tree(data: memoryview) -> bytes:
-    """The digest of the digests of leaves, which several cores make at once: hashing takes longer than copying.
-
-    SHA-256, for which processors have instructions, takes half of the time that BLAKE2b does.
-    """
+    """The digest of the digests of leaves, which several cores make at once: hashing takes longer than copying."""
     from concurrent.futures import ThreadPoolExecutor
 
     def digest(at: int) -> bytes:
