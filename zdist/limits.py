@@ -29,7 +29,7 @@ INLINE_ARGS: Final = 32 * KIB  # a pickled argument above it becomes a key held 
 BROKER_CACHE: Final = 64 * MIB  # inline values that the broker keeps at hand for late comers
 
 # --- turns: what a driver takes in before it flushes -------------------------------------------------
-TURN_MESSAGES: Final = 64  # packets drained from one socket per turn,
+TURN_MESSAGES: Final = 256  # packets drained from one socket per turn,
 TURN_BYTES: Final = 8 * MIB  # or payloads of so many bytes,
 TURN_SECONDS: Final = 0.02  # or until so much time has gone by: one packet may be thousands of tasks
 MESSAGE_ROWS: Final = 1024  # rows with small values that the broker puts into one message
@@ -62,6 +62,8 @@ WINDOW_BYTES: Final = 512 * MIB
 AHEAD_MICROS: Final = 20_000  # measured work queued ahead per worker thread
 MIN_MICROS: Final = 8  # what a task costs a worker at least
 AHEAD_TASKS: Final = 4096  # tasks queued ahead per worker, whatever they cost
+RUNS_FROM: Final = 16  # workers from which on short tasks are handed out several in a row,
+RUN_MICROS: Final = 128  # of this duration together: a message costs more than such a task
 FOLLOW_MICROS: Final = 2_000  # tasks up to this duration are sent to a worker ahead of the input that they wait for,
 FOLLOWERS: Final = 128  # so many at once
 ALLOWED_DEATHS: Final = 3  # worker deaths under a running task before KilledWorker

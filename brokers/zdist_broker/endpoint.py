@@ -341,7 +341,9 @@ class BrokerEndpoint:
         self.complaints.sweep()
         total, heaviest = 0, None
         for peer in list(self.peers.values()):
-            if peer.crowded or peer.session.unacked:
+            late = peer.first <= peer.swept  # else it confirms as it should, and what is kept for it is little
+            peer.swept = peer.session.sent
+            if peer.crowded or late:
                 weight = self._weigh(peer, now)
                 total += weight
                 if heaviest is None or weight > heaviest.session.weight:

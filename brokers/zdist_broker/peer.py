@@ -22,7 +22,7 @@ class Peer:
 
     __slots__ = (
         "begun", "behind", "bulk", "control", "crowded", "greeted", "heard", "info", "mute", "node", "repeats",
-        "role", "session", "settled", "spoke", "until",
+        "role", "session", "settled", "spoke", "swept", "until",
     )  # fmt: skip
 
     def __init__(self, session: str, role: str, node: str, info: dict[str, Any]) -> None:
@@ -37,6 +37,7 @@ class Peer:
         self.greeted = 0.0  # when its last hello was taken
         self.mute = False  # its socket took no more: nothing goes out until it speaks
         self.spoke = 0.0  # when that last happened
+        self.swept = 0  # last packet that was sent before the last sweep
         self.crowded = False  # much of what it was sent is not confirmed
         self.behind = 0  # number of the next packet to send (again); 0: all have been sent
         self.until = 0  # last packet of the portion that is on its way

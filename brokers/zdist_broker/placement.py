@@ -19,7 +19,9 @@ from zdist.limits import (
     INLINED_DEPS,
     MESSAGE_ROWS,
     POOLS_KEPT,
+    RUN_MICROS,
     RUN_ROWS,
+    RUNS_FROM,
 )
 from zdist.protocol.messages import Define, Options, Run, payload_size
 from zdist_broker.pool import Place, Pool
@@ -256,13 +258,18 @@ class Placement:
     def _drain(self, pool: Pool, limit: int) -> int | None:
         """Assign a class's tasks up to a priority; the next one's priority if that is beyond, else None."""
         heap, tail, pick, assign = pool.heap, pool.tail, pool.pick, self._assign
+        many, last, rest = len(pool.members) >= RUNS_FROM, None, 0
         while pool.live:
             task = tail[0] if not heap and tail[0].state == READY else pool.head()
             if task.priority > limit:
                 return task.priority
             worker = self._prefer(task, pool) if task.deps else None
-            if worker is None:
+            if worker is None and rest and last is not None and pool.takes(last, task.fn):  # type: ignore[arg-type]
+                worker, rest = last, rest - 1
+            elif worker is None:
                 worker = pick(task.fn)  # type: ignore[arg-type]  # data is never queued
+                if many and task.fn.measured:  # type: ignore[union-attr]
+                    last, rest = worker, RUN_MICROS // task.fn.cost  # type: ignore[union-attr]
                 if worker is None:
                     if not pool.members:
                         self.starving[pool] = None

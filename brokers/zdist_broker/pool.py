@@ -103,18 +103,23 @@ class Pool:
                 ahead[worker] = None
             del free[worker]
         if fn.measured:
-            cost = fn.cost
             while ahead:
                 worker = next(iter(ahead))
-                if (
-                    worker.load + cost <= worker.budget
-                    and worker.count < AHEAD_TASKS
-                    and (not self.resources or self.affords(worker))
-                ):
+                if self.takes(worker, fn):
                     ahead.move_to_end(worker)
                     return worker
                 del ahead[worker]
         return None
+
+    def takes(self, worker: Worker, fn: Function) -> bool:
+        """Whether a task of this function may be queued behind what the worker has."""
+        return (
+            fn.measured
+            and worker.load + fn.cost <= worker.budget
+            and worker.count < AHEAD_TASKS
+            and not worker.victim
+            and (not self.resources or self.affords(worker))
+        )
 
     def idle(self) -> bool:
         """Whether some worker has an idle thread."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker_world import FN, SLOW, World
 
-from zdist.limits import AHEAD_MICROS, AHEAD_TASKS, MIN_MICROS, NOTICE, STEAL_PAUSE
+from zdist.limits import AHEAD_MICROS, AHEAD_TASKS, MIN_MICROS, NOTICE, RUN_MICROS, RUNS_FROM, STEAL_PAUSE
 from zdist.protocol.messages import Options, Returned, Seceded, Subscribe, TakeBack
 
 
@@ -21,6 +21,19 @@ def test_a_small_burst_spreads_over_the_workers() -> None:
     w = World(workers=2, threads=4)
     w.submit("a", "b", "c")
     assert sorted(spread(w)) == [1, 2]
+
+
+def test_many_workers_get_short_tasks_several_in_a_row_and_longer_ones_singly() -> None:
+    w = World(workers=RUNS_FROM)
+    w.learn(micros=RUN_MICROS // 4)
+    w.submit(*(f"k{n}" for n in range(10)))
+    assert sorted(spread(w), reverse=True)[:3] == [5, 5, 0]
+    w = World(workers=RUNS_FROM)
+    w.learn(micros=RUN_MICROS + 1)
+    w.submit(*(f"k{n}" for n in range(RUNS_FROM)))
+    assert spread(w) == [1] * RUNS_FROM
+    w.submit("other", fn=SLOW)  # of unknown duration
+    assert max(spread(w)) == 1
 
 
 def test_an_unknown_function_is_never_queued_ahead() -> None:
