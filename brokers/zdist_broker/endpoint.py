@@ -10,7 +10,7 @@ import hmac
 from typing import Any
 
 from zdist import limits
-from zdist.core.machine import Log, Machine, Route, require
+from zdist.core.machine import Log, Machine, Route, aligned, require
 from zdist.core.session import batches, parcels
 from zdist.errors import InvariantError, ProtocolError, VersionMismatch
 from zdist.protocol.messages import (
@@ -384,7 +384,7 @@ class BrokerEndpoint:
             self._weigh(peer, now)
         self.lagging.clear()
         if now >= self.next_sweep:
-            self.next_sweep = now + limits.HEARTBEAT / 2
+            self.next_sweep = aligned(now, limits.HEARTBEAT / 2)
             self._sweep(now)
         for machine in (self.machine, self.relay):
             deadline = machine.deadline()

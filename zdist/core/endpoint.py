@@ -7,10 +7,10 @@ lost. The broker's counterpart for many sessions is `BrokerEndpoint` in ``zdist_
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from zdist import limits
-from zdist.core.machine import BULK, CONTROL, Log, Route
+from zdist.core.machine import BULK, CONTROL, Log, Route, aligned
 from zdist.core.session import Session, batches, parcels
 from zdist.errors import ProtocolError, VersionMismatch
 from zdist.protocol.messages import (
@@ -45,6 +45,9 @@ class Redial:
 
     def __init__(self, channel: str) -> None:
         self.channel = channel
+
+
+BULK_PINGS: Final = 3  # heartbeats for one on the bulk socket
 
 
 class PeerMachine(Protocol):
@@ -118,6 +121,7 @@ class PeerEndpoint:
         self.next_hello = 0.0
         self.pause = limits.HELLO_RETRY
         self.next_ping = 0.0
+        self.pings = 0
         self.garbage: dict[Route, int] = {}
         self.loose: list[tuple[Route, Packet]] = []  # unnumbered packets of this turn, ahead of the others
 
@@ -306,15 +310,17 @@ class PeerEndpoint:
         self.machine.turn(now)
 
     def _ping(self, now: float) -> None:
-        self.next_ping = now + limits.HEARTBEAT
+        self.next_ping = aligned(now, limits.HEARTBEAT)
         if now - self.heard > 3 * limits.HEARTBEAT:
             self.commands.append(Redial("control"))
             self.commands.append(Redial("bulk"))
             self._hello(now)
         else:
             self.loose.append((CONTROL, self.session.loose(Ping())))
+            self.pings += 1
             # a session that only holds data has nothing to say on a bulk connection that broke unnoticed
-            self.loose.append((BULK, self.session.loose(BulkHello(self.token))))
+            if self.pings % BULK_PINGS == 0:
+                self.loose.append((BULK, self.session.loose(BulkHello(self.token))))
 
     def flush(self, now: float) -> list[tuple[Route, Packet]]:
         """Everything that is ready to go, one packet per destination."""

@@ -13,7 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from zdist.errors import InvariantError
 from zdist.protocol.messages import Message
 
-__all__ = ["BULK", "CONTROL", "Log", "Machine", "Route", "require"]
+__all__ = ["BULK", "CONTROL", "Log", "Machine", "Route", "aligned", "require"]
 
 Dest = TypeVar("Dest")
 
@@ -76,3 +76,9 @@ def require(condition: bool, text: str) -> None:
     """Assert an invariant, also under ``python -O``."""
     if not condition:
         raise InvariantError(text)
+
+
+def aligned(now: float, interval: float) -> float:
+    """The next multiple of an interval: what the processes of a host do now and then they do together, and who hears
+    of it wakes up once for all of them."""
+    return (now // interval + 1) * interval

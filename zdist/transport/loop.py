@@ -22,31 +22,24 @@ import zmq
 
 from zdist import limits
 from zdist.core.endpoint import Dial, Endpoint, Redial
-from zdist.core.machine import Log, Route
-from zdist.errors import ClusterClosed, ProtocolError
-from zdist.log import get_logger
-from zdist.protocol.codec import decode, encode
+from zdist.core.machine import Log
+from zdist.errors import ClusterClosed
 from zdist.transport import sockets
+from zdist.transport.channels import Channels
 from zdist.transport.memory import heaps
 
 __all__ = ["Loop"]
 
 PARK = 0.02  # the background thread leaves the sockets alone for so long after a guest has driven
-NAP = 0.004  # and looks in this interval whether something waits to be sent
+NAP = 0.004  # and looks in this interval whether something waits to be sent,
+LOOK_AGAIN: Final = 0.25  # or in this one while a guest drives, less and less often if it is still the same
 
 MANY_CORES: Final = len(os.sched_getaffinity(0)) > 1
 
-# plain numbers: the arithmetic of pyzmq's enumerations costs microseconds
-NOBLOCK: Final = int(zmq.NOBLOCK)
-MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
-POLLIN: Final = int(zmq.POLLIN)
-EVENTS: Final = int(zmq.EVENTS)
-RCVMORE: Final = int(zmq.RCVMORE)
 SIGINT: Final = int(signal.SIGINT)
-Socket = zmq.Socket[bytes]
 
 
-class Loop:
+class Loop(Channels):
     """Sockets, a poller and the turn; see the module's text. ``execute`` does the commands that are not the loop's."""
 
     now = staticmethod(time.monotonic)
@@ -59,25 +52,15 @@ class Loop:
         name: str,
         context: sockets.Context | None = None,
     ) -> None:
-        self.endpoint = endpoint
+        super().__init__(endpoint, context or sockets.common.enter(), name)
         self.execute = execute
-        self.name = name
         self.lock = threading.RLock()
-        self.context = context or sockets.common.enter()
         self._shares = context is None
-        self.log = get_logger(name)
         self.failure: BaseException | None = None
-        self._channels: dict[str, Socket] = {}
-        self._addresses: dict[str, str] = {}
-        self._names: dict[Any, str] = {}
-        self._routes: dict[str, Route] = {}
-        self._routers: set[str] = set()
-        self._poller = zmq.Poller()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         heaps.join()
         self._poller.register(self._wake_fd, zmq.POLLIN)
         self._polling = False
-        self._dirty = True  # the machine may have something to send since the last turn
         self._turns = threading.Condition(threading.Lock())
         self._driving = False
         self._yielding = False  # the background thread drives, which makes way for guests
@@ -90,35 +73,6 @@ class Loop:
         self._closed = False
         self._pid = os.getpid()
         self._thread: threading.Thread | None = None
-
-    # --- channels ----------------------------------------------------------------------------------
-
-    def attach(self, channel: str, sock: Socket, *, router: bool) -> None:
-        """Take a socket in under a channel's name."""
-        self._channels[channel] = sock
-        self._names[sock] = channel
-        self._routes[channel] = Route(channel)
-        if router:
-            self._routers.add(channel)
-        self._poller.register(sock, zmq.POLLIN)
-
-    def dial(self, channel: str, address: str) -> Socket:
-        """Connect a channel; an old socket under the name is closed. Least recently used peers make room."""
-        self._drop(channel)
-        peers = [name for name in self._channels if "://" in name]
-        if len(peers) >= limits.PEER_SOCKETS and "://" in channel:
-            self._drop(peers[0])
-        sock = sockets.dealer(self.context, address)
-        self._addresses[channel] = address
-        self.attach(channel, sock, router=False)
-        return sock
-
-    def _drop(self, channel: str) -> None:
-        sock = self._channels.pop(channel, None)
-        if sock is not None:
-            self._poller.unregister(sock)
-            del self._names[sock], self._routes[channel]
-            sock.close(0)
 
     # --- one turn ----------------------------------------------------------------------------------
 
@@ -167,45 +121,6 @@ class Loop:
         self._quick = MANY_CORES and time.monotonic() - began < 3 * limits.LOOK_OUT
         return ready
 
-    def _drain(self, sock: Socket, now: float) -> None:
-        channel = self._names.get(sock)
-        if channel is None:
-            return  # dropped earlier in this turn
-        router = channel in self._routers
-        small = channel == "control"
-        route = self._routes[channel]
-        getsockopt, recv = sock.getsockopt, sock.recv
-        taken = 0
-        for count in range(limits.TURN_MESSAGES):
-            if taken >= limits.TURN_BYTES or (count and time.monotonic() - now > limits.TURN_SECONDS):
-                return
-            if count and not int(getsockopt(EVENTS)) & POLLIN:  # a tenth of what the exception of a vain recv costs
-                return
-            try:
-                frames: list[Any] = [recv(NOBLOCK)]
-            except zmq.Again:
-                return
-            if router:
-                route = Route(channel, frames.pop())
-                frames.append(recv(NOBLOCK))  # a header is small, or full of small values: it is copied anyway
-            while getsockopt(RCVMORE):
-                frames.append(frame := recv(NOBLOCK, small))
-                taken += 0 if small else len(frame)
-                if len(frame) >= limits.LARGE_FRAME and not small:
-                    heaps.note(frame, now)
-            if router:
-                many = len(frames) > 1 or (frames and len(frames[0]) > limits.STRANGER_HEADER)
-                if many and not self.endpoint.admits(route, len(frames), sum(map(len, frames))):
-                    error = ProtocolError(f"{len(frames)} frames, {sum(map(len, frames))} bytes, before a hello")
-                    self.endpoint.garbled(route, error, now)
-                    continue
-            try:
-                packet = decode(frames)
-            except ProtocolError as exc:
-                self.endpoint.garbled(route, exc, now)
-            else:
-                self.endpoint.receive(route, packet, now)
-
     def _settle(self, now: float) -> None:
         """End of a turn: timers, commands, and one packet per destination."""
         self._dirty = False
@@ -230,41 +145,6 @@ class Loop:
                 self.dial(command.channel, self._addresses[command.channel])
         else:
             self.execute(command)
-
-    def _send(self, route: Route, packet: Any, now: float) -> None:
-        channel = route.channel
-        sock = self._channels.get(channel)
-        if sock is None:
-            if "://" not in channel:
-                return
-            try:
-                sock = self.dial(channel, channel)
-            except (ValueError, zmq.ZMQError) as exc:  # somebody advertises what is no address; or no socket is left
-                address, error = channel[: limits.MAX_NAME], str(exc)[: limits.MAX_REASON]
-                self.log.warning("peer.undialled", address=address, error=error)
-                self.endpoint.undelivered(route, now)
-                return
-        try:
-            frames = encode(packet)
-        except ProtocolError as exc:
-            self.log.error("packet.unsent", channel=channel, error=str(exc))
-            self._dirty = True
-            self.endpoint.undeliverable(route, exc, now)
-            return
-        last = len(frames) - 1
-        try:
-            if channel in self._routers:
-                sock.send(route.hop, MORE)
-            if not last:
-                sock.send(frames[0], NOBLOCK)
-                return
-            sock.send(frames[0], MORE)
-            for i in range(1, last + 1):
-                sock.send(_received(frames[i]), NOBLOCK if i == last else MORE, copy=False)
-        except zmq.ZMQError as exc:
-            if exc.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
-                raise
-            self.endpoint.undelivered(route, now)
 
     # --- who drives ----------------------------------------------------------------------------------
 
@@ -299,7 +179,8 @@ class Loop:
         """
         if self._pid != os.getpid():
             raise ClusterClosed("sockets do not survive a fork; make a new Client in the child process")
-        end = None if timeout is None else time.monotonic() + timeout
+        began = time.monotonic()
+        end = None if timeout is None else began + timeout
         handler: Any = None
         try:
             if not self._take_over(until, end):
@@ -330,7 +211,7 @@ class Loop:
                 with self._turns:
                     self._driving, self._guest = False, 0
                     self._last_guest = time.monotonic()
-                    if self._guests:
+                    if self._guests or self._last_guest - began > LOOK_AGAIN:  # the background thread looks seldom now
                         self._turns.notify_all()
             if handler is not None:
                 _signal.signal(SIGINT, handler)
@@ -377,11 +258,14 @@ class Loop:
 
     def _background(self) -> None:
         while not self._closed:
+            long = LOOK_AGAIN
             with self._turns:
                 while self._driving or self._guests or time.monotonic() - self._last_guest < PARK:
                     if self._closed:
                         return
-                    self._turns.wait(NAP if not self._driving else 60 * NAP)
+                    guest = self._last_guest
+                    self._turns.wait(long if self._driving else NAP)
+                    long = min(2 * long, 8 * LOOK_AGAIN) if guest == self._last_guest else LOOK_AGAIN
                     if not self._driving and not self._guests and self._must_send():
                         break
                 self._driving = self._yielding = self._dirty = True
@@ -441,9 +325,3 @@ class Loop:
                 self.context.term()
             os.close(self._wake_fd)
             heaps.leave()
-
-
-def _received(data: Any) -> Any:
-    """What is passed on as it came: the frame itself, which ZeroMQ shares, not a buffer whose end it has to report."""
-    frame: Any = data.obj if type(data) is memoryview else None
-    return frame if type(frame) is zmq.Frame and len(frame) == data.nbytes else data

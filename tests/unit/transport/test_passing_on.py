@@ -6,7 +6,7 @@ import zmq
 
 from zdist.protocol.codec import decode, encode
 from zdist.protocol.messages import Buffer, Data, Packet
-from zdist.transport.loop import _received
+from zdist.transport.channels import _received
 
 
 def test_a_received_buffer_is_sent_on_as_its_frame() -> None:
