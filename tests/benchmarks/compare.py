@@ -20,6 +20,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -118,6 +119,58 @@ def with_loky() -> Iterator[Clients]:
     executor.shutdown()
 
 
+@contextlib.contextmanager
+def with_ipyparallel() -> Iterator[Clients]:
+    import ipyparallel
+
+    with ipyparallel.Cluster(n=WORKERS, log_level=50) as client:
+        yield Executor(client.executor()).clients()
+
+
+@contextlib.contextmanager
+def with_parsl() -> Iterator[Clients]:
+    import parsl
+    from parsl.config import Config
+    from parsl.executors import HighThroughputExecutor
+    from parsl.providers import LocalProvider
+
+    with tempfile.TemporaryDirectory(prefix="parsl-") as room:
+        pool = HighThroughputExecutor(
+            label="pool",
+            max_workers_per_node=WORKERS,
+            cores_per_worker=1,
+            address="127.0.0.1",
+            provider=LocalProvider(init_blocks=1, max_blocks=1),
+        )
+        with parsl.load(Config(executors=[pool], run_dir=room, initialize_logging=False)):
+            yield Executor(Apps(parsl.python_app)).clients()
+
+
+class Apps:
+    """Functions made into apps, each once."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self.make = make
+        self.apps: dict[Any, Any] = {}
+
+    def submit(self, fn: Callable[..., Any], *args: Any) -> Any:
+        if fn not in self.apps:
+            self.apps[fn] = self.make(fn)
+        return self.apps[fn](*args)
+
+
+@contextlib.contextmanager
+def with_scaler() -> Iterator[Clients]:
+    from scaler import Client, SchedulerClusterCombo
+
+    cluster = SchedulerClusterCombo(n_workers=WORKERS)
+    try:
+        with Client(address=cluster.get_address()) as client:
+            yield Executor(client).clients()
+    finally:
+        cluster.shutdown()
+
+
 class Ray:
     """The same on ray's functions and references."""
 
@@ -177,6 +230,9 @@ SYSTEMS: Final[dict[str, tuple[str, Callable[[], Any]]]] = {
     "ray": ("ray", with_ray),
     "loky": ("loky", with_loky),
     "processpool": ("", with_processpool),
+    "ipyparallel": ("ipyparallel", with_ipyparallel),
+    "parsl": ("parsl", with_parsl),
+    "scaler": ("opengris-scaler", with_scaler),
 }
 
 
@@ -192,19 +248,21 @@ def run(name: str, works: Sequence[str]) -> None:
             gc.collect()
             try:
                 for figure in WORK[work].run(clients):
-                    print(json.dumps([figure.name, figure.unit, figure.value]), flush=True)
+                    print(json.dumps([work, figure.name, figure.unit, figure.value]), flush=True)
             except NotImplementedError:
                 continue
             except Exception as exc:  # that a system cannot do a work is told as well
-                print(json.dumps([work, "", f"{type(exc).__name__}: {exc}"[:200]]), flush=True)
+                print(json.dumps([work, "", "", f"{type(exc).__name__}: {exc}"[:200]]), flush=True)
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 
 def compare(names: Sequence[str], works: Sequence[str], rounds: int) -> dict[str, dict[str, list[Any]]]:
-    """Figures by name, then by system; the unit under ""."""
+    """Figures by name, then by system; the unit under "". What went wrong in a work stands at all of its figures."""
     figures: dict[str, dict[str, list[Any]]] = {}
+    parts: dict[str, list[str]] = {}  # of a work
+    failures: dict[str, dict[str, list[str]]] = {}
     for number in range(rounds):
         for name in names:
             print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
@@ -219,9 +277,18 @@ def compare(names: Sequence[str], works: Sequence[str], rounds: int) -> dict[str
                 out, _ = process.communicate()
             for line in out.splitlines():
                 with contextlib.suppress(ValueError):
-                    figure, unit, value = json.loads(line)
-                    row = figures.setdefault(figure, {"": [unit]})
-                    row.setdefault(name, []).append(value)
+                    work, figure, unit, value = json.loads(line)
+                    if not figure:
+                        failures.setdefault(work, {}).setdefault(name, []).append(value)
+                        continue
+                    if figure not in figures:
+                        figures[figure] = {"": [unit]}
+                        parts.setdefault(work, []).append(figure)
+                    figures[figure].setdefault(name, []).append(value)
+    for work, systems in failures.items():
+        for figure in parts.get(work, ()):
+            for name, texts in systems.items():
+                figures[figure].setdefault(name, []).extend(texts)
     return figures
 
 

@@ -80,7 +80,7 @@ class Lineage(Machine[Route]):
                 self._end(entry, CANCELLED, f"depends on {key}{why}")
                 return False
             if parent.status == ERROR and not parent.gen:  # failed under a broker that is gone
-                self._end(entry, ERROR, parent.outcome)
+                self._end(entry, ERROR, parent.outcome, known=True)  # stays, for what will depend on it in turn
                 return False
             if parent.status == FINISHED and parent.told != self.epoch:  # finished under a broker that is gone
                 if parent.work is not None:
@@ -200,7 +200,7 @@ class Lineage(Machine[Route]):
             entry.load = 0
 
     def _end(self, entry: Entry, status: str, outcome: Any, *, known: bool = False) -> None:
-        """The entry has failed or is cancelled. ``known``: the broker still knows it, so it stays joinable."""
+        """The entry has failed or is cancelled. ``known``: it stays joinable, as the broker still knows it."""
         fetched = entry.status == FINISHED
         self._land(entry)
         entry.status, entry.outcome = status, outcome

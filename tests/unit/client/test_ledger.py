@@ -380,3 +380,20 @@ def test_a_broker_that_had_given_the_session_up_is_told_everything_again() -> No
     assert pending.gen == submit.gen and done.status == FINISHED
     ledger.submit(PURE, [("c", b"", ("b",))])
     assert [row[0] for message in turn(ledger) for row in message.rows] == ["b", "c"]
+
+
+def test_what_depends_on_a_failure_of_an_earlier_broker_fails_with_it_to_the_last_link() -> None:
+    ledger = connected()
+    (first,) = ledger.submit(PURE, [("a", b"", ())])
+    turn(ledger)
+    ledger.handle(CONTROL, m.Failed((("a", b"pickle", "a", "text"),)), 0.0)
+    ledger.welcomed(m.Welcome(2, 0, True, {}), 0.0)
+    turn(ledger)
+    (second,) = ledger.submit(PURE, [("b", b"", ("a",))])
+    (third,) = ledger.submit(PURE, [("c", b"", ("b",))])
+    turn(ledger)
+    assert first.status == second.status == third.status == ERROR
+    assert third.outcome == first.outcome
+    ledger.dropped.extend((first, second, third))
+    turn(ledger)
+    assert not ledger.entries
