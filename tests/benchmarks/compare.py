@@ -134,6 +134,7 @@ def with_parsl() -> Iterator[Clients]:
     from parsl.executors import HighThroughputExecutor
     from parsl.providers import LocalProvider
 
+    os.environ["PATH"] += f"{os.pathsep}{Path(sys.executable).parent}"  # it starts programs of its own by name
     with tempfile.TemporaryDirectory(prefix="parsl-") as room:
         pool = HighThroughputExecutor(
             label="pool",

@@ -122,7 +122,7 @@ class Notebook:
         if self._handle is None:
             from IPython.display import display  # type: ignore[import-not-found,unused-ignore]
 
-            self._handle = display(Picture(rows), display_id=True)
+            self._handle = display(Picture(rows), display_id=True)  # type: ignore[no-untyped-call,unused-ignore]
         elif rows != self._rows and self._handle is not None:
             self._handle.update(Picture(rows))
         self._rows = rows
