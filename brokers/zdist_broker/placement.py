@@ -258,18 +258,18 @@ class Placement:
     def _drain(self, pool: Pool, limit: int) -> int | None:
         """Assign a class's tasks up to a priority; the next one's priority if that is beyond, else None."""
         heap, tail, pick, assign = pool.heap, pool.tail, pool.pick, self._assign
-        many, last, rest = len(pool.members) >= RUNS_FROM, None, 0
+        many, last, last_fn, rest = len(pool.members) >= RUNS_FROM, None, None, 0
         while pool.live:
             task = tail[0] if not heap and tail[0].state == READY else pool.head()
             if task.priority > limit:
                 return task.priority
             worker = self._prefer(task, pool) if task.deps else None
-            if worker is None and rest and last is not None and pool.takes(last, task.fn):  # type: ignore[arg-type]
+            if worker is None and rest and last and last_fn and task.fn is last_fn and pool.takes(last, last_fn):
                 worker, rest = last, rest - 1
             elif worker is None:
                 worker = pick(task.fn)  # type: ignore[arg-type]  # data is never queued
                 if many and task.fn.measured:  # type: ignore[union-attr]
-                    last, rest = worker, RUN_MICROS // task.fn.cost  # type: ignore[union-attr]
+                    last, last_fn, rest = worker, task.fn, RUN_MICROS // task.fn.cost  # type: ignore[union-attr]
                 if worker is None:
                     if not pool.members:
                         self.starving[pool] = None
@@ -363,6 +363,8 @@ class Placement:
         pool = terms.pool
         if worker.paused or worker.gone or pool.resources or worker not in pool.members:
             return False
+        if any(other.live and other.head().priority < task.priority for other in worker.pools):
+            return False  # it would go ahead of what is more urgent
         for dep in task.deps:
             if dep.state != MEMORY and (dep.worker is not worker or len(dep.dependents or ()) != 1):
                 return False

@@ -62,6 +62,7 @@ class Lanes(Lineage):
         self.notes: list[m.SubmitEarly] = []  # what the broker is still to hear of tasks that went by the lane
         self.freed: list[tuple[Key, int]] = []  # and the rows of Release that follow it
         self.notes_at = float("inf")
+        self.clock = self.told_at = 0.0  # this turn; when the broker was last told of lone tasks
         self.untold: set[Key] = set()  # of the notes those that only the worker and this client know of, and is done
         self.alone = 0  # lone tasks since the last lane, or since the broker was asked for one
         self.ask_after = limits.LANE_AFTER
@@ -98,7 +99,9 @@ class Lanes(Lineage):
 
     def _agreed(self, lane: Lane) -> tuple[Key, ...]:
         """Keys that the worker and this client are through with: the broker is spared them, unless it is to extend the
-        lane, which it does when it hears how far it is used."""
+        lane, which it does when it hears how far it is used, or has not heard of the lane for long."""
+        if self.clock - self.told_at > limits.LANE_QUIET / 2:
+            return ()
         if (
             not self.freed
             or not self.untold
@@ -130,6 +133,8 @@ class Lanes(Lineage):
     def _tell_notes(self) -> None:
         notes, freed, self.notes, self.freed, self.notes_at = self.notes, self.freed, [], [], float("inf")
         self.untold.clear()
+        if notes:
+            self.told_at = self.clock
         start = 0
         for end in range(1, len(notes) + 1):
             if end == len(notes) or notes[end].fn != notes[start].fn:

@@ -149,6 +149,7 @@ class Ledger(Wants):
 
     def turn(self, now: float) -> None:
         """End of a turn: tell who waits, then send on what was released and what may be submitted."""
+        self.clock = now
         fetcher = self.fetcher
         collections = self.collections
         while self.resolved or collections.waiting or fetcher.arrived or fetcher.failed:

@@ -67,7 +67,7 @@ class Segment:
                     return views(mappings.map(fd, self.origin, private=True), self.header, writable=True)
             finally:
                 os.close(fd)
-        except OSError:  # the file is gone, our own mapping is not
+        except (OSError, ValueError):  # the file is gone, our own mapping is not; or one mapping too many
             pass
         return self._bytes.pieces
 

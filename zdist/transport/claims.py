@@ -9,7 +9,6 @@ with its parent.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import struct
@@ -40,6 +39,8 @@ def make(directory: str) -> int:
 
 def lock(fd: int, inode: int) -> bool:
     """For the maker: does nobody look at this segment, and will nobody until `unlock`?"""
+    if not os.fstat(fd).st_nlink:  # somebody has removed the file: who looks now claims nothing
+        return False
     try:
         _set(fd, fcntl.F_WRLCK, inode)
     except BlockingIOError:
@@ -72,9 +73,12 @@ class Claims:
         """Before a mapping. Raises BlockingIOError while the maker writes it anew; OSError."""
         maker = self.makers.get(directory)
         if maker is None:
-            fd = -1  # whoever is gone writes nothing anew: what can still be mapped stays as it is
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 fd = os.open(f"{directory}/{USERS}", os.O_RDONLY | _FLAGS)
+            except FileNotFoundError:
+                if os.path.isdir(directory):
+                    raise  # the maker may still be there
+                fd = -1  # whoever is gone writes nothing anew: what can still be mapped stays as it is
             maker = self.makers[directory] = _Maker(fd)
         count = maker.counts.get(inode, 0)
         try:

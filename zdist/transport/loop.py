@@ -263,9 +263,9 @@ class Loop(Channels):
                 while self._driving or self._guests or time.monotonic() - self._last_guest < PARK:
                     if self._closed:
                         return
-                    guest = self._last_guest
-                    self._turns.wait(long if self._driving else NAP)
-                    long = min(2 * long, 8 * LOOK_AGAIN) if guest == self._last_guest else LOOK_AGAIN
+                    guest, driven = self._last_guest, self._driving
+                    self._turns.wait(long if driven else NAP)
+                    long = min(2 * long, 8 * LOOK_AGAIN) if driven and guest == self._last_guest else LOOK_AGAIN
                     if not self._driving and not self._guests and self._must_send():
                         break
                 self._driving = self._yielding = self._dirty = True

@@ -30,41 +30,40 @@ PRESENT, SWAPPED, OF_FILE = 0x80, 0x40, 0x20
 PRISTINE: Final = bytes(
     [bits for bits in range(256) if not bits & (PRESENT | SWAPPED) or bits & (PRESENT | OF_FILE) == PRESENT | OF_FILE]
 )
+# An attribute of a mapping's buffer that ends with it. Of all that weak references can watch only code objects are not
+# tracked by the garbage collector, which calls back before the finalizers of a cycle run, and these may still look.
+_TOKEN: Final = (lambda: None).__code__
 T = TypeVar("T")
 
 
 class Turnstile(Generic[T]):
-    """Lets in one thread at a time, as a lock does, and what garbage collection ends only when nobody is inside: it
-    strikes anywhere, also in the middle of a `with` of the same thread."""
+    """A lock, and what garbage collection ends: it strikes anywhere, also in the middle of a `with` of the same thread,
+    and then ``end`` is called when that is over.
+
+    Use ``with turnstile.lock: …`` and then ``turnstile.settle()``: a context manager of ours could be left locked by
+    Ctrl-C.
+    """
 
     def __init__(self, end: Callable[[T], None]) -> None:
         self._end = end
-        self._lock = threading.Lock()
         self._ended: deque[T] = deque()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-        self._settle()
+        self.lock: Any = threading.RLock()
 
     def ended(self, what: T) -> None:
-        """``end(what)`` is called now, or as soon as whoever is inside leaves."""
+        """``end(what)`` is called now, or by `settle` once this thread is out."""
         self._ended.append(what)
-        self._settle()
+        self.settle()
 
-    def _settle(self) -> None:
-        while self._ended and self._lock.acquire(blocking=False):
-            try:
+    def settle(self) -> None:
+        """End what has ended meanwhile."""
+        if self._ended and not self.lock._is_owned():
+            with self.lock:
                 while self._ended:
                     self._end(self._ended.popleft())
-            finally:
-                self._lock.release()
 
     def renew(self) -> None:
         """In a forked child, whose other threads are gone."""
-        self._lock = threading.Lock()
+        self.lock = threading.RLock()
         self._ended.clear()
 
 
@@ -93,9 +92,9 @@ class _Libc:
 
 
 class Mapping:
-    """One mapping; ``root`` tells when its last view is gone."""
+    """One mapping; ``token`` tells when its last view is gone."""
 
-    __slots__ = ("address", "claim", "file", "private", "root", "since", "size")
+    __slots__ = ("address", "claim", "file", "private", "since", "size", "token")
 
     def __init__(self, address: int, size: int, file: tuple[int, int], private: bool) -> None:
         self.address = address
@@ -103,7 +102,7 @@ class Mapping:
         self.file = file  # device and inode
         self.private = private
         self.claim = ""  # the maker's directory; "" where none is held
-        self.root: Any = None
+        self.token: Any = None  # a weak reference
         self.since = 0.0  # when it became idle
 
 
@@ -114,8 +113,9 @@ class Mappings:
         self.libc = _Libc()
         self.claims = Claims()
         self.live: set[Mapping] = set()
-        self.idle: dict[tuple[tuple[int, int], bool], Mapping] = {}
-        self.keepers = 0  # those that will call `sweep` in time
+        self.idle: dict[tuple[tuple[int, int], bool], Mapping] = {}  # oldest first
+        self.kept = 0  # bytes of these
+        self.keepers: list[Callable[[], None]] = []  # those that call `sweep` every second or so, once they are awake
         self.turnstile: Turnstile[Mapping] = Turnstile(self._end)
 
     def __len__(self) -> int:
@@ -130,25 +130,30 @@ class Mappings:
         """
         about = os.fstat(fd)
         file, size = (about.st_dev, about.st_ino), about.st_size
-        with self.turnstile:
-            if len(self.live) >= limits.SHM_MAPPINGS:
-                raise ValueError(f"this process has {len(self.live)} mappings already")
-            self.claims.take(maker, file[1])
-            try:
-                mapping = self._again(file, size, private) or self._new(fd, size, file, private)
-                root = (_Byte * size).from_address(mapping.address)
-            except BaseException:
-                self.claims.give_up(maker, file[1])
-                raise
-            mapping.claim = maker
-            mapping.root = weakref.ref(root, lambda _: self.turnstile.ended(mapping))
-            self.live.add(mapping)
+        try:
+            with self.turnstile.lock:
+                if len(self.live) >= limits.SHM_MAPPINGS:
+                    raise ValueError(f"this process has {len(self.live)} mappings already")
+                self.claims.take(maker, file[1])
+                try:
+                    mapping = self._again(file, size, private) or self._new(fd, size, file, private)
+                    mapping.claim = maker
+                    root: Any = (_Byte * size).from_address(mapping.address)
+                    root.token = token = _TOKEN.replace()
+                    mapping.token = weakref.ref(token, lambda _: self.turnstile.ended(mapping))
+                    self.live.add(mapping)
+                except BaseException:
+                    self.claims.give_up(maker, file[1])
+                    raise
+        finally:
+            self.turnstile.settle()
         return root
 
     def _again(self, file: tuple[int, int], size: int, private: bool) -> Mapping | None:
         mapping = self.idle.pop((file, private), None)
         if mapping is None:
             return None
+        self.kept -= mapping.size
         if mapping.size < size or (private and not self._restored(mapping)):
             self._unmap(mapping)
             return None
@@ -191,39 +196,52 @@ class Mappings:
         key = (mapping.file, mapping.private)
         if not self.keepers or mapping.size > limits.REGIONS_KEPT or key in self.idle:
             self._unmap(mapping)
-        else:
-            mapping.since = time.monotonic()
-            self.idle[key] = mapping
+            return
+        mapping.since = time.monotonic()
+        self.idle[key] = mapping
+        self.kept += mapping.size
+        while self.kept > 4 * limits.REGIONS_KEPT:  # of several makers
+            self._let_go(next(iter(self.idle)))
+
+    def _let_go(self, key: tuple[tuple[int, int], bool]) -> None:
+        mapping = self.idle.pop(key)
+        self.kept -= mapping.size
+        self._unmap(mapping)
 
     # --- what is kept --------------------------------------------------------------------------------
 
-    def join(self) -> None:
-        """Somebody will call `sweep` every second or so, until it calls `leave`."""
-        with self.turnstile:
-            self.keepers += 1
+    def join(self, wake: Callable[[], None]) -> None:
+        """Somebody will call `sweep` every second or so while anything is mapped, once ``wake()`` was called, until it
+        calls `leave` with the same."""
+        with self.turnstile.lock:
+            self.keepers.append(wake)
 
-    def leave(self) -> None:
-        with self.turnstile:
-            self.keepers -= 1
-        if not self.keepers:
+    def leave(self, wake: Callable[[], None]) -> None:
+        with self.turnstile.lock:
+            self.keepers.remove(wake)
+            others = self.keepers[:]
+        for other in others:
+            other()
+        if not others:
             self.sweep(float("inf"))
 
     def sweep(self, now: float) -> None:
         """Let go of what has been idle for long."""
-        with self.turnstile:
+        self.turnstile.settle()
+        with self.turnstile.lock:
             for key, mapping in list(self.idle.items()):
                 if now - mapping.since >= limits.REGION_IDLE:
-                    del self.idle[key]
-                    self._unmap(mapping)
+                    self._let_go(key)
 
     # --- forks ---------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
-        self.turnstile.__enter__()
+        self.turnstile.lock.acquire()
         self.claims.forked()
 
     def after_fork(self) -> None:
-        self.turnstile.__exit__()
+        self.turnstile.lock.release()
+        self.turnstile.settle()
 
     def in_child(self) -> None:
         """What the parent maps is mapped here too, and claimed while one of both lives: the locks are those of open

@@ -137,8 +137,9 @@ class SharedMemory:
         self.turnstile: Turnstile[Ended] = Turnstile(self._let_go)
         self.unwanted: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # paths; "" to look around, None to end
         self.cleaner: threading.Thread | None = None
-        self.cleaned = False  # the cleaner sleeps until it is told
-        mappings.join()
+        self.cleaned = True  # the cleaner sleeps until it is told, or has not been started
+        self.starting = threading.RLock()  # garbage collection may come here while it is held
+        mappings.join(self._wake)
 
     # --- writing -----------------------------------------------------------------------------------
 
@@ -165,11 +166,14 @@ class SharedMemory:
             self._give_back(spare)
             self._say_full(f"{type(exc).__name__}: {exc}")
             return None
+        except BaseException:  # Ctrl-C
+            self._give_back(spare)
+            raise
 
     def _reserve(self, size: int) -> _Spare | None:
         """A file to write to: one that is locked for this, or one of inode 0 that is not there yet; None if there is no
         room for it."""
-        with self.turnstile:
+        with self.turnstile.lock:
             if self.closed:
                 return None
             for spare in self.spares:
@@ -203,7 +207,7 @@ class SharedMemory:
         return f"{self.directory}/new-{next(self.serials)}"
 
     def _give_back(self, spare: _Spare) -> None:
-        with self.turnstile:
+        with self.turnstile.lock:
             self.used -= spare.room
         with contextlib.suppress(OSError):
             os.unlink(spare.path)
@@ -217,11 +221,15 @@ class SharedMemory:
     def _own(self, fd: int, temporary: str, view: Any, header: Header, origin: str) -> Segment:
         """Put a finished file into its place, which may be that of an earlier computation."""
         about = os.fstat(fd)
-        segment = Segment(self, next(self.serials), about.st_ino, about.st_size, origin, view, header)
-        with self.turnstile:
-            os.rename(temporary, f"{self.directory}/{segment.name}")
-            self.current[segment.name] = segment.serial
-            self._wake_cleaner()
+        name, serial = file_name(header.key), next(self.serials)
+        with self.turnstile.lock:
+            os.rename(temporary, f"{self.directory}/{name}")
+            self.current[name] = serial
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)  # still there if both were links to one file, which rename leaves alone
+        segment = Segment(self, serial, about.st_ino, about.st_size, origin, view, header)
+        self.turnstile.settle()
+        self._wake()
         return segment
 
     def _let_go(self, ended: Ended) -> None:
@@ -245,34 +253,43 @@ class SharedMemory:
 
     # --- the cleaner -------------------------------------------------------------------------------
 
-    def _wake_cleaner(self) -> None:
-        """There is something that will have to be given back: called inside of the turnstile."""
-        if self.cleaner is None and not self.closed:
-            self.cleaner = threading.Thread(target=self._clean, name="zdist-shm", daemon=True)
-            self.cleaner.start()
-        elif self.cleaned:
+    def _wake(self) -> None:
+        """There is something that will have to be given back."""
+        if self.cleaned and not self.closed:
             self.unwanted.put("")
+            if self.cleaner is None:
+                with self.starting:
+                    thread = threading.Thread(target=self._clean, name="zdist-shm", daemon=True)
+                    if self.cleaner is None:
+                        self.cleaner = thread
+                        thread.start()
 
     def _clean(self) -> None:
         """A thread of its own, as the kernel takes its time to free large files: unlink what is not wanted, and in time
         what nobody has used again."""
+        swept = time.monotonic()
         while True:
             self.cleaned = True  # first, lest what comes now goes unseen
             if self.used or self.spares or mappings.live or mappings.idle:
                 self.cleaned = False
+            pause = max(swept + limits.REGION_IDLE / 2 - time.monotonic(), 0.0)
             try:
-                path = self.unwanted.get(timeout=None if self.cleaned else limits.REGION_IDLE / 2)
+                path = self.unwanted.get(timeout=None if self.cleaned else pause)
             except queue.Empty:
-                self._sweep(time.monotonic())
-                continue
+                path = ""
             if path is None:
                 return
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+            if path:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+            if time.monotonic() >= swept + limits.REGION_IDLE / 2:
+                swept = time.monotonic()
+                self._sweep(swept)
 
     def _sweep(self, now: float) -> None:
         mappings.sweep(now)
-        with self.turnstile:
+        self.turnstile.settle()
+        with self.turnstile.lock:
             while self.spares and now - self.spares[0].since >= limits.REGION_IDLE:
                 self.unwanted.put(self.spares.pop(0).path)
 
@@ -298,8 +315,7 @@ class SharedMemory:
             return found, f"its holder's shared memory cannot be read: {exc}"
         finally:
             os.close(directory)
-            with self.turnstile:
-                self._wake_cleaner()
+            self._wake()
         return found, ""
 
     def _open(self, directory: int, key: Key, attempt: Attempt) -> Segment | Mapped | None:
@@ -327,7 +343,7 @@ class SharedMemory:
     def _adopt(self, directory: int, fd: int, view: Any, header: Header, origin: str) -> Segment | None:
         """Make another's segment one of our own as well; None if that is not possible."""
         room, temporary = os.fstat(fd).st_size, self._new_path()
-        with self.turnstile:
+        with self.turnstile.lock:
             if not self._fits(room):
                 return None
         try:
@@ -344,13 +360,14 @@ class SharedMemory:
         """Remove all of it; what is mapped stays mapped. Idempotent."""
         if self.closed or os.getpid() != self.pid:
             return
-        with self.turnstile:
+        with self.turnstile.lock:
             if self.closed:
                 return
             self.closed = True
         if self.cleaner is not None:
             self.unwanted.put(None)
-            self.cleaner.join(1.0)
+            if self.cleaner is not threading.current_thread():
+                self.cleaner.join(1.0)
         self.scratch.remove()
         os.close(self.users)
-        mappings.leave()
+        mappings.leave(self._wake)

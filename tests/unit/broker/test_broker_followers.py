@@ -168,3 +168,14 @@ def test_followers_are_not_in_the_way_of_taking_back() -> None:
     w.broker.tick(w.now)
     asked = [key for key, _ in w.rows("w-0", TakeBack)]
     assert asked and all(key.startswith("head") for key in asked)
+
+
+def test_what_is_more_urgent_does_not_wait_for_a_chain() -> None:
+    w = World(workers=1)
+    w.learn()
+    keys = chain(w, 3 * limits.FOLLOWERS)
+    w.turn()
+    w.submit("urgent", fn=SLOW, options=tuple(Options(priority=10)))
+    for key in keys[: limits.FOLLOWERS + 1]:
+        w.finish(key)
+    assert w.where("urgent") == "w-0"

@@ -34,6 +34,12 @@ def test_many_workers_get_short_tasks_several_in_a_row_and_longer_ones_singly() 
     assert spread(w) == [1] * RUNS_FROM
     w.submit("other", fn=SLOW)  # of unknown duration
     assert max(spread(w)) == 1
+    w = World(workers=RUNS_FROM)
+    w.learn(micros=10)
+    w.learn(micros=RUN_MICROS + 1, fn=SLOW)
+    w.submit("short")
+    w.submit(*(f"k{n}" for n in range(RUNS_FROM - 1)), fn=SLOW)
+    assert spread(w) == [1] * RUNS_FROM
 
 
 def test_an_unknown_function_is_never_queued_ahead() -> None:

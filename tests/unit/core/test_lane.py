@@ -276,6 +276,14 @@ def test_the_broker_is_spared_what_client_and_worker_are_through_with() -> None:
     assert kinds(client.out(1.0)[CONTROL]) == [m.SubmitEarly, m.Release]  # nothing has come after the last
 
 
+def test_a_broker_that_has_not_heard_of_a_lane_for_long_is_told_of_its_use() -> None:
+    client = Client()
+    client.ledger.defined.add(FN)
+    loop(client, 0)
+    client.submit()
+    assert early(client.out(limits.LANE_QUIET))[0].over == ()
+
+
 @pytest.mark.parametrize("why", ["kept", "told", "extend"])
 def test_the_broker_is_not_spared_what_concerns_it(why: str) -> None:
     client = Client(until=FIRST + limits.LANE_CREDIT // 2 if why == "extend" else FIRST + limits.LANE_CREDIT)

@@ -6,6 +6,8 @@ import gc
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
 
 from zdist import limits, serialize
+from zdist.transport import claims
 from zdist.transport import mapping as mapping_module
-from zdist.transport import shm
 from zdist.transport.blobs import Segment
 from zdist.transport.mapping import Turnstile, mappings
 from zdist.transport.shm import SharedMemory
@@ -177,10 +179,10 @@ def test_one_being_written_anew_is_not_found(make: Callable[..., SharedMemory]) 
     segment = put(holder, 1)
     fd = os.open(f"{holder.directory}/{segment.name}", os.O_RDWR)
     mappings.claims.give_up(holder.directory, segment.inode)  # as if nobody had it
-    assert shm.claims.lock(holder.users, segment.inode)
+    assert claims.lock(holder.users, segment.inode)
     assert get(reader, "w-1") is None
     os.pwrite(fd, bytes(4), 8)
-    shm.claims.unlock(holder.users, segment.inode)
+    claims.unlock(holder.users, segment.inode)
     assert get(reader, "w-1") is None  # its maker was killed half way
     os.close(fd)
     mappings.claims.take(holder.directory, segment.inode)
@@ -296,14 +298,121 @@ def test_a_forked_child_leaves_the_claims_of_its_parent(make: Callable[..., Shar
     assert (array == 1).all()
 
 
+class Last:
+    """Looks at a view while it is being collected, and keeps it."""
+
+    seen: list[memoryview]
+
+    def __init__(self, view: memoryview) -> None:
+        self.view, self.me = view, self
+
+    def __del__(self) -> None:
+        Last.seen.append(self.view)
+
+
+def test_a_view_in_a_garbage_cycle_counts_until_its_finalizers_have_run(make: Callable[..., SharedMemory]) -> None:
+    holder, reader = make("w-1"), make("c-1")
+    Last.seen = []
+    segment: Segment | None = put(holder, 1)
+    assert segment is not None
+    inode = segment.inode
+    found, _ = reader.read("w-1", [("k", -1)])
+    Last(found.pop("k").slice(0, 1 << 20)[-1])
+    segment = None
+    gc.collect()
+    before = bytes(Last.seen[0])
+    assert written_to(holder, 2)[0] != inode
+    assert bytes(Last.seen[0]) == before
+    Last.seen.clear()
+
+
+def test_without_the_file_of_claims_nothing_is_claimed_and_nothing_written_anew(
+    make: Callable[..., SharedMemory],
+) -> None:
+    holder = make("w-1")
+    assert claims.lock(holder.users, 7)
+    claims.unlock(holder.users, 7)
+    os.unlink(f"{holder.directory}/{claims.USERS}")  # somebody has swept here by hand
+    assert not claims.lock(holder.users, 7)
+    with pytest.raises(FileNotFoundError):
+        claims.Claims().take(holder.directory, 7)
+    holder.close()
+    claims.Claims().take(holder.directory, 7)  # whoever is gone writes nothing
+
+
+def test_idle_mappings_go_in_time_however_busy_the_cleaner_is(
+    make: Callable[..., SharedMemory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "REGION_IDLE", 0.05)
+    holder, reader = make("w-1"), make("c-1")
+    segment = put(holder, 1)
+    assert get(reader, "w-1") is not None
+    end = time.monotonic() + 20
+    while mappings.idle and time.monotonic() < end:
+        for memory in (holder, reader):
+            memory.unwanted.put(f"{memory.directory}/nothing")
+    assert not mappings.idle
+    del segment
+
+
+def test_who_stays_sweeps_for_who_leaves(make: Callable[..., SharedMemory], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "REGION_IDLE", 0.05)
+    holder, reader, other = make("w-1"), make("c-1"), make("c-2")
+    segment: Segment | None = put(holder, 1)
+    array = get(reader, "w-1")
+    assert segment is not None and other.cleaner is None
+    reader.close()
+    segment = None
+    holder.close()
+    del array
+    end = time.monotonic() + 20
+    while mappings.idle and time.monotonic() < end:
+        threading.Event().wait(0.01)
+    assert not mappings.idle
+
+
+def test_what_is_kept_is_bounded(make: Callable[..., SharedMemory], monkeypatch: pytest.MonkeyPatch) -> None:
+    holder, reader = make("w-1"), make("c-1")
+    kept = [put(holder, n, key=f"k{n}") for n in range(20)]
+    monkeypatch.setattr(limits, "REGIONS_KEPT", SIZE * 10)
+    for n in range(20):
+        assert (get(reader, "w-1", f"k{n}") == n).all()
+    assert 0 < mappings.kept <= 4 * limits.REGIONS_KEPT
+    assert mappings.kept == sum(mapping.size for mapping in mappings.idle.values())
+    del kept
+
+
+def test_adopting_one_file_again_leaves_no_second_link(make: Callable[..., SharedMemory]) -> None:
+    first, second = make("w-1"), make("w-2", adopt=True)
+    segment = put(first, 1)
+    for _ in range(3):
+        found, _ = second.read("w-1", [("k", 1)])
+        again, _ = second.read("w-1", [("k", 1)])
+        assert len([name for name in os.listdir(second.directory) if name.startswith("new-")]) == 0
+        found.clear()
+        again.clear()
+    assert second.used == 0
+    del segment
+
+
+def test_one_mapping_too_many_is_done_without(
+    make: Callable[..., SharedMemory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = make("w-1")
+    segment = put(holder, 1)
+    monkeypatch.setattr(limits, "SHM_MAPPINGS", 0)
+    assert (serialize.loads(segment.pieces) == 1).all()
+
+
 def test_what_ends_inside_of_a_turnstile_ends_when_it_is_left() -> None:
     ended: list[int] = []
     turnstile: Turnstile[int] = Turnstile(ended.append)
     turnstile.ended(1)
-    with turnstile:
+    with turnstile.lock:
         turnstile.ended(2)
         turnstile.ended(3)
         assert ended == [1]
+    turnstile.settle()
     assert ended == [1, 2, 3]
 
 
