@@ -43,22 +43,24 @@ def test_decode(benchmark: Any, kind: str) -> None:
 
 def test_arguments_out(benchmark: Any) -> None:
     calls = [(n, "text", 1.5) for n in range(COUNT)]
-    benchmark(lambda: [serialize.dumps_args(call, {}, None, what="arguments") for call in calls])
+    packed = benchmark(lambda: [serialize.dumps_args(call, {}, None, what="arguments") for call in calls])
+    assert serialize.loads_args(packed[7][0], lambda key: key) == ((7, "text", 1.5), {})
 
 
 def test_arguments_in(benchmark: Any) -> None:
     packed = [serialize.dumps_args((n, "text", 1.5), {}, None, what="arguments")[0] for n in range(COUNT)]
-    benchmark(lambda: [serialize.loads_args(each, lambda key: key) for each in packed])
+    assert benchmark(lambda: [serialize.loads_args(each, lambda key: key) for each in packed])[7][0][0] == 7
 
 
 def test_results_out(benchmark: Any) -> None:
     values = [(n, [1.5, "text"]) for n in range(COUNT)]
-    benchmark(lambda: [serialize.dumps_inline(value, 1 << 14) for value in values])
+    packed = benchmark(lambda: [serialize.dumps_inline(value, 1 << 14) for value in values])
+    assert serialize.loads(packed[7]) == values[7]
 
 
 def test_results_in(benchmark: Any) -> None:
     packed = [serialize.dumps((n, [1.5, "text"])).tobytes() for n in range(COUNT)]
-    benchmark(lambda: [serialize.loads(each) for each in packed])
+    assert benchmark(lambda: [serialize.loads(each) for each in packed])[7] == (7, [1.5, "text"])
 
 
 def test_names(benchmark: Any) -> None:
