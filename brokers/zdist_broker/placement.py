@@ -13,6 +13,7 @@ from zdist.limits import (
     AHEAD_TASKS,
     BYTES_PER_MICRO,
     FOLLOW_MICROS,
+    FOLLOWED,
     FOLLOWERS,
     HOLDERS_TOLD,
     INLINED_BYTES,
@@ -359,6 +360,8 @@ class Placement:
         fn, terms = task.fn, task.terms
         assert fn is not None and terms is not None
         if not fn.measured or fn.micros > FOLLOW_MICROS or len(worker.assigned) - worker.count >= FOLLOWERS:
+            return False
+        if len(task.deps) > FOLLOWED:  # each of them would look at all of them
             return False
         pool = terms.pool
         if worker.paused or worker.gone or pool.resources or worker not in pool.members:

@@ -61,6 +61,16 @@ def test_a_reduction_follows_where_all_of_its_inputs_are_made() -> None:
     assert [dep[0] for dep in w.runs("w-0")["abc"][5]] == ["a", "b", "c"]
 
 
+def test_a_large_reduction_waits_lest_each_input_looks_at_all() -> None:
+    w = World(workers=1)
+    w.learn()
+    for count, follows in ((limits.FOLLOWED, True), (limits.FOLLOWED + 1, False)):
+        keys = [f"{count}-{n}" for n in range(count)]
+        w.submit(*keys)
+        w.submit(f"all-{count}", deps=tuple(keys))
+        assert (w.where(f"all-{count}") == "w-0") == follows
+
+
 @pytest.mark.parametrize("why", ["unknown", "long", "many", "resources", "tags", "paused"])
 def test_others_wait_until_their_inputs_are_there(why: str) -> None:
     w = World(workers=0)
