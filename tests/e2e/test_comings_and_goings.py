@@ -163,6 +163,9 @@ def test_a_broker_that_is_stopped_says_so_and_its_successor_does_the_work(
     with Client(address, timeout=PATIENCE, set_as_default=False) as client:
         future = client.submit(wait_for_gate, str(gate))
         client.wait_for_workers(1, timeout=PATIENCE)
+        end = time.monotonic() + PATIENCE
+        while not client.counts()["nodes"]:  # it may come after its worker, and then would not hear the goodbye
+            assert time.monotonic() < end
         broker.process.send_signal(signal.SIGTERM)
         assert broker.process.wait(PATIENCE) == 0
         said = worker.says("was stopped.*broker.away")
