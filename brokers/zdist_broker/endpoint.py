@@ -206,7 +206,8 @@ class BrokerEndpoint:
             if isinstance(joined, Refused):
                 self._refuse(route, session, joined.code, joined.text)
                 return
-            peer = self.peers[session] = Peer(session, hello.role, _node_of(hello), joined)
+            host = str(hello.info.get("host") or "")
+            peer = self.peers[session] = Peer(session, hello.role, _node_of(hello), host, joined)
         if peer.control is not None and peer.control != route.hop:
             self.control.pop(peer.control, None)
         peer.control = route.hop
@@ -248,7 +249,7 @@ class BrokerEndpoint:
                     self.relay.detached(packet.session, now)
                 peer.bulk = route.hop
                 self.bulk[route.hop] = peer
-                self.relay.joined(packet.session, now)
+                self.relay.joined(packet.session, now, peer.host)
             return
         peer = self.bulk.get(route.hop)
         if peer is None or peer.session.id != packet.session:

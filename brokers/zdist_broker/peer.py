@@ -21,14 +21,15 @@ class Peer:
     """One session: its numbers, and the connections that it uses now."""
 
     __slots__ = (
-        "begun", "behind", "bulk", "control", "crowded", "greeted", "heard", "info", "mute", "node", "repeats",
+        "begun", "behind", "bulk", "control", "crowded", "greeted", "heard", "host", "info", "mute", "node", "repeats",
         "role", "session", "settled", "spoke", "swept", "until",
     )  # fmt: skip
 
-    def __init__(self, session: str, role: str, node: str, info: dict[str, Any]) -> None:
+    def __init__(self, session: str, role: str, node: str, host: str, info: dict[str, Any]) -> None:
         self.session = Session(session)
         self.role = role
         self.node = node  # a worker's node, whose heartbeat keeps it alive
+        self.host = host
         self.info = info  # what its machine adds to each welcome
         self.settled = False  # it has heard that it begins anew: only who was welcomed says more than hello
         self.control: bytes | None = None

@@ -1,15 +1,17 @@
 """Data that passes through the broker: requests out to holders, chunks back, under one budget of bytes. PURE.
 
 A request is granted before it goes to its holder: at most ``RELAY_BUDGET`` bytes are asked for and not yet taken, and
-the receivers share them by turns, so the broker's memory is bounded whatever the results' sizes. A receiver that does
-not take what it got loses its place in the budget after ``TAKE_TIMEOUT``, but gets nothing more until it takes it.
-What it was sent may still lie in its connection's queue: it counts up to ``RELAY_CEILING`` until the receiver takes it,
-or its connection is found to be gone.
+the receivers share them by turns, so the broker's memory is bounded whatever the results' sizes. Of the receivers on
+one host, ``AT_ONCE`` are served at a time: more of them would not bring in more, and would keep its cores from others.
+
+A receiver that does not take what it got loses its place in the budget after ``TAKE_TIMEOUT``, but gets nothing more
+until it takes it. What it was sent may still lie in its connection's queue: it counts up to ``RELAY_CEILING`` until the
+receiver takes it, or its connection is found to be gone.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -19,18 +21,23 @@ from zdist.limits import (
     ATTACH_WAIT,
     CHUNK,
     GRANT_TIMEOUT,
+    MIB,
     QUEUED_REQUESTS,
-    REFUSED_KEYS,
     RELAY_BUDGET,
     RELAY_CEILING,
     TAKE_TIMEOUT,
     WHOLE,
 )
 from zdist.protocol.messages import Data, Get, HelloPlease, Message, Taken, payload_size
+from zdist_broker.refusals import Refusals
 
 __all__ = ["Relay"]
 
 UNPROVEN: Final = 2 * CHUNK  # bytes under way to a receiver that has not taken anything yet
+AT_ONCE: Final = 2  # receivers of one host that are served at a time,
+TURN: Final = 32 * MIB  # each, while others wait, until it was given so many bytes,
+STILL: Final = 0.1  # or until it has taken nothing for so many seconds
+SMALL: Final = MIB // 4  # bytes of a request that waits for no turn
 
 
 class Grant:
@@ -56,11 +63,13 @@ class Relay(Machine[str]):
     def __init__(self, alive: Callable[[str], bool] = lambda session: True) -> None:
         super().__init__()
         self.alive = alive
-        self.connected: dict[str, None] = {}
+        self.connected: dict[str, str] = {}  # the session's host
         self.grants: OrderedDict[tuple[str, int], Grant] = OrderedDict()  # passed on, not answered; oldest first
         self.sent: OrderedDict[tuple[str, int], Grant] = OrderedDict()  # answered, not taken; longest unmoved first
         self.proven: dict[str, None] = {}  # receivers that take what they get; the others are given little
-        self.took: dict[str, float] = {}  # when a receiver last took something, while something else is on its way
+        self.took: dict[str, float] = {}  # when a receiver with grants last took something, or got the first of them
+        self.turns: dict[str, int] = {}  # bytes that receivers were given in their present turns
+        self.look_at = float("inf")  # when to look who of the served stands still, while others wait
         self.granted = 0  # bytes of all grants
         self.used: dict[str, int] = {}  # the same by receiver
         self.debts: dict[tuple[str, int], int] = {}  # answered, never taken, reclaimed: bytes
@@ -70,15 +79,14 @@ class Relay(Machine[str]):
         self.queues: OrderedDict[str, OrderedDict[int, Get]] = OrderedDict()  # by receiver, whose turn it is first
         self.early: dict[str, list[tuple[Get, float]]] = {}  # by holder that has no bulk connection yet
         self.deferred: dict[str, int] = {}  # how many of those by receiver
-        self.refused: dict[str, dict[int, int]] = {}  # keys in answers without data, until they are confirmed
-        self.refused_keys: dict[str, int] = {}  # their sum by receiver
+        self.refusals = Refusals()
         self.ignored = 0
 
     # --- sessions -------------------------------------------------------------------------------------
 
-    def joined(self, session: str, now: float) -> None:
+    def joined(self, session: str, now: float, host: str = "") -> None:
         """The session has a bulk connection (again)."""
-        self.connected[session] = None
+        self.connected[session] = host or session
         for get in self._take_early(session):
             self._queue(get)
         self._grant(now)
@@ -95,8 +103,7 @@ class Relay(Machine[str]):
         self.connected.pop(session, None)
         self.proven.pop(session, None)
         self.queues.pop(session, None)
-        self.refused.pop(session, None)
-        self.refused_keys.pop(session, None)
+        self.refusals.forget(session)
         for holder, early in list(self.early.items()):
             self._keep_early(holder, [entry for entry in early if entry[0].receiver != session])
         for get in self._take_early(session):
@@ -225,8 +232,8 @@ class Relay(Machine[str]):
             self._free(name)
         elif name in self.debts:
             self._settle(name)
-        elif taken.req in self.refused.get(session, ()):
-            self._confirmed(session, taken.req)
+        elif self.refusals.confirmed(session, taken.req):
+            pass
         elif taken.req in self.queues.get(session, ()):
             self._unqueue(session, taken.req)
         elif session in self.deferred:
@@ -246,6 +253,7 @@ class Relay(Machine[str]):
         else:
             self.used.pop(grant.receiver, None)
             self.took.pop(grant.receiver, None)
+            self.turns.pop(grant.receiver, None)
 
     def _free(self, name: tuple[str, int]) -> None:
         grant = self.grants.pop(name, None) or self.sent.pop(name)
@@ -271,34 +279,57 @@ class Relay(Machine[str]):
             self.ask_at = float("inf")
 
     def _grant(self, now: float) -> None:
-        """Pass on requests, one from each receiver in turn, while the budget lasts."""
-        blocked = 0
+        """Pass on requests while the budget lasts, one of each receiver that is served, again and again."""
+        self.look_at = float("inf")
+        while self.queues and self._round(now):
+            pass
+
+    def _round(self, now: float) -> bool:
+        """Whether anything was passed on."""
         budget = min(RELAY_BUDGET, RELAY_CEILING - self.owed)
-        while self.queues and blocked < len(self.queues):
-            receiver, queue = next(iter(self.queues.items()))
-            get = next(iter(queue.values()))
+        moving = Counter(self.connected.get(r) for r in self.used if self.took[r] + STILL > now)
+        some = False
+        for receiver in list(self.queues):
+            get = next(iter(self.queues[receiver].values()))
             size = min(sum(row[2] or WHOLE for row in get.rows), WHOLE)
+            if receiver in self.debtors or (size > SMALL and not self._served(receiver, moving, now)):
+                continue
             others = len(self.used) - (receiver in self.used)
             share = budget // (2 + 2 * others) if receiver in self.proven else UNPROVEN
             used = self.used.get(receiver, 0)
-            if receiver in self.debtors or (used and used + size > share):
-                self.queues.move_to_end(receiver)
-                blocked += 1
+            if used and used + size > share:
                 continue
             if self.granted + size > budget:
-                return
-            del queue[get.req]
-            if queue:
-                self.queues.move_to_end(receiver)
-            else:
-                del self.queues[receiver]
-            blocked = 0
-            if get.holder not in self.connected:
-                self._defer(get, now)
-                continue
-            grant = self.grants[(receiver, get.req)] = Grant(receiver, get, 0, now)
-            self._count(grant, size)
-            self.send(get.holder, get)
+                return False
+            self._pass_on(receiver, get, size, now)
+            some = True
+        return some
+
+    def _served(self, receiver: str, moving: Counter[str | None], now: float) -> bool:
+        """Whether it is this receiver's turn. Who stands still does not count, so that nobody waits for it."""
+        host = self.connected.get(receiver)
+        if receiver not in self.used:
+            if moving[host] >= AT_ONCE:
+                self.look_at = now + STILL
+                return False
+            moving[host] += 1
+        elif self.turns[receiver] >= TURN:
+            if any(r not in self.used and self.connected.get(r) == host for r in self.queues):
+                self.queues.move_to_end(receiver)  # until it has taken what it was given
+                return False
+            self.turns[receiver] = 0
+        return True
+
+    def _pass_on(self, receiver: str, get: Get, size: int, now: float) -> None:
+        self._unqueue(receiver, get.req)
+        if get.holder not in self.connected:
+            self._defer(get, now)
+            return
+        grant = self.grants[(receiver, get.req)] = Grant(receiver, get, 0, now)
+        self.took.setdefault(receiver, now)
+        self.turns[receiver] = self.turns.get(receiver, 0) + size
+        self._count(grant, size)
+        self.send(get.holder, get)
 
     def _refuse(self, receiver: str, req: int, keys: Iterable[str], code: str, text: str) -> None:
         rows = tuple((key, code, text) for key in keys)
@@ -306,23 +337,9 @@ class Relay(Machine[str]):
             self.send(receiver, Data(req, receiver, (), rows))
 
     def _may_refuse(self, receiver: str, req: int, keys: int) -> bool:
-        """Note an answer without data. Who confirms none of them would have its connection filled with them."""
-        self._confirmed(receiver, req)
-        count = self.refused_keys.get(receiver, 0) + keys
-        if count > REFUSED_KEYS:
-            self.ignored += 1
-            return False
-        if receiver in self.connected:
-            self.refused.setdefault(receiver, {})[req] = keys
-            self.refused_keys[receiver] = count
-        return True
-
-    def _confirmed(self, receiver: str, req: int) -> None:
-        table = self.refused.get(receiver)
-        if table is not None and req in table:
-            self.refused_keys[receiver] -= table.pop(req)
-            if not table:
-                del self.refused[receiver], self.refused_keys[receiver]
+        may = receiver not in self.connected or self.refusals.add(receiver, req, keys)
+        self.ignored += not may
+        return may
 
     # --- time -----------------------------------------------------------------------------------------
 
@@ -360,6 +377,8 @@ class Relay(Machine[str]):
     def deadline(self) -> float | None:
         """When ``tick`` is next needed."""
         times = [early[0][1] for early in self.early.values()]
+        if self.look_at < float("inf"):
+            times.append(self.look_at)
         if self.grants:
             times.append(next(iter(self.grants.values())).since + GRANT_TIMEOUT)
         if self.sent:
@@ -395,10 +414,9 @@ class Relay(Machine[str]):
             for get, _ in early:
                 deferred[get.receiver] = deferred.get(get.receiver, 0) + 1
         require(deferred == self.deferred, "relay: early requests by receiver are not the sum")
-        refused = {receiver: sum(table.values()) for receiver, table in self.refused.items()}
-        require(refused == self.refused_keys, "relay: refused keys are not the sum")
-        require(all(self.refused.values()), "relay: an empty table of refusals was kept")
-        require(self.took.keys() <= self.used.keys(), "relay: remembers a receiver that has nothing to take")
+        self.refusals.check()
+        require(self.took.keys() == self.used.keys(), "relay: does not know when a receiver took something")
+        require(self.turns.keys() == self.used.keys(), "relay: a turn of a receiver that is not served")
         for table in (self.grants, self.sent):
             times = [g.since for g in table.values()]
             require(times == sorted(times), "relay: grants are out of order")

@@ -1,9 +1,9 @@
 """What relaying costs the broker: ``python tests/benchmarks/relay_memory.py [--gib N] [--readers N]``.
 
 Results of 64 MiB are relayed to readers that take what comes, that are stopped in the middle, and that take nothing,
-one and ten of each. Printed are the growth of the broker's resident memory at its highest point, and how long a small
-task of another client takes meanwhile (median), against an idle cluster. Ends with code 1 if the memory grows by more
-than 128 MiB, or a small task takes more than twice as long.
+one and ten of each, in processes of their own. Printed are the growth of the broker's resident memory at its highest
+point, and how long a small task of another client takes meanwhile (median), against an idle cluster. Ends with code 1
+if the memory grows by more than 128 MiB, or a small task takes more than twice as long.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
-from relay_readers import BrokerMemory, RawReader, StoppedReader, block, broker_pid, relay_all
+from relay_readers import BrokerMemory, RawReader, Reader, block, broker_pid, relay_all
 
-from zdist import Client, Future, LocalCluster, wait
+from zdist import Client, LocalCluster, wait
 from zdist.limits import MIB
 
 COUNT, NBYTES = 8, 64 * MIB
@@ -67,45 +68,49 @@ class Bench:
         self.raw: list[RawReader] = []
         self.bad = False
 
-    def measure(self, name: str, readers: int, stack: ExitStack) -> None:
-        """Relay everything to ``readers`` clients, share and share alike, while what is in the stack goes on."""
-        before = idle(self.other)
-        small = Small(self.other)
-        small.start()
-        begin = time.perf_counter()
-        if readers == 1:
+    def saturate(self, readers: int) -> None:
+        """Relay everything to ``readers`` client processes at once, share and share alike."""
+        rounds = -(-self.rounds // readers)
+        keys = [future.key for future in self.blocks]
+        with ExitStack() as stack:
+            started = [stack.enter_context(Reader(self.cluster, keys, rounds)) for _ in range(readers)]
+            for reader in started:
+                reader.ready()
+            before = idle(self.other)
+
+            def read() -> int:
+                for reader in started:
+                    reader.go()
+                return sum(len(reader.go_on()) for reader in started)
+
+            self._measure(f"{readers} saturating", before, read)
+
+    def beside(self, name: str) -> None:
+        """Relay everything to one client, while others behave as they do."""
+
+        def read() -> int:
             for _ in range(self.rounds):
                 relay_all(self.reader, self.blocks, NBYTES)
                 for raw in self.raw:
                     raw.ping()
-        else:
-            self._together(readers)
+            return self.rounds * COUNT
+
+        self._measure(f"1 beside {name}", idle(self.other), read)
+        self.raw.clear()
+
+    def _measure(self, name: str, before: float, read: Callable[[], int]) -> None:
+        small = Small(self.other)
+        small.start()
+        begin = time.perf_counter()
+        values = read()
         seconds = time.perf_counter() - begin
         during = small.median()
-        rate = self.rounds * COUNT * NBYTES / seconds / 1e6
         print(
-            f"{name:34} {rate:6.0f} MB/s   broker +{self.memory.growth / MIB:4.0f} MiB   "
+            f"{name:34} {values * NBYTES / seconds / 1e6:6.0f} MB/s   broker +{self.memory.growth / MIB:4.0f} MiB   "
             f"small task {before * 1e3:5.2f} ms idle, {during * 1e3:5.2f} ms meanwhile ({during / before:.2f})",
             flush=True,
         )
         self.bad = self.bad or self.memory.growth > BOUND or during > 2 * before
-        stack.close()
-        self.raw.clear()
-
-    def _together(self, readers: int) -> None:
-        share = -(-self.rounds * COUNT // readers)
-
-        def read() -> None:
-            with Client(self.cluster, set_as_default=False) as client:
-                for start in range(0, share, COUNT):
-                    some = [Future(future.key, client) for future in self.blocks[: share - start]]
-                    relay_all(client, some, NBYTES)
-
-        threads = [threading.Thread(target=read) for _ in range(readers)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
 
 
 def main() -> int:
@@ -124,18 +129,18 @@ def main() -> int:
         bench = Bench(cluster, reader, other, total)
         keys = [future.key for future in bench.blocks]
         for number in (1, many):
-            bench.measure(f"{number} saturating", number, ExitStack())
+            bench.saturate(number)
         for number in (1, many):
-            stack = ExitStack()
-            for stopped in [stack.enter_context(StoppedReader(cluster, keys)) for _ in range(number)]:
-                stopped.stop_after_the_first()
-            bench.measure(f"1 beside {number} stopped half way", 1, stack)
+            with ExitStack() as stack:
+                for stopped in [stack.enter_context(Reader(cluster, keys)) for _ in range(number)]:
+                    stopped.stop_after_the_first()
+                bench.beside(f"{number} stopped half way")
         for number in (1, many):
-            stack = ExitStack()
-            for raw in [stack.enter_context(RawReader(cluster)) for _ in range(number)]:
-                raw.ask(bench.blocks, NBYTES)
-                bench.raw.append(raw)
-            bench.measure(f"1 beside {number} that take nothing", 1, stack)
+            with ExitStack() as stack:
+                for raw in [stack.enter_context(RawReader(cluster)) for _ in range(number)]:
+                    raw.ask(bench.blocks, NBYTES)
+                    bench.raw.append(raw)
+                bench.beside(f"{number} that take nothing")
         del bench.blocks
     return int(bench.bad)
 

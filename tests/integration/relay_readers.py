@@ -103,21 +103,36 @@ class RawReader:
         self.context.destroy(0)
 
 
-class StoppedReader:
-    """A client process that gathers by relay and is stopped in the middle of it."""
+class Reader:
+    """A client process that gathers by relay, all keys ``rounds`` times, once it is told to go."""
 
-    def __init__(self, cluster: LocalCluster, keys: list[str]) -> None:
+    def __init__(self, cluster: LocalCluster, keys: list[str], rounds: int = 1) -> None:
         code = (
             "import sys; from zdist import Client, Future; "
             "client = Client(sys.argv[1], token=sys.argv[2], set_as_default=False); "
-            "futures = [Future(key, client) for key in sys.argv[3:]]\n"
-            "for value in client.gather(iter(futures), direct=False): print(len(value), flush=True)"
+            "futures = [Future(key, client) for key in sys.argv[4:]]; "
+            "print('ready', flush=True); sys.stdin.readline()\n"
+            "for _ in range(int(sys.argv[3])):\n"
+            "    for value in client.gather(iter(futures), direct=False): print(len(value), flush=True)"
         )
-        command = [sys.executable, "-c", code, cluster.broker_address, cluster.token, *keys]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-c", code, cluster.broker_address, cluster.token, str(rounds), *keys]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ready(self) -> None:
+        """Wait until it is connected."""
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline().strip() == "ready"
+
+    def go(self) -> None:
+        """Begin."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
 
     def stop_after_the_first(self) -> None:
-        """Wait for its first value; the next ones are on their way then."""
+        """Begin, and stop it after its first value; the next ones are on their way then."""
+        self.ready()
+        self.go()
         assert self.process.stdout is not None
         assert self.process.stdout.readline().strip(), "the reader has read nothing"
         self.process.send_signal(signal.SIGSTOP)
@@ -127,7 +142,7 @@ class StoppedReader:
         self.process.send_signal(signal.SIGCONT)
         return self.process.communicate(timeout=60)[0].split()
 
-    def __enter__(self) -> StoppedReader:
+    def __enter__(self) -> Reader:
         return self
 
     def __exit__(

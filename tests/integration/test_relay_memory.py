@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 from cluster_checks import WITHIN, eventually
-from relay_readers import BrokerMemory, RawReader, StoppedReader, block, broker_pid, relay_all
+from relay_readers import BrokerMemory, RawReader, Reader, block, broker_pid, relay_all
 
 from zdist import Client, Future, LocalCluster, wait
 from zdist.limits import MIB
@@ -57,7 +57,7 @@ def test_ten_readers_at_once(cluster: LocalCluster, client: Client, blocks: list
 
 def test_a_reader_that_is_stopped_in_the_middle(cluster: LocalCluster, client: Client, blocks: list[Future]) -> None:
     memory = BrokerMemory(broker_pid())
-    with StoppedReader(cluster, [future.key for future in blocks]) as reader:
+    with Reader(cluster, [future.key for future in blocks]) as reader:
         reader.stop_after_the_first()
         relay_all(client, blocks, NBYTES)  # others do not notice
         assert memory.growth <= BOUND

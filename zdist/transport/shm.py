@@ -260,7 +260,7 @@ class SharedMemory:
             if self.cleaner is None:
                 with self.starting:
                     thread = threading.Thread(target=self._clean, name="zdist-shm", daemon=True)
-                    if self.cleaner is None:
+                    if self.cleaner is None and not self.closed:
                         self.cleaner = thread
                         thread.start()
 
@@ -364,10 +364,12 @@ class SharedMemory:
             if self.closed:
                 return
             self.closed = True
-        if self.cleaner is not None:
+        with self.starting:
+            cleaner = self.cleaner
+        if cleaner is not None:
             self.unwanted.put(None)
-            if self.cleaner is not threading.current_thread():
-                self.cleaner.join(1.0)
+            if cleaner is not threading.current_thread():
+                cleaner.join(1.0)
         self.scratch.remove()
         os.close(self.users)
         mappings.leave(self._wake)

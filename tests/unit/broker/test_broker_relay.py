@@ -21,7 +21,7 @@ from zdist.limits import (
     WHOLE,
 )
 from zdist.protocol.messages import Buffer, Data, Get, HelloPlease, Probe, Taken
-from zdist_broker.relay import UNPROVEN, Relay
+from zdist_broker.relay import SMALL, STILL, TURN, UNPROVEN, Relay
 
 
 class Bench:
@@ -130,6 +130,69 @@ def test_receivers_are_served_by_turns() -> None:
 def test_many_small_requests_are_not_held_up() -> None:
     b = Bench("w-0", "c-0")
     assert sum(len(b.get("c-0", n, 1000).get("w-0", [])) for n in range(500)) == 500
+
+
+def served(b: Bench, *receivers: str, host: str = "h") -> list[str]:
+    """These, all on one host, ask for a turn and more at once; whose requests are passed on, in order."""
+    for receiver in receivers:
+        b.relay.joined(receiver, b.now, host)
+        b.relay.proven[receiver] = None
+    passed: list[str] = []
+    for receiver in receivers:
+        for req in range(2 * TURN // CHUNK):
+            passed += passed_on(b.get(receiver, req))
+    return passed
+
+
+def passed_on(out: dict[str, list[object]]) -> list[str]:
+    return [m.receiver for m in out.get("w-0", []) if isinstance(m, Get)]
+
+
+def take(b: Bench, receiver: str, req: int) -> list[str]:
+    """The receiver gets the answer to this request and takes it; whose requests are passed on then."""
+    b.data("w-0", receiver, req)
+    return passed_on(b.send(receiver, Taken(req)))
+
+
+def test_two_receivers_of_a_host_are_served_at_a_time_each_for_its_turn() -> None:
+    b = Bench("w-0")
+    assert set(served(b, "c-0", "c-1", "c-2")) == {"c-0", "c-1"}
+    turn = -(-TURN // CHUNK)
+    got = sum(receiver == "c-0" for receiver, _ in b.relay.grants)
+    for req in range(turn - 1):
+        passed = take(b, "c-0", req)
+        assert passed in (["c-0"], [])
+        got += len(passed)
+    assert got == turn
+    assert set(take(b, "c-0", turn - 1)) == {"c-1", "c-2"}  # only when the first has taken all of its own
+    assert "c-0" in b.relay.queues
+
+
+def test_a_receiver_alone_on_its_host_goes_on_after_its_turn() -> None:
+    b = Bench("w-0")
+    served(b, "c-0", "c-1")
+    for req in range(2 * TURN // CHUNK):
+        take(b, "c-0", req)
+    assert "c-0" not in b.relay.queues
+
+
+def test_receivers_of_several_hosts_do_not_wait_for_each_other() -> None:
+    b = Bench("w-0")
+    assert set(served(b, "c-0", "c-1")) | set(served(b, "c-2", host="other")) == {"c-0", "c-1", "c-2"}
+
+
+def test_small_requests_wait_for_no_turn() -> None:
+    b = Bench("w-0")
+    served(b, "c-0", "c-1", "c-2")
+    assert "w-0" in b.get("c-3", 1, SMALL)
+
+
+def test_who_stands_still_holds_up_nobody() -> None:
+    b = Bench("w-0")
+    assert set(served(b, "c-0", "c-1", "c-2")) == {"c-0", "c-1"}
+    assert b.relay.deadline() == STILL
+    assert set(passed_on(b.tick(STILL))) == {"c-2"}
+    assert b.relay.deadline() == GRANT_TIMEOUT  # nobody waits for a turn any more
 
 
 def test_a_holder_that_is_about_to_connect_is_waited_for() -> None:
@@ -316,7 +379,9 @@ class RelayLife(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.bench = Bench("a", "b", "c")
+        self.bench = Bench()
+        for session in "abc":
+            self.bench.relay.joined(session, 0.0, "host")
         self.asked: list[tuple[str, str, int, int]] = []
         self.waiting: dict[tuple[str, int], None] = {}  # receiver and request: neither answered nor given up
         self.got: dict[tuple[str, int], None] = {}  # answered with data, not taken
@@ -345,14 +410,16 @@ class RelayLife(RuleBasedStateMachine):
 
     @rule(s=st.sampled_from("abcd"), how=st.sampled_from(("gone", "detached", "joined")))
     def session(self, s: str, how: str) -> None:
-        getattr(self.bench.relay, how)(s, self.bench.now)
-        if how != "joined":  # it knows nothing of what it has asked
+        if how == "joined":
+            self.bench.relay.joined(s, self.bench.now, "host")
+        else:  # it knows nothing of what it has asked
+            getattr(self.bench.relay, how)(s, self.bench.now)
             for table in (self.waiting, self.got):
                 for name in [name for name in table if name[0] == s]:
                     del table[name]
         self.note(self.bench.out())
 
-    @rule(seconds=st.sampled_from((0.1, 1.0, 11.0)))
+    @rule(seconds=st.sampled_from((0.01, 0.1, 1.0, 11.0)))
     def pause(self, seconds: float) -> None:
         self.note(self.bench.tick(seconds))
 
@@ -397,7 +464,7 @@ def test_refusals_that_a_receiver_does_not_confirm_are_bounded() -> None:
     assert absent(b.send("c-1", Get(1, "", "w-gone", "c-1", rows)), "c-1") == ["unknown"] * 500  # others are answered
     for req in range(1000):
         b.send("c-0", Taken(req))
-    assert not b.relay.refused.get("c-0")
+    assert not b.relay.refusals.keys.get("c-0")
     assert len(absent(b.send("c-0", Get(5000, "", "w-gone", "c-0", rows)), "c-0")) == 500
 
 

@@ -207,7 +207,7 @@ class Siege:
             tables.tasks, tables.functions, tables.clients, tables.workers, tables.nodes, tables.placing, tables.cache,
             tables.posted, self.machine.peers, self.machine.lanes.lanes, queries.pending, queries.waiting,
             queries.restarts, endpoint.peers, endpoint.control, endpoint.bulk, endpoint.due, endpoint.lagging,
-            relay.grants, relay.queues, relay.early, relay.debts, relay.deferred, relay.refused, placement.loaded,
+            relay.grants, relay.queues, relay.early, relay.debts, relay.deferred, relay.refusals.keys, placement.loaded,
             placement.touched,
         ):  # fmt: skip
             assert not table

@@ -438,3 +438,39 @@ def make_once(make: Callable[..., SharedMemory]) -> tuple[SharedMemory, SharedMe
     if id(make) not in _made:
         _made[id(make)] = (make("w-1"), make("c-1"))
     return _made[id(make)]
+
+
+def test_a_cleaner_that_is_about_to_start_ends_with_its_memory(
+    make: Callable[..., SharedMemory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another client of this process makes something that has to be given back, just when this one is closed."""
+    memory = make("w-1")
+    reached, go_on = threading.Event(), threading.Event()
+    start = threading.Thread.start
+
+    def slow_start(thread: threading.Thread) -> None:
+        if thread.name == "zdist-shm":
+            reached.set()
+            assert go_on.wait(10)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", slow_start)
+    errors: list[BaseException] = []
+
+    def close() -> None:
+        try:
+            memory.close()
+        except BaseException as exc:
+            errors.append(exc)
+
+    writer = threading.Thread(target=put, args=(memory, np.ones(100)))
+    closer = threading.Thread(target=close)
+    writer.start()
+    assert reached.wait(10)
+    closer.start()
+    closer.join(0.1)  # it fails within that, or waits for the other
+    go_on.set()
+    for thread in (writer, closer):
+        thread.join(10)
+    assert not errors
+    assert memory.cleaner is not None and not memory.cleaner.is_alive()
