@@ -14,13 +14,12 @@ import contextlib
 import copyreg
 import dis
 import functools
-import os
 import pickle
 import struct
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from typing import Any, Final
 
 from zdist.errors import SerializationError
@@ -32,10 +31,8 @@ from zdist.serialize.values import by_value_modules, cloudpickle, dumps, type_na
 _REPR: Final = frozenset({int, float, bool, str, type(None)})  # whose repr says all
 _RUN: Final = 8  # from this length on a run of plain members is named in one go
 _LONG: Final = b"\xff"  # instead of a length
-_BULK: Final = 16 * KIB  # bytes from which SHA-256, for which processors have instructions, is the faster digest
-_TREE: Final = 4 * MIB  # bytes from which a digest is made of those of leaves
-_LEAF: Final = MIB
-_HASHERS: Final = 8  # threads
+_BULK: Final = 4 * KIB  # bytes from which BLAKE3, which works on many blocks at once, is the faster digest
+_SPREAD: Final = 4 * MIB  # bytes from which it takes all cores: hashing takes longer than copying
 _CONSTANTS: Final = {None: b"N", True: b"T", False: b"O", Ellipsis: b"E", NotImplemented: b"I"}
 _SKIPPED: Final = frozenset(
     {"__dict__", "__weakref__", "__module__", "__qualname__", "__firstlineno__", "__static_attributes__", "_abc_impl"}
@@ -111,25 +108,17 @@ def global_names(code: types.CodeType) -> list[str]:
 def _atom(tag: bytes, payload: Any) -> bytes:
     """A self-delimiting name, of bounded length, for these bytes."""
     n = memoryview(payload).nbytes
-    if n > _TREE:
-        return tag + _LONG + _tree(memoryview(payload).cast("B"))
     if n > _BULK:
-        return tag + _LONG + sha256(payload).digest()
+        return tag + _LONG + _bulk(payload, n)
     if n > 64:
         return tag + _LONG + blake2b(payload, digest_size=32).digest()
     return tag + bytes([n]) + bytes(payload)
 
 
-def _tree(data: memoryview) -> bytes:
-    """The digest of the digests of leaves, which several cores make at once: hashing takes longer than copying."""
-    from concurrent.futures import ThreadPoolExecutor
+def _bulk(payload: Any, nbytes: int) -> bytes:
+    from blake3 import blake3
 
-    def digest(at: int) -> bytes:
-        return sha256(data[at : at + _LEAF]).digest()  # which lets the others run meanwhile
-
-    with ThreadPoolExecutor(min(_HASHERS, len(os.sched_getaffinity(0))), "zdist-naming") as pool:
-        leaves = list(pool.map(digest, range(0, len(data), _LEAF)))
-    return blake2b(b"".join(leaves), digest_size=32, person=b"tree").digest()
+    return blake3(payload, max_threads=blake3.AUTO if nbytes > _SPREAD else 1).digest()
 
 
 def _node(tag: bytes, parts: Iterable[bytes]) -> bytes:
