@@ -13,6 +13,7 @@ from zdist_broker.state import (
     ASSIGNED,
     FAILED,
     FORGOTTEN,
+    LAZY,
     MEMORY,
     PINNED,
     READY,
@@ -101,11 +102,11 @@ def _check_task(machine: BrokerMachine, task: Task, dependents: dict[Task, None]
     if state <= ASSIGNED and not (task.fn is not None and needed):
         raise InvariantError(f"{task} is pursued for nobody")
     if state >= MEMORY:
-        if task.flags:
+        if task.flags & ~(LAZY if state == RELEASED else 0):
             raise InvariantError(f"{task} has flags {task.flags}")
         if not (bool(task.who or dependents)):
             raise InvariantError(f"{task} is kept for nobody")
-    if state == RELEASED and not (not task.who and not task.users):
+    if state == RELEASED and (task.users or (task.who and not task.flags & LAZY)):
         raise InvariantError(f"{task} is needed")
     if not ((task.worker is not None) == (state == ASSIGNED)):
         raise InvariantError(f"{task} is with {task.worker}")
@@ -217,5 +218,6 @@ def _check_rest(machine: BrokerMachine) -> None:
     known = {**tables.clients, **tables.workers, **tables.nodes}
     require(machine.peers == known, "peers are listed by one role and not by the other")
     machine.lanes.check()
+    machine.recovery.check()
     for pending in machine.queries.pending.values():
         require(not pending.client.gone and bool(pending.addresses), "an answer is pending for nobody or from nobody")

@@ -24,6 +24,7 @@ from zdist_broker.intake import UNKNOWN
 from zdist_broker.lifecycle import Lifecycle
 from zdist_broker.parse import fit_key, subscription
 from zdist_broker.placement import Placement
+from zdist_broker.recovery import Recovery, is_stub
 from zdist_broker.state import (
     FAILED,
     MEMORY,
@@ -40,8 +41,9 @@ from zdist_broker.state import (
 class Data:
     """Handlers for copies of data and for workers' comings and goings."""
 
-    def __init__(self, tables: Tables, placement: Placement, lifecycle: Lifecycle) -> None:
+    def __init__(self, tables: Tables, placement: Placement, lifecycle: Lifecycle, recovery: Recovery) -> None:
         self.tables = tables
+        self.recovery = recovery
         self.placement = placement
         self.lifecycle = lifecycle
         self.next = 0  # first worker that the next placing begins with
@@ -52,6 +54,7 @@ class Data:
         tables = self.tables
         for key, nbytes, kind in message.rows:
             task = tables.tasks.get(key)
+            self.recovery.take(key, None)
             if task is None:
                 unfit = fit_key(key) or ("" if nbytes >= 0 else f"its data cannot have {nbytes} bytes")
                 if unfit:
@@ -138,9 +141,11 @@ class Data:
     # --- copies on workers ----------------------------------------------------------------------------
 
     def held(self, worker: Worker, message: Held, now: float) -> None:
-        for key, attempt, _nbytes, _kind in message.rows:
+        for key, attempt, nbytes, kind in message.rows:
             task = self.tables.tasks.get(key)
             if key in worker.held:
+                continue
+            if (task is None or is_stub(task)) and self.recovery.keep(worker, (key, attempt, nbytes, kind), now):
                 continue
             if (
                 task is None
@@ -261,6 +266,7 @@ class Data:
             worker.gone = True
             del tables.workers[worker.session]
         for worker in workers:
+            self.recovery.gone(worker)
             for task in list(worker.assigned.values()):
                 self.placement.requeue(task)
             self.placement.fit(worker)

@@ -214,7 +214,10 @@ class BrokerEndpoint:
         peer.heard = peer.greeted = now
         self.control[route.hop] = peer
         fresh = not peer.settled  # also if a welcome that said so was lost
-        self._loose(peer, Welcome(self.epoch, peer.session.received, fresh, self.info | peer.info))
+        info = self.info | peer.info
+        if hello.epoch not in (0, self.epoch):  # this broker has taken another's place
+            info["recover"] = self.machine.succeeds(now)
+        self._loose(peer, Welcome(self.epoch, peer.session.received, fresh, info))
         self.loose += [(route, packet) for packet in packets]
 
     def _may_repeat(self, peer: Peer, now: float) -> bool:

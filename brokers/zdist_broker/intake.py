@@ -13,6 +13,7 @@ from zdist.protocol.messages import (
     Buffer,
     Cancel,
     Cancelled,
+    Claim,
     Define,
     Payload,
     Rejected,
@@ -28,7 +29,21 @@ from zdist_broker.lifecycle import Lifecycle
 from zdist_broker.parse import fit_key
 from zdist_broker.parse import options as parse_options
 from zdist_broker.placement import Placement
-from zdist_broker.state import ASSIGNED, MEMORY, PINNED, READY, RELEASED, WAITING, Client, Function, Tables, Task, Terms
+from zdist_broker.recovery import SPEC, Recovery, is_stub
+from zdist_broker.state import (
+    ASSIGNED,
+    LAZY,
+    MEMORY,
+    PINNED,
+    READY,
+    RELEASED,
+    WAITING,
+    Client,
+    Function,
+    Tables,
+    Task,
+    Terms,
+)
 
 UNKNOWN = "nobody in the cluster knows this key any more"
 _DIGEST = 32  # bytes
@@ -45,8 +60,9 @@ def same_bytes(a: Payload, b: Payload) -> bool:
 class Intake:
     """Handlers for the messages by which clients create, join and leave tasks."""
 
-    def __init__(self, tables: Tables, placement: Placement, lifecycle: Lifecycle) -> None:
+    def __init__(self, tables: Tables, placement: Placement, lifecycle: Lifecycle, recovery: Recovery) -> None:
         self.tables = tables
+        self.recovery = recovery
         self.placement = placement
         self.lifecycle = lifecycle
         self._unused = 0  # bytes of functions without tasks when they were last counted
@@ -138,8 +154,10 @@ class Intake:
             reason = client.refused.get(digest, "" if len(digest) == _DIGEST else "no digest names its function")
             if reason:
                 return self._decline(client, message, Rejected, reason)
-            client.parked = (digest, [message])
+            client.parked = (digest, [Claim(tuple(client.claims.items())), message])
             return tables.tell(client, WhichFunction(digest))
+        if client.claims or self.recovery.copies:
+            return self._again(client, fn, message, terms)
         tasks, wants, alone, forget = tables.tasks, client.wants, client.alone, terms.forget
         root, push, order, before = terms.root, terms.pool.push, tables.order, len(tables.tasks)
         longest = MAX_KEY
@@ -166,6 +184,70 @@ class Intake:
         if len(tasks) != before:
             self.placement.dirty[terms.pool] = None
 
+    def claim(self, client: Client, message: Claim, now: float) -> None:
+        """What the next Submit or Want of this client speaks of."""
+        client.claims = dict(message.rows)
+
+    def _again(self, client: Client, fn: Function, message: Submit, terms: Terms) -> None:
+        """A submission when there may be results from the time of an earlier broker."""
+        tables, recovery = self.tables, self.recovery
+        claims, client.claims = client.claims, {}
+        for key, args, needs in message.rows:
+            task, attempt = tables.tasks.get(key), claims.get(key)
+            stub = task is not None and is_stub(task)
+            if task is not None and not stub:
+                if not self._rejoin(client, task, fn, attempt, message.gen):
+                    self._join(client, task, fn, message.named, message.gen, args, needs, terms.forget)
+                continue
+            if reason := fit_key(key):
+                self.reject(client, key, reason)
+                continue
+            known = attempt == SPEC or recovery.holds(key, attempt)
+            deps = self._deps(client, key, needs, stubs=known)
+            if deps is None:
+                recovery.take(key, None)
+            elif known or stub:
+                task = recovery.spec(client, fn, key, args, deps, terms, message.gen)
+                if recovery.finish(task, attempt):
+                    self.lifecycle.announce(client, task)
+                elif attempt != SPEC:
+                    self.lifecycle.revive(task, "its inputs were released")
+            else:
+                recovery.take(key, None)
+                tables.order += 1
+                self._create(client, fn, key, args, needs, terms, message.gen)
+
+    def _rejoin(self, client: Client, task: Task, fn: Function, attempt: int | None, gen: int) -> bool:
+        """A claim for a key that another client has submitted again, as what others were made of."""
+        if task.fn is not fn or task.state != RELEASED or attempt is None:
+            return False
+        if not self.recovery.finish(task, attempt):
+            if attempt != SPEC:
+                return False
+            task.flags |= LAZY
+        self._add_want(client, task, gen)
+        self.lifecycle.announce(client, task)
+        return True
+
+    def _deps(
+        self, client: Client, key: str, needs: tuple[str, ...], *, stubs: bool = False
+    ) -> tuple[Task, ...] | None:
+        """The tasks that this one depends on; None if one of them is gone for good, which the client is told.
+
+        ``stubs``: it is finished, and what it was made of may be gone, or be submitted again later.
+        """
+        deps = []
+        tasks = self.tables.tasks
+        for name in needs if len(needs) == 1 else dict.fromkeys(needs):
+            dep = tasks.get(name)
+            if dep is None and stubs:
+                dep = tasks[name] = self.recovery.stub(name)
+            if dep is None or (dep.fn is None and dep.state == RELEASED and not stubs):
+                self.tables.post(client, Cancelled, (key, f"depends on {name[:80]}, which nobody holds"))
+                return None
+            deps.append(dep)
+        return tuple(deps)
+
     def _decline(self, client: Client, message: Submit, kind: type, reason: str) -> None:
         """Take nothing of a submission."""
         for row in message.rows:
@@ -180,13 +262,10 @@ class Intake:
     ) -> None:
         """A new task with dependencies."""
         tables = self.tables
-        deps = []
-        for name in needs if len(needs) == 1 else dict.fromkeys(needs):
-            dep = tables.tasks.get(name)
-            if dep is None or (dep.fn is None and dep.state == RELEASED):
-                return tables.post(client, Cancelled, (key, f"depends on {name[:80]}, which nobody holds"))
-            deps.append(dep)
-        task = Task(key, fn, args, tuple(deps), terms, terms.inner + tables.order, WAITING, client.alone)
+        deps = self._deps(client, key, needs)
+        if deps is None:
+            return
+        task = Task(key, fn, args, deps, terms, terms.inner + tables.order, WAITING, client.alone)
         if terms.forget:
             task.flags = PINNED
         tables.tasks[key] = task
@@ -246,8 +325,11 @@ class Intake:
     # --- wants --------------------------------------------------------------------------------------
 
     def want(self, client: Client, message: Want, now: float) -> None:
+        claims, client.claims = client.claims, {}
         for key in message.keys:
             task = self.tables.tasks.get(key)
+            if key in claims and (task is None or is_stub(task)):
+                task = self.recovery.data(key, claims[key])
             if task is None or (task.fn is None and task.state == RELEASED):
                 self.unknown(client, key)
             else:
@@ -261,10 +343,14 @@ class Intake:
         else:
             self.tables.post(client, Cancelled, (key, UNKNOWN))
 
-    def _want(self, client: Client, task: Task, gen: int) -> None:
+    @staticmethod
+    def _add_want(client: Client, task: Task, gen: int) -> None:
         if task.key not in client.wants:
             task.who = (*task.who, client) if task.who else client.alone
         client.wants[task.key] = gen
+
+    def _want(self, client: Client, task: Task, gen: int) -> None:
+        self._add_want(client, task, gen)
         if task.state == RELEASED:
             self.lifecycle.revive(task, "its inputs were released")
         else:

@@ -211,6 +211,7 @@ class Lanes:
         gen, attempt, key, args = row
         tables, placement, client, worker = self.tables, self.placement, lane.client, lane.worker
         terms = placement.terms_for(_DEFAULTS)
+        self.intake.recovery.take(key, None, worker)
         tables.order += 1
         tables.tasks[key] = task = Task(key, fn, args, (), terms, terms.root + tables.order, READY, client.alone)
         client.wants[key] = gen

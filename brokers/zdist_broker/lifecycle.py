@@ -30,6 +30,7 @@ from zdist_broker.state import (
     EARLY,
     FAILED,
     FORGOTTEN,
+    LAZY,
     MEMORY,
     PINNED,
     READY,
@@ -339,6 +340,7 @@ class Lifecycle:
                 dep.users += 1
             t.waiting = sum(state != MEMORY for state in states)
             t.state = WAITING
+            t.flags &= ~LAZY
             if not t.waiting:
                 self.placement.enqueue(t)
         if task.state == RELEASED:

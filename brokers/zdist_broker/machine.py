@@ -19,6 +19,7 @@ from zdist.protocol.messages import (
     Call,
     Called,
     Cancel,
+    Claim,
     Define,
     Done,
     Erred,
@@ -51,6 +52,7 @@ from zdist_broker.notices import Notices
 from zdist_broker.parse import hello_info
 from zdist_broker.placement import Placement
 from zdist_broker.queries import Queries, Shutdown
+from zdist_broker.recovery import Recovery
 from zdist_broker.relay import Relay
 from zdist_broker.state import Client, Node, Tables, Worker
 from zdist_broker.taking_back import TakingBack
@@ -93,8 +95,9 @@ class BrokerMachine(Machine[str]):
         self.placement = placement = Placement(tables)
         self.taking_back = TakingBack(placement)
         self.lifecycle = lifecycle = Lifecycle(tables, placement)
-        self.intake = intake = Intake(tables, placement, lifecycle)
-        self.data = data = Data(tables, placement, lifecycle)
+        self.recovery = recovery = Recovery(tables)
+        self.intake = intake = Intake(tables, placement, lifecycle, recovery)
+        self.data = data = Data(tables, placement, lifecycle, recovery)
         self.queries = queries = Queries(
             tables, lifecycle, self.commands, address=address, session=f"b-{epoch:x}", relay=relay
         )
@@ -103,6 +106,7 @@ class BrokerMachine(Machine[str]):
         self.peers: dict[str, Client | Worker | Node] = {}
         self.client_handlers: Handlers = {
             Submit: intake.submit,
+            Claim: intake.claim,
             Release: intake.release,
             Define: intake.define,
             Want: intake.want,
@@ -178,6 +182,11 @@ class BrokerMachine(Machine[str]):
             number += 1
             name = f"{wanted}~{number}"
         return name
+
+    def succeeds(self, now: float) -> float:
+        """Somebody has come who knew an earlier broker: this one has taken its place. Seconds that workers still have
+        to come back before clients claim what they hold."""
+        return self.recovery.begin(now)
 
     def resumed(self, session: str, now: float) -> None:
         """The session's connection was renewed; nothing was lost."""
@@ -310,11 +319,12 @@ class BrokerMachine(Machine[str]):
             taking_back.balance(now, due=True)
         if self.lanes.sweep_at is not None and now >= self.lanes.sweep_at:
             self.lanes.sweep(now)
+        self.recovery.tick(now)
 
     def deadline(self) -> float | None:
         """When ``tick`` is next needed."""
         due = self.taking_back.due_at
-        for when in (self.queries.deadline(), self.lanes.sweep_at, self.notices.deadline()):
+        for when in (self.queries.deadline(), self.lanes.sweep_at, self.notices.deadline(), self.recovery.deadline()):
             if when is not None and (due is None or when < due):
                 due = when
         return due

@@ -40,6 +40,7 @@ STATES: Final = ("waiting", "ready", "assigned", "memory", "failed", "released",
 
 PINNED: Final = 1  # fire and forget: needed until it is done, though nobody wants it
 SECEDED: Final = 2  # has left its worker's thread pool
+LAZY: Final = 8  # released although a client wants it: submitted again only because others were made of it
 EARLY: Final = 4  # assigned by its client, by a lane: neither Run nor Finished has been sent, and may not have to be
 
 # (killed, pickled exception, key of the task that raised, text)
@@ -173,8 +174,8 @@ class Client(Peer):
     """A client: what it wants (key to generation), what it holds itself, and the functions it defined."""
 
     __slots__ = (
-        "alone", "asking", "crowded", "function_bytes", "functions", "held", "lane", "logs", "near", "refused",
-        "sessions", "trim_at", "wants",
+        "alone", "asking", "claims", "crowded", "function_bytes", "functions", "held", "lane", "logs", "near",
+        "refused", "sessions", "trim_at", "wants",
     )  # fmt: skip
 
     def __init__(self, session: str, info: dict[str, Any], now: float) -> None:
@@ -187,6 +188,7 @@ class Client(Peer):
         self.function_bytes = 0
         self.trim_at = FUNCTIONS_DEFINED  # so many functions are defined when those without tasks are forgotten
         self.refused: dict[bytes, str] = {}  # functions whose definitions were not taken, and why
+        self.claims: dict[str, int] = {}  # what it says of the keys of its next Submit or Want: their attempts
         self.asking = 0  # questions and calls that wait for their answers
         self.crowded = False  # much of what it was sent is not acknowledged: values stay where they are
         self.logs = False

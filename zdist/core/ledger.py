@@ -16,7 +16,7 @@ from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Reply
 from zdist.core.gather import PATHS
 from zdist.core.links import Host
 from zdist.core.machine import CONTROL, Route
-from zdist.core.wants import Wants
+from zdist.core.replay import Replay
 from zdist.errors import InvariantError, ProtocolError
 from zdist.protocol import messages as m
 from zdist.protocol.messages import Key, Message
@@ -34,7 +34,7 @@ class Over(NamedTuple):
     text: str
 
 
-class Ledger(Wants):
+class Ledger(Replay):
     """A client's state. The owner holds the driver's lock for every call.
 
     Parameters: the session id, the cluster token (for data requests), what Hello tells about this client (name, host,
@@ -167,10 +167,13 @@ class Ledger(Wants):
             collections.close_abandoned(now)
         if self.dropped and not (self.dropping and self.ahead):
             self._drain()
-        if self.queue and not (self.ahead and len(self.queue) > limits.PACKET_RECORDS):
+        if self.resume_at:
+            self._wait_for_workers(now)
+        elif self.queue and not (self.ahead and len(self.queue) > limits.PACKET_RECORDS):
             self._pump()
-        if self.spent and not self.queue:
+        if not self.queue and (self.spent or self.claims) and not self.resume_at:
             self._release_spent()
+            self.claims.clear()
         if self.notes:
             self._mind_notes(now)
 
@@ -201,6 +204,8 @@ class Ledger(Wants):
                 first = when
         if self.notes and (first is None or self.notes_at < first):
             first = self.notes_at
+        if self.resume_at and (first is None or self.resume_at < first):
+            first = self.resume_at
         return first
 
     # --- the session -------------------------------------------------------------------------------
@@ -219,45 +224,13 @@ class Ledger(Wants):
             int(info.get("window_bytes", limits.WINDOW_BYTES)),
         )
         if welcome.fresh:
-            self._replay()
+            self.starved = ()
+            self._replay(now, float(info.get("recover", 0.0)))
+            self._ask_again()
         if not self.ready.done:
             self._settle(self.ready, True, info)
 
-    def _replay(self) -> None:
-        """Announce everything anew: data held here, imported keys, then specs, parents first."""
-        for table in (self.defined, self.fences, self.fenced, self.queue, self.again, self.spent):
-            table.clear()
-        self._forget_lane()
-        self.flying = self.flying_bytes = 0
-        self.starved = ()
-        held: list[tuple[Key, int, str]] = []
-        wanted: list[Entry] = []
-        for entry in self.entries.values():
-            entry.gen = entry.load = entry.told = 0  # also if it is the same broker, which had given us up
-            own = entry.work is None and self.store.get(entry.key) is not None
-            if entry.status == FINISHED and entry.outcome[3] is None and not own:
-                entry.status, entry.outcome = PENDING, None
-                self.collections.unsettled(entry, 0.0)
-        open_ = [entry for entry in self.entries.values() if entry.refs and entry.status == PENDING]
-        for entry in self._untold(open_):
-            if entry.work is not None:
-                self.queue.append(entry)
-            elif self.store.get(entry.key) is None:
-                wanted.append(entry)
-        for entry in self.entries.values():
-            mine = self.store.get(entry.key) if entry.work is None else None
-            if mine is not None:
-                held.append((entry.key, mine.nbytes, mine.type))
-        for key in [key for key in self.store.entries if key not in self.entries]:
-            self.store.drop(key, 0.0)
-        if held:
-            self._hold(held)
-        self._want(wanted)
-        places: dict[tuple[tuple[str, ...], int], list[Key]] = {}
-        for key, place in self.placing.items():
-            places.setdefault(place, []).append(key)
-        for (workers, copies), keys in places.items():
-            self.send(CONTROL, m.Place(tuple(keys), workers, copies))
+    def _ask_again(self) -> None:
         for req, reply in list(self.replies.items()):
             if reply.what == "run":
                 self._reply(req, False, "the broker was replaced while this ran; nobody knows how far it came")

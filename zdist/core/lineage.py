@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from zdist import limits
 from zdist.core.collect import Collections
@@ -18,7 +18,9 @@ from zdist.core.transfer import Map
 from zdist.protocol import messages as m
 from zdist.protocol.messages import Key
 
-__all__ = ["Lineage"]
+__all__ = ["SPEC", "Lineage"]
+
+SPEC: Final = -1  # instead of an attempt: only others were made of it, so it need not be started
 
 
 class Lineage(Machine[Route]):
@@ -38,6 +40,9 @@ class Lineage(Machine[Route]):
         self.dropped: deque[Entry] = deque()  # by futures that are gone; may be appended to from anywhere
         self.dropping = False  # there were more than one turn takes
         self.queue: deque[Entry] = deque()  # not submitted yet, parents first
+        self.claims: dict[Entry, int] = {}  # attempts that had finished these when another broker was there, or SPEC
+        self.later: list[Entry] = []  # to be asked for when workers have come to the new one
+        self.resume_at = 0.0  # when that is, and when what is queued goes on; 0: nothing waits
         self.spent: list[Entry] = []  # to be released when all that depends on them has been submitted
         self.cancelled: dict[Key, str] = {}  # the last ones, and why; for those that are made of them later
         self.resolved: list[Entry | Reply] = []  # settled in this turn
@@ -83,15 +88,26 @@ class Lineage(Machine[Route]):
                 self._end(entry, ERROR, parent.outcome, known=True)  # stays, for what will depend on it in turn
                 return False
             if parent.status == FINISHED and parent.told != self.epoch:  # finished under a broker that is gone
-                if parent.work is not None:
-                    self.queue.extend(self._untold([parent]))
-                elif self.store.get(key) is None:
-                    self._want([parent])
+                self._want(self._tell([parent]))
             parents.append(parent)
         entry.parents = tuple(parents)
         for parent in parents:
             parent.pins += 1
         return True
+
+    def _tell(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Queue these and their lineage for a broker that was not told of them; keys that it is to be asked for."""
+        wanted = []
+        for entry in self._untold(entries):
+            if entry.work is not None:
+                self.queue.append(entry)
+                if not entry.refs:
+                    self.claims[entry] = SPEC
+            elif self.store.get(entry.key) is None:
+                wanted.append(entry)
+                if entry.row is not None:  # scattered by this client, and no other attempt of it exists
+                    self.claims[entry] = 0
+        return wanted
 
     def _untold(self, entries: Iterable[Entry], force: bool = False) -> list[Entry]:
         """These and the lineage that they need, parents first, as far as this broker was not told of them.
@@ -144,6 +160,7 @@ class Lineage(Machine[Route]):
         """What only submitted tasks depend on: the broker keeps it as long as they need it."""
         spent, self.spent = self.spent, []
         rows: list[tuple[Key, int]] = []
+        self._want([entry for entry in spent if entry.refs and entry.gen and self.claims.get(entry) == SPEC])
         for entry in spent:
             if entry.gen and not entry.refs and entry.status != CANCELLED:
                 self._release(entry, rows)
@@ -237,10 +254,14 @@ class Lineage(Machine[Route]):
             self.send(CONTROL, m.Missing(((entry.key, holders),)))
 
     def _want(self, entries: list[Entry]) -> None:
-        if entries and self.epoch:
+        if self.resume_at:
+            self.later += entries
+        elif entries and self.epoch:
             self.gen += 1
             for entry in entries:
                 entry.gen, entry.told = self.gen, self.epoch
+            if data := [(entry.key, 0) for entry in entries if self.claims.get(entry) == 0]:
+                self.send(CONTROL, m.Claim(tuple(data)))
             self.send(CONTROL, m.Want(self.gen, tuple([entry.key for entry in entries])))
 
     def _fence(self, keys: tuple[Key, ...]) -> None:

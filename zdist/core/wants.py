@@ -9,6 +9,7 @@ from typing import Any, Final
 from zdist import limits
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Row, Work
 from zdist.core.lane import Lanes
+from zdist.core.lineage import SPEC
 from zdist.core.machine import CONTROL
 from zdist.core.store import Blob
 from zdist.errors import KeyConflict
@@ -255,10 +256,13 @@ class Wants(Lanes):
             if parent.status == CANCELLED:
                 self._end(entry, CANCELLED, f"depends on {parent.key}: {parent.outcome}")
                 return True
+            if parent.status == ERROR and not parent.gen:  # failed under a broker that is gone
+                self._end(entry, ERROR, parent.outcome, known=True)
+                return True
         return False
 
     def _may_submit(self) -> bool:
-        if not self.queue or not self.epoch:
+        if not self.queue or not self.epoch or self.resume_at:
             return False
         if self.flying and (self.flying >= self.window[0] or self.flying_bytes >= self.window[1]):
             return False
@@ -269,6 +273,7 @@ class Wants(Lanes):
         self.gen = gen = self.gen + 1
         epoch = self.epoch
         rows: list[Any] = []
+        claims: list[tuple[Key, int]] = []
         for entry in entries:
             if entry.status == CANCELLED:  # while the others were collected
                 self._land(entry)
@@ -277,11 +282,17 @@ class Wants(Lanes):
                 continue  # queued by each of several that depend on it
             entry.gen, entry.told = gen, epoch
             rows.append(entry.row)
+            if entry.status == FINISHED:  # under a broker that is gone
+                claims.append((entry.key, entry.outcome[1]))
+            elif entry in self.claims and not (entry.refs and self.claims[entry] == SPEC):
+                claims.append((entry.key, self.claims[entry]))
             if not entry.refs:  # only others depend on it
                 self.spent.append(entry)
         if not rows:
             return
         self._define(work)
+        if claims:
+            self.send(CONTROL, m.Claim(tuple(claims)))
         self.send(CONTROL, m.Submit(work.fn, work.named, gen, work.options, tuple(rows)))
 
     def _define(self, work: Work) -> None:

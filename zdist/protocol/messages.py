@@ -120,6 +120,13 @@ class Want(NamedTuple):
     keys: tuple[Key, ...]
 
 
+class Claim(NamedTuple):
+    """Goes before a Submit or Want: keys of it that had been finished when another broker was there, and by which
+    attempt (-1: need not be started, others were made of it; 0: data)."""
+
+    rows: tuple[tuple[Key, Attempt], ...]
+
+
 class Release(NamedTuple):
     """No future of this client holds the key any more; counts only for the want of that generation."""
 
@@ -389,7 +396,7 @@ Message: TypeAlias = (
     | WorkerDied | Adjust | Adjusted | Stop
     | Get | Data | Taken | Probe | ProbeReply
     | Lane | SubmitEarly | RunEarly | DoneEarly
-    | Starved | NodeEnded
+    | Starved | NodeEnded | Claim
 )  # fmt: skip
 
 # The position is the code on the wire: append only, never reorder within a protocol version.

@@ -350,6 +350,16 @@ class SimCluster:
         self.nodes = [SimNode(self, f"node-{index}", workers) for index in range(nodes)]
         self.clients = [SimClient(self, f"client-{index}", f"node-{index}") for index in range(clients)]
 
+    def replace_broker(self, seconds: float) -> None:
+        """Kill the broker; its successor comes after so many seconds."""
+        epoch = self.broker.sessions.epoch + 1
+        self.broker.crash()
+
+        def come() -> None:
+            self.broker = SimBroker(self.network, epoch)
+
+        self.network.after(seconds, come)
+
     def listen(self, worker: SimWorker) -> None:
         """A worker's data socket can be dialled."""
         self.addresses[worker.machine.address] = (worker, "data")

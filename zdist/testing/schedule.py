@@ -249,7 +249,7 @@ class Schedule:
         random = self.network.random
         fault = random.choice(
             (self.break_link, self.break_link, self.kill_worker, self.kill_worker, self.kill_node, self.kill_client,
-             self.partition, self.pause)
+             self.partition, self.pause, self.kill_broker)
         )  # fmt: skip
         fault()
 
@@ -287,6 +287,12 @@ class Schedule:
                 if key.startswith((f"data-{client.name}-", f"arg-{client.name}-")):
                     self.doubt(key)
             self.report.faults["client"] += 1
+
+    def kill_broker(self) -> None:
+        """The broker is killed; after a while another one takes its place, and knows nothing."""
+        if self.cluster.broker.alive:
+            self.cluster.replace_broker(self.network.random.choice((0.01, 0.5, 4.0)))
+            self.report.faults["broker"] += 1
 
     def partition(self) -> None:
         """A node or client is cut off, sometimes for longer than its lease."""

@@ -205,6 +205,9 @@ class ModelBroker:
                 self.down.append(m.Finished(((key, 0, 1, None, (WORKER,), "bytes"),)))
                 self.down.append(m.Drop((key,)))
 
+    def claim(self, message: m.Claim) -> None:
+        """Nobody holds anything from earlier times."""
+
     def release(self, message: m.Release) -> None:
         for key, gen in message.rows:
             task = self.tasks.get(key)

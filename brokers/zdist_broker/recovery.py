@@ -1,0 +1,137 @@
+"""What workers hold from the time of an earlier broker, until clients say again that they want it. PURE.
+
+A broker that takes another's place knows no key. Workers announce what they hold, clients submit again what they want,
+and say of what had been finished which attempt it was (`Claim`): if a worker holds that attempt, it counts, and nothing
+is computed. Clients wait with that until workers have had the time to come back. What nobody has claimed is dropped.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from zdist.core.machine import require
+from zdist.limits import COPIES_KEPT, COPIES_MOST, MAX_KEY, RECOVERY
+from zdist.protocol.messages import Drop, Payload
+from zdist_broker.parse import fit_key
+from zdist_broker.state import LAZY, MEMORY, RELEASED, Client, Function, Tables, Task, Terms, Worker
+
+__all__ = ["SPEC", "Recovery", "is_stub"]
+
+SPEC: Final = -1  # instead of an attempt: only what others were made of
+
+
+def is_stub(task: Task) -> bool:
+    """Whether nothing is known of the key but that others were made of it."""
+    return task.fn is None and task.state == RELEASED and not task.who
+
+
+class Recovery:
+    """Copies of unknown keys, by key and worker: attempt, bytes, type name."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.copies: dict[str, dict[Worker, tuple[int, int, str]]] = {}
+        self.rows = 0
+        self.until: float | None = None  # when they are dropped; None: no broker was here before this one
+
+    def begin(self, now: float) -> float:
+        """Somebody was here before this broker; seconds until all who were should have come back."""
+        if self.until is None:
+            self.until = now + COPIES_KEPT
+        return max(0.0, self.until - COPIES_KEPT + RECOVERY - now)
+
+    def keep(self, worker: Worker, row: tuple[str, int, int, str], now: float) -> bool:
+        """Whether a copy of a key that is in no table may be wanted yet."""
+        key, attempt, nbytes, kind = row
+        if self.until is None or now >= self.until or self.rows >= COPIES_MOST:
+            return False
+        if fit_key(key) or min(attempt, nbytes) < 0 or len(kind) > MAX_KEY:
+            return False
+        copies = self.copies.setdefault(key, {})
+        self.rows += worker not in copies
+        copies[worker] = (attempt, nbytes, kind)
+        return True
+
+    def take(self, key: str, attempt: int | None, spare: Worker | None = None) -> dict[Worker, tuple[int, int, str]]:
+        """The copies of this attempt. All others of the key are dropped, but not by ``spare``."""
+        copies = self.copies.pop(key, {})
+        self.rows -= len(copies)
+        good = {worker: copy for worker, copy in copies.items() if copy[0] == attempt}
+        for worker in copies:
+            if worker not in good and worker is not spare:
+                self.tables.post(worker, Drop, key)
+        return good
+
+    def gone(self, worker: Worker) -> None:
+        """The worker is gone, and its copies with it."""
+        for key in [key for key, copies in self.copies.items() if worker in copies]:
+            copies = self.copies[key]
+            del copies[worker]
+            self.rows -= 1
+            if not copies:
+                del self.copies[key]
+
+    def deadline(self) -> float | None:
+        """When `tick` is needed."""
+        return self.until if self.copies else None
+
+    def tick(self, now: float) -> None:
+        """Nobody has claimed these in time."""
+        if self.until is not None and now >= self.until:
+            for key in list(self.copies):
+                self.take(key, None)
+
+    # --- what clients say of it -------------------------------------------------------------------------
+
+    def finish(self, task: Task, attempt: int | None) -> bool:
+        """A task without data, or data, gets that of the attempt that is claimed; False if nobody holds it."""
+        copies = self.take(task.key, attempt)
+        if not copies:
+            return False
+        for worker, (_, nbytes, kind) in copies.items():
+            task.attempt, task.nbytes, task.type = attempt or 0, nbytes, kind
+            self.tables.add_holder(task, worker)
+        task.state, task.flags = MEMORY, 0
+        return True
+
+    def holds(self, key: str, attempt: int | None) -> bool:
+        """Whether a copy of this attempt is there."""
+        return any(copy[0] == attempt for copy in self.copies.get(key, {}).values())
+
+    def data(self, key: str, attempt: int) -> Task | None:
+        """A task for data that was scattered, if its copies are there."""
+        task = self.tables.tasks.get(key) or self.stub(key)
+        if not self.finish(task, attempt):
+            return None
+        self.tables.tasks[key] = task
+        return task
+
+    @staticmethod
+    def stub(key: str) -> Task:
+        """A key of which nothing is known: data that is gone, until it is submitted again."""
+        return Task(key, None, b"", (), None, 0, RELEASED, ())
+
+    def spec(
+        self, client: Client, fn: Function, key: str, args: Payload, deps: tuple[Task, ...], terms: Terms, gen: int
+    ) -> Task:
+        """A task that is not started, as it was finished, or only what others were made of."""
+        tables = self.tables
+        tables.order += 1
+        task = tables.tasks.setdefault(key, self.stub(key))
+        task.fn, task.args, task.deps, task.terms = fn, args, deps, terms
+        task.priority, task.who, task.flags = terms.inner + tables.order, client.alone, LAZY
+        client.wants[key] = gen
+        fn.uses += 1
+        for dep in deps:
+            if dep.dependents is None:
+                dep.dependents = {task: None}
+            else:
+                dep.dependents[task] = None
+        return task
+
+    def check(self) -> None:
+        """Raise InvariantError if the books do not agree."""
+        require(self.rows == sum(map(len, self.copies.values())), "recovery: copies are not the sum")
+        require(all(self.copies.values()), "recovery: an empty table was kept")
+        known = (self.tables.tasks.get(key) for key in self.copies)
+        require(all(t is None or is_stub(t) for t in known), "recovery: a copy of a key that is known")

@@ -1,0 +1,67 @@
+"""A broker that knows nothing of this session is told everything again. PURE."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from zdist.core.entry import FINISHED, PENDING, Entry
+from zdist.core.machine import CONTROL
+from zdist.core.wants import Wants
+from zdist.protocol import messages as m
+from zdist.protocol.messages import Key
+
+__all__ = ["Replay"]
+
+LONGEST: Final = 60.0  # seconds that a broker may ask for
+
+
+class Replay(Wants):
+    """The part of the ledger for brokers that come anew."""
+
+    def _replay(self, now: float, wait: float) -> None:
+        """Announce everything: data held here at once; imported keys, then specs, parents first, after ``wait``
+        seconds, in which workers tell a broker that has taken another's place what they hold."""
+        for table in (self.defined, self.fences, self.fenced, self.queue, self.again, self.spent, self.claims):
+            table.clear()
+        self._forget_lane()
+        self.flying = self.flying_bytes = 0
+        self.resume_at = now + min(max(wait, 0.0), LONGEST)
+        self.later = self._open()
+        self._announce_held()
+        self._wait_for_workers(now)
+
+    def _open(self) -> list[Entry]:
+        """Queue what is to be submitted; keys to be asked for, which others submit or workers hold."""
+        for entry in self.entries.values():
+            entry.gen = entry.load = entry.told = 0  # also if it is the same broker, which had given us up
+            own = entry.work is None and self.store.get(entry.key) is not None
+            if entry.status == FINISHED and entry.outcome[3] is None and not own:
+                self.claims[entry] = entry.outcome[1]
+                entry.status, entry.outcome = PENDING, None
+                self.collections.unsettled(entry, 0.0)
+        open_ = [entry for entry in self.entries.values() if entry.refs and entry.status == PENDING]
+        return self._tell(open_)
+
+    def _announce_held(self) -> None:
+        held: list[tuple[Key, int, str]] = []
+        for entry in self.entries.values():
+            mine = self.store.get(entry.key) if entry.work is None else None
+            if mine is not None:
+                held.append((entry.key, mine.nbytes, mine.type))
+        for key in [key for key in self.store.entries if key not in self.entries]:
+            self.store.drop(key, 0.0)
+        if held:
+            self._hold(held)
+
+    def _wait_for_workers(self, now: float) -> None:
+        """Go on with what waits for them, once they have had their time."""
+        if now < self.resume_at:
+            return
+        self.resume_at = 0.0
+        later, self.later = [entry for entry in self.later if self.entries.get(entry.key) is entry], []
+        self._want(later)
+        places: dict[tuple[tuple[str, ...], int], list[Key]] = {}
+        for key, place in self.placing.items():
+            places.setdefault(place, []).append(key)
+        for (workers, copies), keys in places.items():
+            self.send(CONTROL, m.Place(tuple(keys), workers, copies))
