@@ -164,7 +164,7 @@ class Intake:
         for key, args, needs in rows:
             task = tasks.get(key)
             if task is not None:
-                self._join(client, task, fn, named, gen, args, needs, forget)
+                self._join(client, task, fn, named, gen, args, needs, terms)
                 continue
             if not key or len(key) > longest:
                 self.reject(client, key, fit_key(key))
@@ -197,7 +197,7 @@ class Intake:
             stub = task is not None and is_stub(task)
             if task is not None and not stub:
                 if not self._rejoin(client, task, fn, attempt, message.gen):
-                    self._join(client, task, fn, message.named, message.gen, args, needs, terms.forget)
+                    self._join(client, task, fn, message.named, message.gen, args, needs, terms)
                 continue
             if reason := fit_key(key):
                 self.reject(client, key, reason)
@@ -302,9 +302,14 @@ class Intake:
         gen: int,
         args: Payload,
         needs: tuple[str, ...],
-        forget: bool,
+        terms: Terms,
     ) -> None:
         """A submission of a key that exists."""
+        if is_stub(task):
+            if (deps := self._deps(client, task.key, needs)) is not None:
+                self.recovery.spec(client, fn, task.key, args, deps, terms, gen)
+                self.lifecycle.revive(task, "its inputs were released")
+            return None
         if task.fn is None:
             reason = "is the key of data that is held already; use another key"
             return self.tables.post(client, Rejected, (task.key, reason))
@@ -318,7 +323,7 @@ class Intake:
                 "give it another key or release the futures of the first"
             )
             return self.tables.post(client, Rejected, (task.key, reason))
-        if forget and (task.state < MEMORY or task.state == RELEASED):
+        if terms.forget and (task.state < MEMORY or task.state == RELEASED):
             task.flags |= PINNED
         self._want(client, task, gen)
 

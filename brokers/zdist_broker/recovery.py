@@ -22,7 +22,7 @@ SPEC: Final = -1  # instead of an attempt: only what others were made of
 
 def is_stub(task: Task) -> bool:
     """Whether nothing is known of the key but that others were made of it."""
-    return task.fn is None and task.state == RELEASED and not task.who
+    return task.nbytes < 0
 
 
 class Recovery:
@@ -109,7 +109,9 @@ class Recovery:
     @staticmethod
     def stub(key: str) -> Task:
         """A key of which nothing is known: data that is gone, until it is submitted again."""
-        return Task(key, None, b"", (), None, 0, RELEASED, ())
+        task = Task(key, None, b"", (), None, 0, RELEASED, ())
+        task.nbytes = -1
+        return task
 
     def spec(
         self, client: Client, fn: Function, key: str, args: Payload, deps: tuple[Task, ...], terms: Terms, gen: int
@@ -118,7 +120,7 @@ class Recovery:
         tables = self.tables
         tables.order += 1
         task = tables.tasks.setdefault(key, self.stub(key))
-        task.fn, task.args, task.deps, task.terms = fn, args, deps, terms
+        task.fn, task.args, task.deps, task.terms, task.nbytes = fn, args, deps, terms, 0
         task.priority, task.who, task.flags = terms.inner + tables.order, client.alone, LAZY
         client.wants[key] = gen
         fn.uses += 1

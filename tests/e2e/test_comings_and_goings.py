@@ -16,13 +16,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from zdist import CancelledError, Client, LocalCluster, log
+from zdist import CancelledError, Client, LocalCluster, log, wait
 from zdist.node.process import child_environment
 
 PATIENCE = 30.0
@@ -229,6 +230,54 @@ def test_the_workers_of_a_killed_node_say_goodbye_and_their_tasks_run_elsewhere(
     third.says("worker.started")
     assert len([path for path in left if path.exists()]) == 1  # the living one's
     assert len(list(runtime.glob("node-*"))) == 2
+
+
+def test_nothing_is_lost_or_computed_again_when_the_broker_is_killed(
+    start: Callable[..., Program], address: str, tmp_path: Path, shown: io.StringIO
+) -> None:
+    """Twice: results on workers, scattered data, what runs, and what is made of them after."""
+    log_file, gate = tmp_path / "runs", tmp_path / "gate"
+
+    def note(name: str) -> None:
+        fd = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(fd, f"{name}\n".encode())
+        os.close(fd)
+
+    def make(i: int) -> bytes:
+        note(f"make {i}")
+        return bytes([i]) * 100_000
+
+    def length(value: bytes) -> int:
+        note("length")
+        return len(value)
+
+    def wait_for_gate() -> str:
+        while not os.path.exists(gate):
+            time.sleep(0.01)
+        return "through"
+
+    broker = start("broker", "--bind", address)
+    start("worker", address, "--nworkers", "2", "--nthreads", "2")
+    with Client(address, timeout=PATIENCE, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=PATIENCE)
+        data = client.scatter(b"d" * 50_000)
+        made = client.map(make, range(100), pure=False)
+        lengths = client.map(length, made[:10], pure=False)
+        assert client.gather(lengths) == [100_000] * 10
+        wait(made, timeout=PATIENCE)
+        open_ = client.submit(wait_for_gate, pure=False)
+        for _ in range(2):
+            broker.process.kill()
+            broker.process.wait()
+            broker = start("broker", "--bind", address)
+            after = client.submit(length, made[20], pure=False)
+            assert after.result(PATIENCE) == 100_000
+            assert client.submit(length, data, pure=False).result(PATIENCE) == 50_000
+        assert client.gather(made) == [bytes([i]) * 100_000 for i in range(100)]
+        gate.touch()
+        assert open_.result(PATIENCE) == "through"
+    runs = Counter(log_file.read_text().splitlines())
+    assert runs == Counter({f"make {i}": 1 for i in range(100)} | {"length": 14})
 
 
 def test_tokens_of_killed_brokers_are_swept_and_those_of_free_ports_go_with_theirs(

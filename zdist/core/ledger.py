@@ -169,7 +169,7 @@ class Ledger(Replay):
             self._drain()
         if self.resume_at:
             self._wait_for_workers(now)
-        elif self.queue and not (self.ahead and len(self.queue) > limits.PACKET_RECORDS):
+        if self.queue and not self.resume_at and not (self.ahead and len(self.queue) > limits.PACKET_RECORDS):
             self._pump()
         if not self.queue and (self.spent or self.claims) and not self.resume_at:
             self._release_spent()

@@ -95,10 +95,13 @@ class Lineage(Machine[Route]):
             parent.pins += 1
         return True
 
-    def _tell(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Queue these and their lineage for a broker that was not told of them; keys that it is to be asked for."""
+    def _tell(self, entries: Iterable[Entry], force: bool = False) -> list[Entry]:
+        """Queue these and their lineage for a broker that was not told of them; keys that it is to be asked for.
+
+        ``force``: those given in any case.
+        """
         wanted = []
-        for entry in self._untold(entries):
+        for entry in self._untold(entries, force):
             if entry.work is not None:
                 self.queue.append(entry)
                 if not entry.refs:

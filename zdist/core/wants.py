@@ -84,7 +84,7 @@ class Wants(Lanes):
             return False
         entry.status, entry.outcome = PENDING, None
         if entry.work is not None:
-            self.queue.extend(self._untold([entry], force=True))
+            self._want(self._tell([entry], force=True))
         return True
 
     def want(self, keys: Sequence[Key]) -> list[Entry]:

@@ -18,6 +18,7 @@ from zdist.core.inputs import Inputs
 from zdist.core.lane import lane_told, run_early
 from zdist.core.links import Host
 from zdist.core.machine import CONTROL, Machine, Route
+from zdist.core.orphans import Orphans
 from zdist.core.reports import Reports
 from zdist.core.store import Store
 from zdist.core.task import (
@@ -95,6 +96,7 @@ class WorkerMachine(Machine[Route]):
         self.fetcher = Fetcher(self.send, session, token, host=near, map=self._map)
         self.inputs = Inputs(session, self.store, self.fetcher, self._release)
         self.reports = Reports()
+        self.orphans = Orphans()
         self.lanes: dict[int, set[Attempt]] = {}  # lanes that lead here: the attempts that have come by any way
         self.handlers = {
             m.Run: self.run, m.Define: self._define, m.Drop: self._drop, m.TakeBack: self._take_back,
@@ -126,28 +128,8 @@ class WorkerMachine(Machine[Route]):
         self.inline_result = int(welcome.info.get("inline_result", limits.INLINE_RESULT))
         if not welcome.fresh:
             return
-        self._start_anew(now)
-        self.send(CONTROL, m.Subscribe(self.threads, self.tags, self.resources, False))
+        self.orphans.start_anew(self, now)
         self.inputs.held = [(key, entry.attempt, entry.nbytes, entry.type) for key, entry in self.store.entries.items()]
-
-    def _start_anew(self, now: float) -> None:
-        """Forget what another broker ordered and nobody has started; what runs, runs on."""
-        for task in self.tasks.values():
-            if task.state == RUNNING:
-                task.state = ORPHAN
-            else:
-                task.state = GONE
-            task.function.users = 0
-        self.tasks.clear()
-        self.queue.clear()
-        self.lanes.clear()
-        self.inputs.clear(now)
-        for digest in [digest for digest, function in self.functions.items() if not function.known]:
-            del self.functions[digest]
-        for function in self.functions.values():
-            function.waiters.clear()
-            function.asked = False
-        self.reports.clear()
 
     def refused(self, code: str, text: str, now: float) -> None:
         """The broker will not have this worker."""
@@ -376,6 +358,8 @@ class WorkerMachine(Machine[Route]):
         function.micros = micros if known < 0 else known + (micros - known) * weight
         state = task.state
         task.state = GONE
+        if state == ORPHAN:
+            self.orphans.over(self, task)
         if state == RUNNING:
             del self.tasks[task.key]
             function.users -= 1
@@ -391,6 +375,7 @@ class WorkerMachine(Machine[Route]):
         if not back and self.away >= limits.SECEDED_PER_WORKER:
             return False
         task.seceded = not back
+        self.orphans.over(self, task)
         self.away += -1 if back else 1
         if task.state == RUNNING:
             task.untold = False

@@ -384,6 +384,80 @@ def test_a_broker_that_had_given_the_session_up_is_told_everything_again() -> No
     assert [row[0] for message in submits for row in message.rows] == ["b", "c"]
 
 
+def succeeded(ledger: Ledger, now: float = 10.0) -> list[Any]:
+    """Another broker takes over and gives its workers 2 s; what is said to it after these."""
+    ledger.welcomed(m.Welcome(2, 0, True, {"recover": 2.0}), now)
+    ledger.turn(now)
+    assert not [x for x in ledger.take().pop(CONTROL, []) if not isinstance(x, m.Hold)]
+    assert ledger.deadline() == now + 2.0
+    ledger.turn(now + 2.0)
+    ledger.check()
+    return ledger.take().pop(CONTROL, [])
+
+
+def test_a_successor_is_told_what_had_been_finished_when_workers_have_had_time_to_come() -> None:
+    ledger = connected()
+    entries = ledger.submit(PURE, [("far", b"", ()), ("near", b"", ()), ("open", b"", ("far",))])
+    turn(ledger)
+    finish(ledger, "far", None)
+    finish(ledger, "near")
+    _, claim, submit = succeeded(ledger)
+    assert claim == m.Claim((("far", 1),))
+    assert [row[0] for row in submit.rows] == ["far", "open"]
+    assert [entry.status for entry in entries] == [PENDING, FINISHED, PENDING]
+    assert not ledger.claims
+
+
+def test_what_only_others_were_made_of_is_not_started_for_a_successor() -> None:
+    ledger = connected()
+    a, b = ledger.submit(PURE, [("a", b"", ()), ("b", b"", ("a",))])
+    turn(ledger)
+    finish(ledger, "b", None)
+    ledger.dropped.append(a)
+    turn(ledger)
+    _, claim, submit, release = succeeded(ledger)
+    assert claim == m.Claim((("a", -1), ("b", 1)))
+    assert release == m.Release((("a", submit.gen),)) and b.gen == submit.gen
+
+
+def test_a_future_of_it_that_is_made_meanwhile_is_asked_for() -> None:
+    ledger = connected()
+    a, _ = ledger.submit(PURE, [("a", b"", ()), ("b", b"", ("a",))])
+    turn(ledger)
+    ledger.dropped.append(a)
+    turn(ledger)
+    ledger.window = (1, 1)
+    ledger.welcomed(m.Welcome(2, 0, True, {"window_tasks": 1}), 0.0)
+    _, claim, submit = turn(ledger)
+    assert claim == m.Claim((("a", -1),)) and [row[0] for row in submit.rows] == ["a"]
+    a.refs += 1
+    finish(ledger, "a", None)
+    assert kinds(turn(ledger)) == ["Submit", "Want"]
+
+
+def test_scattered_and_imported_keys_are_asked_for_when_workers_have_had_time_to_come() -> None:
+    ledger = connected()
+    (data,) = ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=False)
+    turn(ledger)
+    finish(ledger, "x", None)
+    ledger.handle(CONTROL, m.Drop(("x",)), 0.0)
+    ledger.want(["other"])
+    turn(ledger)
+    claim, want = succeeded(ledger)
+    assert claim == m.Claim((("x", 0),)) and set(want.keys) == {"x", "other"}
+    assert data.gen == want.gen
+
+
+def test_keys_imported_while_a_successor_waits_for_workers_are_asked_for_with_the_others() -> None:
+    ledger = connected()
+    ledger.welcomed(m.Welcome(2, 0, True, {"recover": 2.0}), 10.0)
+    ledger.want(["other"])
+    ledger.turn(10.0)
+    assert ledger.take() == {}
+    ledger.turn(12.0)
+    assert [x.keys for x in ledger.take()[CONTROL]] == [("other",)]
+
+
 def test_what_depends_on_a_failure_of_an_earlier_broker_fails_with_it_to_the_last_link() -> None:
     ledger = connected()
     (first,) = ledger.submit(PURE, [("a", b"", ())])

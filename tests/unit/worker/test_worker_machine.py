@@ -331,11 +331,12 @@ def test_a_fresh_broker_is_told_what_is_held_and_queued_work_is_forgotten() -> N
     succeeds, fails = start(worker), start(worker)
     worker.take()
     worker.welcomed(m.Welcome(2, 0, True, {}), 5.0)
-    assert said(worker, 5.0) == [m.Subscribe(1, (), {}, False), m.Held((("held", 3, 5, "str"),))]
+    busy, free = m.Subscribe(0, (), {}, False), m.Subscribe(1, (), {}, False)
+    assert said(worker, 5.0) == [busy, m.Held((("held", 3, 5, "str"),))]
     assert worker.next_task(5.0) is None and not worker.inputs.table and not worker.fetcher.wants("dep")
     worker.finished(succeeds, 1, "late", "str", LIVE, 5.0)
     worker.failed(fails, 1, b"error", "text", 5.0)
-    assert said(worker, 5.0) == [m.Held((("a", 1, 100, "str"),))]
+    assert said(worker, 5.0) == [busy, free, m.Held((("a", 1, 100, "str"),))]
 
 
 def test_a_result_for_a_former_broker_never_replaces_one_for_the_new() -> None:
@@ -349,7 +350,24 @@ def test_a_result_for_a_former_broker_never_replaces_one_for_the_new() -> None:
     said(worker)
     worker.finished(orphan, 1, "old", "str", SMALL, 0.0)
     entry = worker.store.get("a")
-    assert entry is not None and entry.value == "new" and said(worker) == []
+    assert entry is not None and entry.value == "new"
+    assert said(worker) == [m.Subscribe(1, (), {}, False)]  # and no word of the old one
+
+
+def test_threads_that_run_on_for_a_former_broker_are_not_offered_to_the_next() -> None:
+    worker = machine(threads=3)
+    define(worker)
+    for key in "abc":
+        run(worker, key)
+    a, b, c = start(worker), start(worker), start(worker)
+    assert worker.seceded(a, back=False)
+    worker.take()
+    for epoch in (2, 3):
+        worker.welcomed(m.Welcome(epoch, 0, True, {}), 0.0)
+        assert said(worker) == [m.Subscribe(1, (), {}, False)]  # a has left its thread
+    assert worker.seceded(b, back=False)
+    worker.failed(c, 1, b"error", "text", 0.0)
+    assert said(worker) == [m.Subscribe(2, (), {}, False), m.Subscribe(3, (), {}, False)]
 
 
 def test_a_welcome_back_changes_nothing() -> None:

@@ -1,0 +1,178 @@
+"""A broker that has taken another's place: what workers hold counts for those who claim it, and for nobody else."""
+
+from __future__ import annotations
+
+import pytest
+from broker_world import World
+
+from zdist.limits import COPIES_KEPT, RECOVERY
+from zdist.protocol.messages import Cancelled, Claim, Drop, Finished, Held, Hold, Release, Want
+from zdist_broker.recovery import SPEC
+from zdist_broker.state import MEMORY, RELEASED
+
+
+@pytest.fixture
+def w() -> World:
+    """Two workers and two clients, who knew an earlier broker."""
+    w = World(workers=2, clients=2)
+    assert w.broker.succeeds(w.now) == RECOVERY
+    return w
+
+
+def held(w: World, worker: str, key: str, attempt: int = 7) -> None:
+    w.send(worker, Held(((key, attempt, 5, "int"),)))
+
+
+def claim(w: World, *rows: tuple[str, int], client: str = "c-0") -> None:
+    w.send(client, Claim(rows))
+
+
+def tick(w: World, seconds: float) -> None:
+    w.now += seconds
+    w.broker.tick(w.now)
+    w.turn()
+
+
+def running(w: World) -> list[str]:
+    w.turn()
+    return sorted(key for session in ("w-0", "w-1") for key in w.runs(session))
+
+
+def test_the_time_for_workers_to_come_back_runs_from_the_first_who_was_here_before() -> None:
+    w = World()
+    assert w.broker.succeeds(5.0) == RECOVERY
+    assert w.broker.succeeds(5.5) == RECOVERY - 0.5
+    assert w.broker.succeeds(99.0) == 0.0
+
+
+def test_a_result_that_is_claimed_is_not_computed_again(w: World) -> None:
+    held(w, "w-0", "a")
+    held(w, "w-1", "a")
+    claim(w, ("a", 7))
+    w.submit("a")
+    assert running(w) == []
+    ((key, attempt, nbytes, value, holders, kind),) = w.rows("c-0", Finished)
+    assert (key, attempt, nbytes, value, kind) == ("a", 7, 5, None, "int") and set(holders) == {"w-0", "w-1"}
+    w.submit("b", deps=("a",))
+    assert running(w) == ["b"]
+
+
+def test_another_attempt_is_dropped_and_the_task_runs(w: World) -> None:
+    held(w, "w-0", "a", 6)
+    held(w, "w-1", "b", 7)
+    claim(w, ("a", 7))
+    w.submit("a", "b")  # b is not claimed: what is held may be of another task of that name
+    assert running(w) == ["a", "b"]
+    assert w.rows("w-0", Drop) == ["a"] and w.rows("w-1", Drop) == ["b"]
+    assert w.rows("c-0", Finished) == []
+
+
+def test_a_claim_is_good_for_the_next_submission_only(w: World) -> None:
+    held(w, "w-0", "b")
+    claim(w, ("b", 7))
+    w.submit("a")
+    w.submit("b")
+    assert running(w) == ["a", "b"]
+
+
+def test_what_nobody_claims_is_dropped_in_time(w: World) -> None:
+    held(w, "w-0", "a")
+    assert w.broker.deadline() == COPIES_KEPT
+    tick(w, COPIES_KEPT - 0.1)
+    assert w.rows("w-0", Drop) == []
+    tick(w, 0.1)
+    assert w.rows("w-0", Drop) == ["a"]
+    held(w, "w-1", "b")
+    assert w.rows("w-1", Drop) == ["b"] and w.broker.deadline() is None
+
+
+def test_a_worker_that_dies_takes_its_copies_with_it(w: World) -> None:
+    held(w, "w-0", "a")
+    w.die("w-0")
+    claim(w, ("a", 7))
+    w.submit("a")
+    assert running(w) == ["a"]
+
+
+def test_what_others_were_made_of_is_not_started_until_it_is_needed(w: World) -> None:
+    held(w, "w-0", "b")
+    claim(w, ("a", SPEC), ("b", 7))
+    gen = w.submit("a")
+    claim(w, ("b", 7))
+    w.submit("b", deps=("a",))
+    assert running(w) == [] and [row[0] for row in w.rows("c-0", Finished)] == ["b"]
+    w.send("c-0", Release((("a", gen),)))
+    assert running(w) == [] and w.task("a").state == RELEASED
+    w.die("w-0")  # and with it b
+    assert running(w) == ["a"]
+
+
+def test_a_spec_that_somebody_wants_after_all_is_computed(w: World) -> None:
+    claim(w, ("a", SPEC))
+    w.submit("a")
+    assert running(w) == []
+    w.send("c-1", Want(1, ("a",)))
+    assert running(w) == ["a"]
+
+
+def test_scattered_data_is_still_there(w: World) -> None:
+    held(w, "w-0", "x", 0)
+    claim(w, ("x", 0), ("y", 0))
+    w.send("c-0", Want(1, ("x", "y")))
+    assert [row[0] for row in w.rows("c-0", Finished)] == ["x"]
+    assert [row[0] for row in w.rows("c-0", Cancelled)] == ["y"]
+    w.submit("a", deps=("x",))
+    assert running(w) == ["a"]
+
+
+def test_a_result_outlives_the_data_that_it_was_made_of(w: World) -> None:
+    held(w, "w-0", "a")
+    claim(w, ("a", 7))
+    gen = w.submit("a", deps=("gone",))
+    assert [row[0] for row in w.rows("c-0", Finished)] == ["a"]
+    w.send("c-0", Release((("a", gen),)))
+    assert not w.broker.tables.tasks
+    assert w.rows("w-0", Drop) == ["a"]
+
+
+def test_what_it_was_made_of_may_be_submitted_later_and_by_another_client(w: World) -> None:
+    held(w, "w-0", "a")
+    held(w, "w-1", "input", 6)
+    claim(w, ("a", 7))
+    w.submit("a", deps=("input",))
+    claim(w, ("input", 6), client="c-1")
+    w.submit("input", client="c-1")
+    assert w.task("input").state == MEMORY and w.task("a").deps == (w.task("input"),)
+    assert running(w) == []
+    w.die("w-0")
+    assert running(w) == ["a"]
+
+
+def test_an_input_that_nobody_holds_is_computed_when_it_is_submitted_later(w: World) -> None:
+    held(w, "w-0", "a")
+    claim(w, ("a", 7))
+    w.submit("a", deps=("input",))
+    w.submit("input", client="c-1")
+    assert running(w) == ["input"]
+
+
+def test_both_clients_of_a_result_may_claim_it(w: World) -> None:
+    held(w, "w-0", "a")
+    for client in ("c-0", "c-1"):
+        claim(w, ("a", 7), client=client)
+        w.submit("a", client=client, named=True)
+        assert [row[0] for row in w.rows(client, Finished)] == ["a"]
+    claim(w, ("b", SPEC))
+    w.submit("b")
+    held(w, "w-1", "b")
+    assert w.rows("w-1", Drop) == ["b"]  # too late: it is known by now
+    claim(w, ("b", SPEC), client="c-1")
+    w.submit("b", client="c-1", named=True)
+    assert running(w) == []
+
+
+def test_data_that_a_client_holds_now_takes_the_place_of_older_copies(w: World) -> None:
+    held(w, "w-0", "x", 0)
+    w.send("c-0", Hold(1, (("x", 9, "bytes"),)))
+    assert w.rows("w-0", Drop) == ["x"]
+    assert w.task("x").nbytes == 9
