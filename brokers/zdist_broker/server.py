@@ -53,7 +53,7 @@ class BrokerServer:
         self.ended = ""  # why the cluster is over, if it is
         self.free_port = bind.endswith((":0", ":*"))
         self.published: LockedFile | None = None
-        epoch = int(time.time())
+        epoch = int(time.time() * 1000)  # a successor may come within the same second
         # the endpoint needs the bound addresses and the loop needs the endpoint: sockets come first
         context = sockets.context(io_threads=3)
         control = sockets.router(context, affinity=1)
