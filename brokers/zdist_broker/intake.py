@@ -29,7 +29,7 @@ from zdist_broker.lifecycle import Lifecycle
 from zdist_broker.parse import fit_key
 from zdist_broker.parse import options as parse_options
 from zdist_broker.placement import Placement
-from zdist_broker.recovery import SPEC, Recovery, is_stub
+from zdist_broker.recovery import LAZILY, Recovery, is_stub
 from zdist_broker.state import (
     ASSIGNED,
     LAZY,
@@ -202,7 +202,7 @@ class Intake:
             if reason := fit_key(key):
                 self.reject(client, key, reason)
                 continue
-            known = attempt == SPEC or recovery.holds(key, attempt)
+            known = attempt in LAZILY or recovery.holds(key, attempt)
             deps = self._deps(client, key, needs, stubs=known)
             if deps is None:
                 recovery.take(key, None)
@@ -210,7 +210,7 @@ class Intake:
                 task = recovery.spec(client, fn, key, args, deps, terms, message.gen)
                 if recovery.finish(task, attempt):
                     self.lifecycle.announce(client, task)
-                elif attempt != SPEC:
+                elif attempt not in LAZILY:
                     self.lifecycle.revive(task, "its inputs were released")
             else:
                 recovery.take(key, None)
@@ -222,7 +222,7 @@ class Intake:
         if task.fn is not fn or task.state != RELEASED or attempt is None:
             return False
         if not self.recovery.finish(task, attempt):
-            if attempt != SPEC:
+            if attempt not in LAZILY:
                 return False
             task.flags |= LAZY
         self._add_want(client, task, gen)
@@ -260,12 +260,13 @@ class Intake:
     def _create(
         self, client: Client, fn: Function, key: str, args: Payload, needs: tuple[str, ...], terms: Terms, gen: int
     ) -> None:
-        """A new task with dependencies."""
+        """A new task, mostly one with dependencies."""
         tables = self.tables
         deps = self._deps(client, key, needs)
         if deps is None:
             return
-        task = Task(key, fn, args, deps, terms, terms.inner + tables.order, WAITING, client.alone)
+        priority = (terms.inner if deps else terms.root) + tables.order
+        task = Task(key, fn, args, deps, terms, priority, WAITING, client.alone)
         if terms.forget:
             task.flags = PINNED
         tables.tasks[key] = task

@@ -11,13 +11,13 @@ from typing import Final
 
 from zdist.core.machine import require
 from zdist.limits import COPIES_KEPT, COPIES_MOST, MAX_KEY, RECOVERY
-from zdist.protocol.messages import Drop, Payload
+from zdist.protocol.messages import ANY, ANY_SPEC, SPEC, Drop, Payload
 from zdist_broker.parse import fit_key
 from zdist_broker.state import LAZY, MEMORY, RELEASED, Client, Function, Tables, Task, Terms, Worker
 
-__all__ = ["SPEC", "Recovery", "is_stub"]
+__all__ = ["LAZILY", "Recovery", "is_stub"]
 
-SPEC: Final = -1  # instead of an attempt: only what others were made of
+LAZILY: Final = (SPEC, ANY_SPEC)
 
 
 def is_stub(task: Task) -> bool:
@@ -56,6 +56,8 @@ class Recovery:
         """The copies of this attempt. All others of the key are dropped, but not by ``spare``."""
         copies = self.copies.pop(key, {})
         self.rows -= len(copies)
+        if attempt in (ANY, ANY_SPEC):
+            attempt = max((copy[0] for copy in copies.values()), default=None)
         good = {worker: copy for worker, copy in copies.items() if copy[0] == attempt}
         for worker in copies:
             if worker not in good and worker is not spare:
@@ -88,15 +90,16 @@ class Recovery:
         copies = self.take(task.key, attempt)
         if not copies:
             return False
-        for worker, (_, nbytes, kind) in copies.items():
-            task.attempt, task.nbytes, task.type = attempt or 0, nbytes, kind
+        for worker, (found, nbytes, kind) in copies.items():
+            task.attempt, task.nbytes, task.type = found, nbytes, kind
             self.tables.add_holder(task, worker)
         task.state, task.flags = MEMORY, 0
         return True
 
     def holds(self, key: str, attempt: int | None) -> bool:
         """Whether a copy of this attempt is there."""
-        return any(copy[0] == attempt for copy in self.copies.get(key, {}).values())
+        copies = self.copies.get(key, {})
+        return bool(copies) if attempt in (ANY, ANY_SPEC) else any(copy[0] == attempt for copy in copies.values())
 
     def data(self, key: str, attempt: int) -> Task | None:
         """A task for data that was scattered, if its copies are there."""
@@ -121,7 +124,8 @@ class Recovery:
         tables.order += 1
         task = tables.tasks.setdefault(key, self.stub(key))
         task.fn, task.args, task.deps, task.terms, task.nbytes = fn, args, deps, terms, 0
-        task.priority, task.who, task.flags = terms.inner + tables.order, client.alone, LAZY
+        task.priority = (terms.inner if deps else terms.root) + tables.order
+        task.who, task.flags = client.alone, LAZY
         client.wants[key] = gen
         fn.uses += 1
         for dep in deps:

@@ -17,7 +17,7 @@ def test_two_thousand_schedules_keep_every_promise(capsys: pytest.CaptureFixture
     code = main(["--seeds", "2000"])
     output = capsys.readouterr().out
     assert code == 0, output
-    for fault in ("break", "worker", "node", "client", "partition", "pause"):
+    for fault in ("break", "worker", "node", "client", "partition", "pause", "broker"):
         assert f"'{fault}'" in output, f"no schedule had the fault {fault}"
 
 

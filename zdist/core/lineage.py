@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from zdist import limits
 from zdist.core.collect import Collections
@@ -18,9 +18,7 @@ from zdist.core.transfer import Map
 from zdist.protocol import messages as m
 from zdist.protocol.messages import Key
 
-__all__ = ["SPEC", "Lineage"]
-
-SPEC: Final = -1  # instead of an attempt: only others were made of it, so it need not be started
+__all__ = ["Lineage"]
 
 
 class Lineage(Machine[Route]):
@@ -40,7 +38,7 @@ class Lineage(Machine[Route]):
         self.dropped: deque[Entry] = deque()  # by futures that are gone; may be appended to from anywhere
         self.dropping = False  # there were more than one turn takes
         self.queue: deque[Entry] = deque()  # not submitted yet, parents first
-        self.claims: dict[Entry, int] = {}  # attempts that had finished these when another broker was there, or SPEC
+        self.claims: dict[Entry, int] = {}  # what is said of these to the next broker: see m.Claim
         self.later: list[Entry] = []  # to be asked for when workers have come to the new one
         self.resume_at = 0.0  # when that is, and when what is queued goes on; 0: nothing waits
         self.spent: list[Entry] = []  # to be released when all that depends on them has been submitted
@@ -105,7 +103,7 @@ class Lineage(Machine[Route]):
             if entry.work is not None:
                 self.queue.append(entry)
                 if not entry.refs:
-                    self.claims[entry] = SPEC
+                    self.claims[entry] = m.SPEC if self.claims.get(entry, m.SPEC) == m.SPEC else m.ANY_SPEC
             elif self.store.get(entry.key) is None:
                 wanted.append(entry)
                 if entry.row is not None:  # scattered by this client, and no other attempt of it exists
@@ -163,7 +161,8 @@ class Lineage(Machine[Route]):
         """What only submitted tasks depend on: the broker keeps it as long as they need it."""
         spent, self.spent = self.spent, []
         rows: list[tuple[Key, int]] = []
-        self._want([entry for entry in spent if entry.refs and entry.gen and self.claims.get(entry) == SPEC])
+        lazily = (m.SPEC, m.ANY_SPEC)
+        self._want([entry for entry in spent if entry.refs and entry.gen and self.claims.get(entry) in lazily])
         for entry in spent:
             if entry.gen and not entry.refs and entry.status != CANCELLED:
                 self._release(entry, rows)

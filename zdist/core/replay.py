@@ -33,6 +33,8 @@ class Replay(Wants):
     def _open(self) -> list[Entry]:
         """Queue what is to be submitted; keys to be asked for, which others submit or workers hold."""
         for entry in self.entries.values():
+            if entry.told and entry.status == PENDING and entry.work is not None and self._unique(entry):
+                self.claims[entry] = m.ANY
             entry.gen = entry.load = entry.told = 0  # also if it is the same broker, which had given us up
             own = entry.work is None and self.store.get(entry.key) is not None
             if entry.status == FINISHED and entry.outcome[3] is None and not own:
@@ -41,6 +43,10 @@ class Replay(Wants):
                 self.collections.unsettled(entry, 0.0)
         open_ = [entry for entry in self.entries.values() if entry.refs and entry.status == PENDING]
         return self._tell(open_)
+
+    def _unique(self, entry: Entry) -> bool:
+        """Whether nothing else ever had this key: it says what is computed, or was made by this client."""
+        return (entry.work is not None and entry.work.named) or self.session[2:] in entry.key
 
     def _announce_held(self) -> None:
         held: list[tuple[Key, int, str]] = []

@@ -9,7 +9,6 @@ from typing import Any, Final
 from zdist import limits
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Row, Work
 from zdist.core.lane import Lanes
-from zdist.core.lineage import SPEC
 from zdist.core.machine import CONTROL
 from zdist.core.store import Blob
 from zdist.errors import KeyConflict
@@ -284,8 +283,11 @@ class Wants(Lanes):
             rows.append(entry.row)
             if entry.status == FINISHED:  # under a broker that is gone
                 claims.append((entry.key, entry.outcome[1]))
-            elif entry in self.claims and not (entry.refs and self.claims[entry] == SPEC):
-                claims.append((entry.key, self.claims[entry]))
+            elif self.claims and (claim := self.claims.get(entry)) is not None:
+                if claim == m.ANY_SPEC and entry.refs:
+                    claim = m.ANY
+                if claim != m.SPEC or not entry.refs:
+                    claims.append((entry.key, claim))
             if not entry.refs:  # only others depend on it
                 self.spent.append(entry)
         if not rows:

@@ -120,9 +120,16 @@ class Want(NamedTuple):
     keys: tuple[Key, ...]
 
 
+SPEC: Final = -1
+ANY: Final = -2
+ANY_SPEC: Final = -3
+
+
 class Claim(NamedTuple):
-    """Goes before a Submit or Want: keys of it that had been finished when another broker was there, and by which
-    attempt (-1: need not be started, others were made of it; 0: data)."""
+    """Goes before a Submit or Want: keys of it that an earlier broker knew, and which attempt had finished them.
+
+    0: data; ANY: whichever finished it counts; SPEC: need not be started, others were made of it; ANY_SPEC: both.
+    """
 
     rows: tuple[tuple[Key, Attempt], ...]
 

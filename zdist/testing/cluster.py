@@ -306,7 +306,7 @@ class SimClient(Process):
     def __init__(self, cluster: SimCluster, name: str, host: str) -> None:
         super().__init__(cluster.network, name)
         self.cluster = cluster
-        session = "c-" + hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+        session = f"c-{name}"  # which is in all keys that it makes
         info = {"name": name, "host": host, "pid": 1, "shm": True}
         self.ledger = Ledger(session, TOKEN, info, host=Host(host, SHARED))
         self.memory = SimMemory(cluster, host, session)

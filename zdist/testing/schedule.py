@@ -407,11 +407,9 @@ class Schedule:
         stack, seen = [spec], {spec.key}
         while stack:  # scattered data, or data of a client that was given up, is not computed again
             spec = stack.pop()
-            if (self.data_at_risk and spec.key.startswith("data-")) or (
-                spec.key.startswith("arg-") and self.report.faults["partition"] + self.report.faults["pause"]
-            ):
-                return True
-            if (script.client.name, spec.key) in self.adopted:
+            given_up = spec.key.startswith("arg-") and self.report.faults["partition"] + self.report.faults["pause"]
+            lost = self.data_at_risk and spec.key.startswith("data-")
+            if given_up or lost or (script.client.name, spec.key) in self.adopted:
                 return True
             new = [dep for dep in spec.deps if dep not in seen]
             seen.update(new)

@@ -6,8 +6,7 @@ import pytest
 from broker_world import World
 
 from zdist.limits import COPIES_KEPT, RECOVERY
-from zdist.protocol.messages import Cancelled, Claim, Drop, Finished, Held, Hold, Release, Want
-from zdist_broker.recovery import SPEC
+from zdist.protocol.messages import ANY, ANY_SPEC, SPEC, Cancelled, Claim, Drop, Finished, Held, Hold, Release, Want
 from zdist_broker.state import MEMORY, RELEASED
 
 
@@ -105,6 +104,18 @@ def test_what_others_were_made_of_is_not_started_until_it_is_needed(w: World) ->
     assert running(w) == [] and w.task("a").state == RELEASED
     w.die("w-0")  # and with it b
     assert running(w) == ["a"]
+
+
+def test_whichever_attempt_finished_a_key_that_is_unique_counts(w: World) -> None:
+    """The broker died before the client heard of it."""
+    held(w, "w-0", "a", 6)
+    held(w, "w-1", "a", 7)
+    held(w, "w-1", "b", 5)
+    claim(w, ("a", ANY), ("b", ANY_SPEC), ("c", ANY), ("d", ANY_SPEC))
+    w.submit("a", "b", "c", "d")
+    assert running(w) == ["c"]
+    assert [(row[0], row[1]) for row in w.rows("c-0", Finished)] == [("a", 7), ("b", 5)]
+    assert w.rows("w-0", Drop) == ["a"]
 
 
 def test_a_spec_that_somebody_wants_after_all_is_computed(w: World) -> None:
