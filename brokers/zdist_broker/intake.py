@@ -186,7 +186,8 @@ class Intake:
 
     def claim(self, client: Client, message: Claim, now: float) -> None:
         """What the next Submit or Want of this client speaks of."""
-        client.claims = dict(message.rows)
+        until = self.recovery.until
+        client.claims = dict(message.rows) if until is not None and now < until else {}
 
     def _again(self, client: Client, fn: Function, message: Submit, terms: Terms) -> None:
         """A submission when there may be results from the time of an earlier broker."""
@@ -206,11 +207,15 @@ class Intake:
             deps = self._deps(client, key, needs, stubs=known)
             if deps is None:
                 recovery.take(key, None)
+            elif (stub or key in needs) and recovery.leads_to(deps, key):
+                self.reject(client, key, "it depends on itself")
+                self.lifecycle.tidy(deps)
             elif known or stub:
                 task = recovery.spec(client, fn, key, args, deps, terms, message.gen)
                 if recovery.finish(task, attempt):
                     self.lifecycle.announce(client, task)
                 elif attempt not in LAZILY:
+                    task.flags |= PINNED if terms.forget else 0
                     self.lifecycle.revive(task, "its inputs were released")
             else:
                 recovery.take(key, None)
@@ -240,7 +245,7 @@ class Intake:
         tasks = self.tables.tasks
         for name in needs if len(needs) == 1 else dict.fromkeys(needs):
             dep = tasks.get(name)
-            if dep is None and stubs:
+            if dep is None and stubs and not fit_key(name):
                 dep = tasks[name] = self.recovery.stub(name)
             if dep is None or (dep.fn is None and dep.state == RELEASED and not stubs):
                 self.tables.post(client, Cancelled, (key, f"depends on {name[:80]}, which nobody holds"))
@@ -250,6 +255,7 @@ class Intake:
 
     def _decline(self, client: Client, message: Submit, kind: type, reason: str) -> None:
         """Take nothing of a submission."""
+        client.claims = {}
         for row in message.rows:
             self.tables.post(client, kind, (row[0][:MAX_KEY], reason))
 
@@ -307,8 +313,12 @@ class Intake:
     ) -> None:
         """A submission of a key that exists."""
         if is_stub(task):
-            if (deps := self._deps(client, task.key, needs)) is not None:
+            deps = self._deps(client, task.key, needs)
+            if deps is not None and self.recovery.leads_to(deps, task.key):
+                return self.reject(client, task.key, "it depends on itself")
+            if deps is not None:
                 self.recovery.spec(client, fn, task.key, args, deps, terms, gen)
+                task.flags |= PINNED if terms.forget else 0
                 self.lifecycle.revive(task, "its inputs were released")
             return None
         if task.fn is None:

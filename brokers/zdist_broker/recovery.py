@@ -104,6 +104,8 @@ class Recovery:
     def data(self, key: str, attempt: int) -> Task | None:
         """A task for data that was scattered, if its copies are there."""
         task = self.tables.tasks.get(key) or self.stub(key)
+        if len({copy[1:] for copy in self.copies.get(key, {}).values()}) > 1:  # two things have had this name
+            self.take(key, None)
         if not self.finish(task, attempt):
             return None
         self.tables.tasks[key] = task
@@ -115,6 +117,19 @@ class Recovery:
         task = Task(key, None, b"", (), None, 0, RELEASED, ())
         task.nbytes = -1
         return task
+
+    @staticmethod
+    def leads_to(deps: tuple[Task, ...], key: str) -> bool:
+        """Whether what a task is to depend on depends on it already: a stub may turn out to be made of its results."""
+        stack, seen = list(deps), set(deps)
+        while stack:
+            task = stack.pop()
+            if task.key == key:
+                return True
+            new = [dep for dep in task.deps if dep not in seen]
+            seen.update(new)
+            stack += new
+        return False
 
     def spec(
         self, client: Client, fn: Function, key: str, args: Payload, deps: tuple[Task, ...], terms: Terms, gen: int

@@ -316,7 +316,7 @@ class Ledger(Replay):
         """An imported key may have come here before its submission reached the broker: ask a few times."""
         times = self.again.get(key, (0.0, 0))[1]
         self.again[key] = (now + ASK_AGAIN * 2**times, times + 1)
-        return times < limits.LOST_RETRIES
+        return times < limits.LOST_RETRIES or now < self.patient_until
 
     def _lost(self, message: m.Lost, now: float) -> None:
         """Computed again: values that are here stay, everything else is pending."""

@@ -41,6 +41,7 @@ class Lineage(Machine[Route]):
         self.claims: dict[Entry, int] = {}  # what is said of these to the next broker: see m.Claim
         self.later: list[Entry] = []  # to be asked for when workers have come to the new one
         self.resume_at = 0.0  # when that is, and when what is queued goes on; 0: nothing waits
+        self.patient_until = 0.0  # until then somebody may come back who knows a key
         self.spent: list[Entry] = []  # to be released when all that depends on them has been submitted
         self.cancelled: dict[Key, str] = {}  # the last ones, and why; for those that are made of them later
         self.resolved: list[Entry | Reply] = []  # settled in this turn
@@ -106,8 +107,6 @@ class Lineage(Machine[Route]):
                     self.claims[entry] = m.SPEC if self.claims.get(entry, m.SPEC) == m.SPEC else m.ANY_SPEC
             elif self.store.get(entry.key) is None:
                 wanted.append(entry)
-                if entry.row is not None:  # scattered by this client, and no other attempt of it exists
-                    self.claims[entry] = 0
         return wanted
 
     def _untold(self, entries: Iterable[Entry], force: bool = False) -> list[Entry]:
@@ -262,7 +261,7 @@ class Lineage(Machine[Route]):
             self.gen += 1
             for entry in entries:
                 entry.gen, entry.told = self.gen, self.epoch
-            if data := [(entry.key, 0) for entry in entries if self.claims.get(entry) == 0]:
+            if data := [(e.key, 0) for e in entries if e.work is None and e.row and self.store.get(e.key) is None]:
                 self.send(CONTROL, m.Claim(tuple(data)))
             self.send(CONTROL, m.Want(self.gen, tuple([entry.key for entry in entries])))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from zdist import limits
 from zdist.core.entry import FINISHED, PENDING, Entry
 from zdist.core.machine import CONTROL
 from zdist.core.wants import Wants
@@ -21,20 +22,25 @@ class Replay(Wants):
     def _replay(self, now: float, wait: float) -> None:
         """Announce everything: data held here at once; imported keys, then specs, parents first, after ``wait``
         seconds, in which workers tell a broker that has taken another's place what they hold."""
-        for table in (self.defined, self.fences, self.fenced, self.queue, self.again, self.spent, self.claims):
+        for table in (self.defined, self.fences, self.fenced, self.queue, self.again, self.spent):
             table.clear()
         self._forget_lane()
         self.flying = self.flying_bytes = 0
         self.resume_at = now + min(max(wait, 0.0), LONGEST)
+        self.patient_until = now + limits.COPIES_KEPT if wait else 0.0
         self.later = self._open()
         self._announce_held()
         self._wait_for_workers(now)
 
     def _open(self) -> list[Entry]:
         """Queue what is to be submitted; keys to be asked for, which others submit or workers hold."""
+        known, self.claims = self.claims, {}
         for entry in self.entries.values():
-            if entry.told and entry.status == PENDING and entry.work is not None and self._unique(entry):
-                self.claims[entry] = m.ANY
+            if entry.status == PENDING and entry.work is not None:
+                if known.get(entry, 0) > 0:  # and the broker died before it was told, or had done its part
+                    self.claims[entry] = known[entry]
+                elif (entry.told or entry in known) and self._unique(entry):
+                    self.claims[entry] = m.ANY
             entry.gen = entry.load = entry.told = 0  # also if it is the same broker, which had given us up
             own = entry.work is None and self.store.get(entry.key) is not None
             if entry.status == FINISHED and entry.outcome[3] is None and not own:

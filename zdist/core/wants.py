@@ -18,6 +18,7 @@ from zdist.protocol.messages import Key
 __all__ = ["Wants"]
 
 _OVER: Final = (CANCELLED, ERROR)
+_LAZILY: Final = (m.SPEC, m.ANY_SPEC)  # claims of entries that the broker does not start
 
 
 class Wants(Lanes):
@@ -225,7 +226,8 @@ class Wants(Lanes):
             return
         groups: list[tuple[Work, list[Entry]]] = []  # runs of entries that share a message
         work: Work | None = None
-        tasks = size = 0  # of this turn
+        tasks = size = 0  # of this turn,
+        flying = flying_bytes = 0  # and those of them that the broker works on
         least = 0 if self.flying else 1  # one goes in any case
         most = max(least, min(limits.PACKET_RECORDS, self.window[0] - self.flying))
         room = max(least, min(limits.SUBMIT_BYTES, self.window[1] - self.flying_bytes))
@@ -242,17 +244,21 @@ class Wants(Lanes):
                 groups.append((work, []))
             groups[-1][1].append(entry)
             if entry.status == PENDING:
-                entry.load = load = 1 + m.payload_size(entry.row[1])  # type: ignore[index]
+                load = 1 + m.payload_size(entry.row[1])  # type: ignore[index]
                 tasks += 1
                 size += load
-        self.flying += tasks
-        self.flying_bytes += size
+                if not self.claims or entry.refs or self.claims.get(entry) not in _LAZILY:
+                    entry.load = load
+                    flying += 1
+                    flying_bytes += load
+        self.flying += flying
+        self.flying_bytes += flying_bytes
         for work, entries in groups:
             self._submit(work, entries)
 
     def _orphaned(self, entry: Entry) -> bool:
         for parent in entry.parents:
-            if parent.status == CANCELLED:
+            if parent.status == CANCELLED and entry.status != FINISHED and entry not in self.claims:
                 self._end(entry, CANCELLED, f"depends on {parent.key}: {parent.outcome}")
                 return True
             if parent.status == ERROR and not parent.gen:  # failed under a broker that is gone

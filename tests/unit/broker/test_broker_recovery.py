@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import pytest
-from broker_world import World
+from broker_world import SLOW, World
 
 from zdist.limits import COPIES_KEPT, RECOVERY
-from zdist.protocol.messages import ANY, ANY_SPEC, SPEC, Cancelled, Claim, Drop, Finished, Held, Hold, Release, Want
+from zdist.protocol.messages import (
+    ANY,
+    ANY_SPEC,
+    SPEC,
+    Cancelled,
+    Claim,
+    Drop,
+    Finished,
+    Held,
+    Hold,
+    Options,
+    Rejected,
+    Release,
+    Want,
+)
 from zdist_broker.state import MEMORY, RELEASED
 
 
@@ -187,3 +201,59 @@ def test_data_that_a_client_holds_now_takes_the_place_of_older_copies(w: World) 
     w.send("c-0", Hold(1, (("x", 9, "bytes"),)))
     assert w.rows("w-0", Drop) == ["x"]
     assert w.task("x").nbytes == 9
+
+
+def test_claims_count_only_while_there_is_something_to_claim(w: World) -> None:
+    tick(w, COPIES_KEPT)
+    claim(w, ("a", SPEC))
+    w.submit("a")
+    assert running(w) == ["a"]
+    claim(first := World(), ("a", SPEC))
+    first.submit("a")
+    assert running(first) == ["a"]
+
+
+def test_a_task_cannot_be_made_of_itself(w: World) -> None:
+    claim(w, ("a", SPEC), ("b", SPEC), ("c", SPEC))
+    w.submit("a", deps=("a",))
+    claim(w, ("b", SPEC))
+    gen = w.submit("b", deps=("c",))
+    w.submit("c", deps=("b",), client="c-1")
+    claim(w, ("c", SPEC))
+    w.submit("c", deps=("b",))
+    assert w.rows("c-0", Rejected) == [("a", "it depends on itself"), ("c", "it depends on itself")]
+    assert w.rows("c-1", Rejected) == [("c", "it depends on itself")]
+    w.send("c-0", Release((("b", gen),)))
+    assert not w.broker.tables.tasks
+
+
+def test_the_name_of_what_it_was_made_of_must_be_a_key(w: World) -> None:
+    held(w, "w-0", "a")
+    claim(w, ("a", 7))
+    w.submit("a", deps=("k" * 100_000,))
+    assert [row[0] for row in w.rows("c-0", Cancelled)] == ["a"] and not w.broker.tables.tasks
+
+
+def test_a_submission_that_is_not_taken_takes_its_claims_with_it(w: World) -> None:
+    held(w, "w-0", "a")
+    claim(w, ("a", 7))
+    w.submit("a", options=("no", "options"))
+    w.submit("a", fn=SLOW)
+    assert running(w) == ["a"] and w.rows("c-0", Finished) == []
+
+
+def test_what_is_to_be_done_in_any_case_is_done(w: World) -> None:
+    held(w, "w-0", "a")
+    claim(w, ("a", 7))
+    w.submit("a", deps=("input",))
+    gen = w.submit("input", client="c-1", options=tuple(Options()._replace(forget=True)))
+    w.send("c-1", Release((("input", gen),)))
+    assert running(w) == ["input"]
+
+
+def test_data_of_which_two_are_found_is_neither(w: World) -> None:
+    w.send("w-0", Held((("x", 0, 5, "str"),)))
+    w.send("w-1", Held((("x", 0, 9, "str"),)))
+    claim(w, ("x", 0))
+    w.send("c-0", Want(1, ("x",)))
+    assert [row[0] for row in w.rows("c-0", Cancelled)] == ["x"]

@@ -187,6 +187,38 @@ def test_small_requests_wait_for_no_turn() -> None:
     assert "w-0" in b.get("c-3", 1, SMALL)
 
 
+def test_receivers_of_many_hosts_get_their_shares() -> None:
+    receivers = [f"c-{i}" for i in range(40)]
+    b = Bench("w-0")
+    got = dict.fromkeys(receivers, 0)
+    asked: list[tuple[str, int]] = []
+
+    def note(out: dict[str, list[object]]) -> None:
+        asked.extend((m.receiver, m.req) for m in out.get("w-0", []) if isinstance(m, Get))
+
+    for i, receiver in enumerate(receivers):
+        b.relay.joined(receiver, b.now, f"host-{i}")
+        b.relay.proven[receiver] = None
+    for receiver in receivers:
+        for req in range(20):
+            note(b.get(receiver, req))
+    for _ in range(400):
+        receiver, req = asked.pop(0)
+        got[receiver] += 1
+        b.data("w-0", receiver, req)
+        note(b.send(receiver, Taken(req)))
+    assert min(got.values()) >= 8  # of ten; the first had more while they were alone
+
+
+def test_small_requests_take_nobodys_turn() -> None:
+    b = Bench("w-0")
+    for receiver in ("c-0", "c-1", "c-2"):
+        b.relay.joined(receiver, b.now, "h")
+    for receiver in ("c-0", "c-1"):
+        assert "w-0" in b.get(receiver, 1, 1000)
+    assert "w-0" in b.get("c-2", 1, MIB)
+
+
 def test_who_stands_still_holds_up_nobody() -> None:
     b = Bench("w-0")
     assert set(served(b, "c-0", "c-1", "c-2")) == {"c-0", "c-1"}

@@ -435,6 +435,65 @@ def test_only_the_attempt_that_was_heard_of_counts_where_a_key_may_have_been_use
     assert b.gen and c.gen
 
 
+def test_specs_that_are_not_started_leave_the_window_open() -> None:
+    ledger = connected(window_tasks=50)
+    entries = ledger.submit(PURE, [(str(i), b"", (str(i - 1),) if i else ()) for i in range(10)])
+    turn(ledger)
+    ledger.dropped.extend(entries[:-1])
+    turn(ledger)
+    ledger.welcomed(m.Welcome(2, 0, True, {"window_tasks": 2}), 0.0)
+    sent = 0
+    while ledger.queue:
+        sent += sum(len(x.rows) for x in turn(ledger) if isinstance(x, m.Submit))
+    assert sent == 10 and ledger.flying == 1
+    assert "Release" in kinds(turn(ledger)) or not ledger.spent
+
+
+def test_scattered_data_is_asked_for_as_long_as_somebody_may_bring_it_back() -> None:
+    ledger = connected()
+    ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=False)
+    turn(ledger)
+    finish(ledger, "x", None)
+    ledger.handle(CONTROL, m.Drop(("x",)), 0.0)
+    succeeded(ledger, 10.0)
+    now, asked = 12.0, 0
+    while "x" in ledger.entries:
+        ledger.handle(CONTROL, m.Cancelled((("x", UNKNOWN),)), now)
+        if "x" in ledger.entries:
+            now = max(now, ledger.deadline() or 0.0)
+            ledger.tick(now)
+            ledger.turn(now)
+            claim, want = ledger.take()[CONTROL]
+            assert claim == m.Claim((("x", 0),)) and want.keys == ("x",)
+            asked += 1
+    assert asked >= 5 and now >= 10.0 + limits.COPIES_KEPT - limits.RECOVERY
+
+
+def test_a_result_is_claimed_though_what_it_was_made_of_is_gone() -> None:
+    ledger = connected()
+    (data,) = ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=True)
+    (entry,) = ledger.submit(PURE, [("b", b"", ("x",))])
+    turn(ledger)
+    finish(ledger, "b", None)
+    ledger.welcomed(m.Welcome(2, 0, True, {"recover": 2.0}), 10.0)
+    data.status, data.outcome = CANCELLED, "gone"
+    ledger.turn(12.0)
+    claims = [x for x in ledger.take()[CONTROL] if isinstance(x, m.Claim)]
+    assert claims == [m.Claim((("b", 1),))] and entry.status == PENDING
+
+
+def test_what_had_finished_is_remembered_over_a_second_crash() -> None:
+    ledger = connected()
+    ledger.submit(NAMED_BY_HAND, [("a", b"", ())])
+    turn(ledger)
+    finish(ledger, "a", None)
+    ledger.welcomed(m.Welcome(2, 0, True, {"recover": 2.0}), 5.0)
+    ledger.take()
+    ledger.welcomed(m.Welcome(3, 0, True, {"recover": 2.0}), 6.0)
+    ledger.turn(8.0)
+    assert m.Claim((("a", 1),)) in ledger.take()[CONTROL]
+
+
 def test_a_future_of_it_that_is_made_meanwhile_is_asked_for() -> None:
     ledger = connected()
     a, _ = ledger.submit(PURE, [("a", b"", ()), ("b", b"", ("a",))])
