@@ -249,6 +249,7 @@ class Intake:
                 dep = tasks[name] = self.recovery.stub(name)
             if dep is None or (dep.fn is None and dep.state == RELEASED and not stubs):
                 self.tables.post(client, Cancelled, (key, f"depends on {name[:80]}, which nobody holds"))
+                self.lifecycle.tidy(deps)  # stubs that were made for it
                 return None
             deps.append(dep)
         return tuple(deps)

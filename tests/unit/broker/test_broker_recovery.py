@@ -230,7 +230,7 @@ def test_a_task_cannot_be_made_of_itself(w: World) -> None:
 def test_the_name_of_what_it_was_made_of_must_be_a_key(w: World) -> None:
     held(w, "w-0", "a")
     claim(w, ("a", 7))
-    w.submit("a", deps=("k" * 100_000,))
+    w.submit("a", deps=("fit", "k" * 100_000))
     assert [row[0] for row in w.rows("c-0", Cancelled)] == ["a"] and not w.broker.tables.tasks
 
 
