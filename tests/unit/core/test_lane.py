@@ -227,7 +227,7 @@ def test_a_new_broker_ends_the_lane_and_is_told_of_what_is_pending_as_usual() ->
     client.out()
     client.ledger.welcomed(m.Welcome(2, 0, True, {}), 0.0)
     out = client.out()
-    assert [type(message) for message in out[CONTROL]] == [m.Define, m.Submit] and not early(out)
+    assert [type(message) for message in out[CONTROL]] == [m.Define, m.Claim, m.Submit] and not early(out)
     client.copy(entry, FIRST)
     assert entry.status == PENDING and client.ledger.lane is None
     client.finish(entry)
