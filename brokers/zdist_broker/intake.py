@@ -241,7 +241,7 @@ class Intake:
 
         ``stubs``: it is finished, and what it was made of may be gone, or be submitted again later.
         """
-        deps = []
+        deps: list[Task] = []
         tasks = self.tables.tasks
         for name in needs if len(needs) == 1 else dict.fromkeys(needs):
             dep = tasks.get(name)

@@ -11,6 +11,7 @@ __all__ = [
     "ERROR",
     "FINISHED",
     "PENDING",
+    "UNKNOWN",
     "Entry",
     "Reply",
     "Row",
@@ -22,6 +23,8 @@ PENDING: Final = "pending"
 FINISHED: Final = "finished"
 ERROR: Final = "error"
 CANCELLED: Final = "cancelled"
+
+UNKNOWN: Final = "nobody in the cluster knows this key any more"
 
 Row: TypeAlias = tuple[Key, Payload, tuple[Key, ...]]  # a row of Submit: key, arguments, dependencies
 

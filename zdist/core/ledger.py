@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from zdist import limits
 from zdist.core.collect import Collection
-from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Reply
+from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, UNKNOWN, Entry, Reply
 from zdist.core.gather import PATHS
 from zdist.core.links import Host
 from zdist.core.machine import CONTROL, Route
@@ -23,7 +23,6 @@ from zdist.protocol.messages import Key, Message
 
 __all__ = ["UNKNOWN", "Ledger", "Over"]
 
-UNKNOWN: Final = "nobody in the cluster knows this key any more"
 ASK_AGAIN: Final = 0.1  # seconds before a want for an unknown key is repeated; doubles
 
 

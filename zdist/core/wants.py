@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from zdist import limits
-from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Row, Work
+from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, UNKNOWN, Entry, Row, Work
 from zdist.core.lane import Lanes
 from zdist.core.machine import CONTROL
 from zdist.core.store import Blob
@@ -258,7 +258,8 @@ class Wants(Lanes):
 
     def _orphaned(self, entry: Entry) -> bool:
         for parent in entry.parents:
-            if parent.status == CANCELLED and entry.status != FINISHED and entry not in self.claims:
+            held = entry.status == FINISHED or entry in self.claims  # maybe, though what it was made of is gone
+            if parent.status == CANCELLED and not (held and parent.outcome == UNKNOWN):
                 self._end(entry, CANCELLED, f"depends on {parent.key}: {parent.outcome}")
                 return True
             if parent.status == ERROR and not parent.gen:  # failed under a broker that is gone

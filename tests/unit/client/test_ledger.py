@@ -476,7 +476,7 @@ def test_a_result_is_claimed_though_what_it_was_made_of_is_gone() -> None:
     turn(ledger)
     finish(ledger, "b", None)
     ledger.welcomed(m.Welcome(2, 0, True, {"recover": 2.0}), 10.0)
-    data.status, data.outcome = CANCELLED, "gone"
+    data.status, data.outcome = CANCELLED, UNKNOWN
     ledger.turn(12.0)
     claims = [x for x in ledger.take()[CONTROL] if isinstance(x, m.Claim)]
     assert claims == [m.Claim((("b", 1),))] and entry.status == PENDING
