@@ -20,6 +20,7 @@ __all__ = [
     "RemoteError",
     "SecededLimit",
     "SerializationError",
+    "TaskTimeout",
     "UnknownKey",
     "VersionMismatch",
     "ZdistError",
@@ -36,6 +37,10 @@ class CancelledError(ZdistError, concurrent.futures.CancelledError):
 
 class KilledWorker(ZdistError):
     """A task's workers died more often than allowed; the text says where and how the last one died."""
+
+
+class TaskTimeout(ZdistError, TimeoutError):
+    """A task ran for longer than its ``timeout``; its worker was replaced. The text says which, how long and where."""
 
 
 class SerializationError(ZdistError, TypeError):

@@ -127,6 +127,13 @@ QUICK_DEATH: Final = 2.0  # a worker that lived no longer than this died "at onc
 RESTART_PAUSE: Final = 0.25  # before the second replacement in a row of workers that died at once; doubles
 RESTART_PAUSE_MAX: Final = 30.0
 END_GRACE: Final = 3.0  # between SIGTERM and SIGKILL
+LOOK: Final = 0.5  # how often a node looks at what its workers run
+INTERRUPT_GRACE: Final = 0.2  # what was cancelled by force may end by itself for so long
+INTERRUPTED: Final = 10_000  # of these, remembered for each worker
+REPLACE_GRACE: Final = 3.0  # to copy the data of a worker whose task has run out of time
+SCALE_GRACE: Final = 10.0  # the same, and to finish what runs, for workers that a smaller number makes superfluous
+DRAIN: Final = 20.0  # the same on SIGTERM
+LEAVE_PAUSE: Final = 0.05  # how often the broker looks what of a leaving worker's data is still to be copied
 DEATHS_KEPT: Final = 64  # last reports of dead workers, told again to a broker that knows nothing
 MAX_WORKERS: Final = 4096  # of one node
 

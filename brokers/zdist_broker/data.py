@@ -101,7 +101,7 @@ class Data:
         there = [
             w
             for w in self.tables.workers.values()
-            if w.subscribed and (not allowed or w.name in allowed or w.address in allowed)
+            if w.subscribed and not w.leaving and (not allowed or w.name in allowed or w.address in allowed)
         ]
         if not there or not task.holders:
             return
@@ -219,7 +219,7 @@ class Data:
         worker.tags = message.tags
         worker.resources = message.resources
         worker.free = {name: amount - used.get(name, 0.0) for name, amount in message.resources.items()}
-        worker.paused = message.paused or not worker.threads
+        worker.paused = message.paused or worker.leaving or not worker.threads
         worker.subscribed = True
         worker.budget = AHEAD_MICROS * worker.threads
         self.placement.fit(worker)

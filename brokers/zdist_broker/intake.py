@@ -15,6 +15,7 @@ from zdist.protocol.messages import (
     Cancelled,
     Claim,
     Define,
+    Interrupt,
     Payload,
     Rejected,
     Release,
@@ -394,6 +395,8 @@ class Intake:
     def cancel(self, client: Client, message: Cancel, now: float) -> None:
         """Drop the client's want, or with ``force`` everybody's, of the keys and of what depends on them.
 
+        With ``force`` what runs is ended, and the process that runs it replaced.
+
         Dependents of a key that others want too keep it (as in dask.distributed ``cancel``).
         """
         reason = message.reason[:MAX_REASON] or f"cancelled by client {client.name}"
@@ -411,7 +414,12 @@ class Intake:
                 if who.wants.pop(task.key, None) is not None:
                     self.lifecycle.unwant(who, task)
                     self.tables.post(who, Cancelled, (task.key, why))
+        running = [(t, t.worker, t.attempt) for t in seen if t.worker is not None] if message.force else []
         self.lifecycle.tidy(seen)
+        for task, worker, attempt in running:
+            node = self.tables.nodes.get(worker.node)
+            if node is not None and task.worker is None:
+                self.tables.tell(node, Interrupt(worker.session, ((task.key, attempt),)))
 
     def retry(self, client: Client, message: Retry, now: float) -> None:
         self.lifecycle.retry([t for t in map(self.tables.tasks.get, message.keys) if t is not None])

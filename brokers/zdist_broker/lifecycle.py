@@ -30,9 +30,12 @@ from zdist_broker.state import (
     EARLY,
     FAILED,
     FORGOTTEN,
+    KILLED,
     LAZY,
     MEMORY,
+    OVERDUE,
     PINNED,
+    RAISED,
     READY,
     RELEASED,
     WAITING,
@@ -163,7 +166,7 @@ class Lifecycle:
                 self.placement.requeue(task)
             else:
                 self.placement.unassign(task)
-                self.fail(task, (False, payload, key, text[:MAX_TEXT]))
+                self.fail(task, (RAISED, payload, key, text[:MAX_TEXT]))
 
     def died(self, task: Task, text: str) -> None:
         """The worker died while it ran the task."""
@@ -174,7 +177,19 @@ class Lifecycle:
             return
         self.placement.unassign(task)
         times = f"{trouble.deaths} workers died while they ran it ({ALLOWED_DEATHS} deaths are allowed)"
-        self.fail(task, (True, b"", task.key, f"{task.key}: {times}; the last was {text}"))
+        self.fail(task, (KILLED, b"", task.key, f"{task.key}: {times}; the last was {text}"))
+
+    def overdue(self, task: Task) -> None:
+        """Its time is over, and its worker will be replaced: a failure like any other, so retries are made."""
+        trouble = task.trouble = task.trouble or Trouble()
+        trouble.errors += 1
+        terms, worker = task.terms, task.worker
+        assert terms is not None and worker is not None
+        if trouble.errors <= terms.retries:
+            return self.placement.requeue(task)
+        self.placement.unassign(task)
+        text = f"{task.key} ran for longer than its timeout of {terms.timeout:g} s, at last on worker {worker.name}"
+        self.fail(task, (OVERDUE, b"", task.key, text))
 
     def fail(self, task: Task, failure: Failure) -> None:
         """The task has failed for good, and with it every active task that depends on it. It is assigned no more."""
@@ -206,9 +221,9 @@ class Lifecycle:
             self.tables.finished(client, task)
         elif task.state == FAILED:
             assert task.trouble is not None
-            killed, payload, culprit, text = task.trouble.failure
-            if killed:
-                self.tables.post(client, Killed, (task.key, text))
+            how, payload, culprit, text = task.trouble.failure
+            if how != RAISED:
+                self.tables.post(client, Killed, (task.key, text, how == OVERDUE))
             else:
                 self.tables.post(client, Failed, (task.key, payload, culprit, text))
 
@@ -318,7 +333,9 @@ class Lifecycle:
             assert task.trouble is not None
             times = task.trouble.recomputes
             if times > MAX_RECOMPUTES:
-                self.fail(task, (True, b"", task.key, f"{task.key}: its result was lost {times} times, last: {reason}"))
+                self.fail(
+                    task, (KILLED, b"", task.key, f"{task.key}: its result was lost {times} times, last: {reason}")
+                )
         for task in needed:
             if task.state == RELEASED:
                 self.revive(task, reason)

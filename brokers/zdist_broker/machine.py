@@ -26,10 +26,12 @@ from zdist.protocol.messages import (
     Held,
     Hold,
     Lane,
+    Leaving,
     Message,
     Missing,
     NodeEnded,
     Output,
+    Overdue,
     Place,
     Refused,
     Release,
@@ -47,6 +49,7 @@ from zdist_broker.checks import check
 from zdist_broker.data import Data
 from zdist_broker.intake import Intake
 from zdist_broker.lanes import Lanes
+from zdist_broker.leaving import Departures
 from zdist_broker.lifecycle import Lifecycle
 from zdist_broker.notices import Notices
 from zdist_broker.parse import hello_info
@@ -102,6 +105,7 @@ class BrokerMachine(Machine[str]):
             tables, lifecycle, self.commands, address=address, session=f"b-{epoch:x}", relay=relay
         )
         self.notices = Notices(tables, placement, self.log, address)
+        self.departures = departures = Departures(tables, data, lifecycle, queries)
         self.lanes = lanes = Lanes(tables, placement, intake)
         self.peers: dict[str, Client | Worker | Node] = {}
         self.client_handlers: Handlers = {
@@ -134,7 +138,12 @@ class BrokerMachine(Machine[str]):
             NodeEnded: self._node_ended,
         }
         lanes.plain = self.worker_handlers
-        self.node_handlers: Handlers = {WorkerDied: self._worker_died, Adjusted: queries.adjusted}
+        self.node_handlers: Handlers = {
+            WorkerDied: self._worker_died,
+            Adjusted: queries.adjusted,
+            Leaving: departures.announced,
+            Overdue: departures.overdue,
+        }
 
     # --- sessions -------------------------------------------------------------------------------------
 
@@ -158,6 +167,7 @@ class BrokerMachine(Machine[str]):
             peer = self.tables.workers[session] = Worker(session, info, now)
             peer.handlers = self.worker_handlers
             welcome["inline_result"] = self.tables.inline_result
+            self.departures.joined(peer, now)
         elif role == "node":
             peer = self.tables.nodes[session] = Node(session, info, now)
             peer.handlers = self.node_handlers
@@ -217,6 +227,7 @@ class BrokerMachine(Machine[str]):
             self._remove([peer], reason)
         else:
             del self.tables.nodes[session]
+            self.departures.forget(peer)
             self.queries.gone([peer], reason)
             self.log("info", "node.left", session=session, name=peer.name, reason=reason)
             workers = [w for w in self.tables.workers.values() if w.node == session]
@@ -229,12 +240,15 @@ class BrokerMachine(Machine[str]):
         if workers:
             names = ", ".join(w.name for w in workers)
             self.data.remove(workers, f"worker{'s' if len(workers) > 1 else ''} {names} died: {reason}")
+            for worker in workers:
+                self.departures.gone(worker)
             self.queries.gone(workers, reason)
             for worker in workers:
                 self.lanes.lost(worker)
                 self.log("info", "worker.left", session=worker.session, name=worker.name, reason=reason)
 
     def _worker_died(self, node: Node, message: WorkerDied, now: float) -> None:
+        self.departures.forget(node, message.worker)
         worker = self.data.worker_died(node, message, now)
         if worker is not None:
             if not message.ordered:
@@ -320,11 +334,15 @@ class BrokerMachine(Machine[str]):
         if self.lanes.sweep_at is not None and now >= self.lanes.sweep_at:
             self.lanes.sweep(now)
         self.recovery.tick(now)
+        self.departures.tick(now)
 
     def deadline(self) -> float | None:
         """When ``tick`` is next needed."""
         due = self.taking_back.due_at
-        for when in (self.queries.deadline(), self.lanes.sweep_at, self.notices.deadline(), self.recovery.deadline()):
+        for when in (
+            self.queries.deadline(), self.lanes.sweep_at, self.notices.deadline(), self.recovery.deadline(),
+            self.departures.look_at,
+        ):  # fmt: skip
             if when is not None and (due is None or when < due):
                 due = when
         return due

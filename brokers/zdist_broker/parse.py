@@ -87,7 +87,7 @@ def options(fields: tuple[Any, ...]) -> Options:
         return _DEFAULTS
     if len(fields) > len(Options._fields):
         raise ValueError(f"{len(fields)} options where {len(Options._fields)} are known")
-    retries, priority, workers, allow_other, resources, tags, forget = Options(*fields)
+    retries, priority, workers, allow_other, resources, tags, forget, timeout = Options(*fields)
     if not isinstance(resources, tuple | list):
         raise ValueError(f"resources: {shown(resources)} is not a list of names and amounts")
     return Options(
@@ -98,6 +98,7 @@ def options(fields: tuple[Any, ...]) -> Options:
         tuple(sorted(_resources(resources, len(resources)).items())),
         tuple(sorted(names("tags", tags))),
         bool(forget),
+        amount("timeout", timeout),
     )
 
 

@@ -24,7 +24,7 @@ from zdist.limits import (
     RUN_ROWS,
     RUNS_FROM,
 )
-from zdist.protocol.messages import Define, Options, Run, payload_size
+from zdist.protocol.messages import Define, Options, Run, TimeLimit, payload_size
 from zdist_broker.pool import Place, Pool
 from zdist_broker.state import (
     ASSIGNED,
@@ -331,6 +331,8 @@ class Placement:
         if task.who and not task.dependents:
             who, host = task.who, worker.host
             deliver = 2 if who[0].near == host or (len(who) > 1 and any(c.near == host for c in who)) else 1
+        if terms.timeout:
+            tables.post(worker, TimeLimit, (task.key, attempt, terms.timeout))
         row = (task.key, attempt, task.priority, deliver, task.args, deps)
         runs = worker.runs
         rows = runs.get(fn)

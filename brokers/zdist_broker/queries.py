@@ -160,7 +160,7 @@ class Queries:
     def _there(self) -> list[Worker]:
         return [w for w in self.tables.workers.values() if w.subscribed]
 
-    def _chosen(self, names: Any) -> list[Worker]:
+    def chosen(self, names: Any) -> list[Worker]:
         """Workers by address or name, all of them for None."""
         there = self._there()
         if names is None:
@@ -194,7 +194,7 @@ class Queries:
                 "memory_limit": w.memory_limit,
                 "tags": list(w.tags),
                 "resources": dict(w.resources),
-                "status": "paused" if w.paused else "running",
+                "status": "leaving" if w.leaving else "paused" if w.paused else "running",
                 "processing": len(w.assigned),
                 "held": len(w.held),
                 "last_seen": now - max(w.seen, node.seen if node else 0.0),
@@ -223,7 +223,7 @@ class Queries:
         return where
 
     def _has_what(self, client: Client, req: int, args: Any, now: float) -> dict[str, list[str]]:
-        return self._listed({w.address: w.held for w in self._chosen(args)})
+        return self._listed({w.address: w.held for w in self.chosen(args)})
 
     def _processing(self, client: Client, req: int, args: Any, now: float) -> dict[str, list[str]]:
         return self._listed({w.address: w.assigned for w in self._there()})
@@ -275,7 +275,7 @@ class Queries:
         nodes = list(self.tables.nodes.values())
         if not nodes or args > MAX_WORKERS * len(nodes):
             raise Request(f"cannot have {args} workers on {len(nodes)} nodes, {MAX_WORKERS} at most on each")
-        pending = self._pend(client, req)
+        pending = self.pend(client, req)
         for n, node in enumerate(nodes):
             pending.addresses[node.session] = node.name
             share = args // len(nodes) + (n < args % len(nodes))
@@ -296,16 +296,17 @@ class Queries:
             if client.asking >= WAITING_ASKS:
                 raise Request(f"{client.asking} questions of this client wait for their answers already")
             names = message.workers
-            workers = self._chosen(None if names is None else parse.names("workers", names))
+            workers = self.chosen(None if names is None else parse.names("workers", names))
         except (Request, ValueError) as error:
             return self.tables.tell(client, Answer(message.req, False, str(error)[:MAX_KEY]))
-        pending = self._pend(client, message.req)
+        pending = self.pend(client, message.req)
         for worker in workers:
             pending.addresses[worker.session] = worker.address
             self.tables.tell(worker, Call(self.req, None, message.payload))
         self._settle(self.req)
 
-    def _pend(self, client: Client, req: int) -> Pending:
+    def pend(self, client: Client, req: int) -> Pending:
+        """Wait for answers to what is now asked under ``self.req``."""
         self.req += 1
         client.asking += 1
         pending = self.pending[self.req] = Pending(client, req)
@@ -316,15 +317,16 @@ class Queries:
         pending = self.pending.get(message.req)
         if pending is not None and size <= min(pending.room, CALL_BYTES):
             pending.room -= size
-            self._answered(worker, message.req, [message.ok, _bytes(message.payload)])
+            self.answered(worker, message.req, [message.ok, _bytes(message.payload)])
         else:
             most = f"{CALL_BYTES} are possible from each worker, {ANSWER_BYTES} from all"
-            self._answered(worker, message.req, [False, None, f"its answer has {size} bytes; at most {most}"])
+            self.answered(worker, message.req, [False, None, f"its answer has {size} bytes; at most {most}"])
 
     def adjusted(self, node: Node, message: Adjusted, now: float) -> None:
-        self._answered(node, message.req, message.workers)
+        self.answered(node, message.req, message.workers)
 
-    def _answered(self, peer: Peer, req: int, result: Any) -> None:
+    def answered(self, peer: Peer, req: int, result: Any) -> None:
+        """One of those that were asked has answered."""
         pending = self.pending.get(req)
         address = pending.addresses.pop(peer.session, None) if pending else None
         if pending is None or address is None:

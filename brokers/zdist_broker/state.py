@@ -43,8 +43,11 @@ SECEDED: Final = 2  # has left its worker's thread pool
 LAZY: Final = 8  # released although a client wants it: submitted again only because others were made of it
 EARLY: Final = 4  # assigned by its client, by a lane: neither Run nor Finished has been sent, and may not have to be
 
-# (killed, pickled exception, key of the task that raised, text)
-Failure: TypeAlias = tuple[bool, Payload, str, str]
+# (how, pickled exception, key of the task that raised, text)
+Failure: TypeAlias = tuple[int, Payload, str, str]
+RAISED: Final = 0
+KILLED: Final = 1  # its workers died too often
+OVERDUE: Final = 2  # it ran out of time
 
 
 class Trouble:
@@ -56,7 +59,7 @@ class Trouble:
         self.errors = 0
         self.deaths = 0
         self.recomputes = 0
-        self.failure: Failure = (False, b"", "", "")
+        self.failure: Failure = (RAISED, b"", "", "")
 
 
 class Function:
@@ -90,12 +93,13 @@ class Function:
 class Terms:
     """Tasks submitted with equal options share one of these."""
 
-    __slots__ = ("forget", "inner", "pool", "retries", "root")
+    __slots__ = ("forget", "inner", "pool", "retries", "root", "timeout")
 
     def __init__(self, options: Options, pool: Pool) -> None:
         self.pool = pool
         self.retries = options.retries
         self.forget = options.forget
+        self.timeout = options.timeout
         self.inner = -2 * options.priority << 40  # priority is this plus the order of arrival
         self.root = (1 - 2 * options.priority) << 40  # tasks without dependencies come after those with
 
@@ -201,8 +205,8 @@ class Worker(Peer):
 
     __slots__ = (
         "address", "alone", "asked_back", "assigned", "budget", "count", "free", "held", "inlined", "lane", "late",
-        "load", "memory_limit", "node", "paused", "pools", "resources", "row", "runs", "sessions", "subscribed", "tags",
-        "threads", "victim",
+        "leaving", "load", "memory_limit", "node", "paused", "pools", "resources", "row", "runs", "sessions",
+        "subscribed", "tags", "threads", "victim",
     )  # fmt: skip
 
     def __init__(self, session: str, info: dict[str, Any], now: float) -> None:
@@ -216,6 +220,7 @@ class Worker(Peer):
         self.row = (session, self.address, self.name, self.host, self.node)
         self.subscribed = False
         self.paused = False
+        self.leaving = False  # in good order: paused until it goes
         self.threads = 0
         self.budget = 0  # microseconds of work that it may have outstanding beyond one task per thread
         self.tags: tuple[str, ...] = ()
@@ -262,7 +267,11 @@ def failures(rows: list[Any]) -> list[list[Any]]:
     runs: list[list[Any]] = []
     room = 0
     for row in rows:
-        size = sum(payload_size(field) if not isinstance(field, str) else len(field) for field in row[1:])
+        size = sum(
+            payload_size(field) if not isinstance(field, str) else len(field)
+            for field in row[1:]
+            if field is not True and field is not False
+        )
         if size > room or len(runs[-1]) >= MESSAGE_ROWS:
             runs.append([])
             room = FAILED_BYTES

@@ -190,6 +190,17 @@ class Admin(Base):
     async def _restart(self, timeout: float | None) -> None:
         await self._asking("restart", timeout, timeout)
 
+    def retire_workers(self, workers: Any) -> Any:
+        """End workers in good order: they get nothing new, what they run comes to an end, and results and data that
+        only they have are copied to others first. Their nodes do not replace them.
+
+        Parameters:
+            workers: address or name, or several. Returns ``{address: name}`` of those that have gone, when they have.
+
+        Raises ZdistError if there is no such worker, or data would be lost because none would be left.
+        """
+        return self._sync(self._lists("retire", list(names(workers))))
+
     def scale(self, n: int) -> Any:
         """Ask the nodes to keep ``n`` workers in all."""
         if isinstance(n, bool) or not isinstance(n, int) or n < 0:

@@ -25,7 +25,7 @@ from zdist.client.future import Future
 from zdist.core.collect import Signal
 from zdist.core.entry import CANCELLED, PENDING, Entry, Reply
 from zdist.core.ledger import Ledger
-from zdist.errors import CancelledError, ClusterClosed, KeyConflict, KilledWorker, ZdistError
+from zdist.errors import CancelledError, ClusterClosed, KeyConflict, KilledWorker, TaskTimeout, ZdistError
 from zdist.transport.driver import Driver
 from zdist.transport.shm import SharedMemory
 
@@ -53,6 +53,8 @@ def failure_of(key: str, status: str, outcome: Any) -> BaseException:
     kind, payload, origin, text = outcome
     if kind == "killed":
         return KilledWorker(text)
+    if kind == "timeout":
+        return TaskTimeout(text)
     if kind == "rejected":
         return KeyConflict(f"{key}: {text}")
     error = serialize.loads_error(payload, text)

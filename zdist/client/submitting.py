@@ -10,6 +10,7 @@ from typing import Any
 from zdist import limits, serialize
 from zdist.client.base import Base
 from zdist.client.future import Future, future_of, origins
+from zdist.client.waiting import seconds
 from zdist.core.entry import CANCELLED, Entry, Row, Work
 from zdist.core.store import Blob
 from zdist.errors import SerializationError
@@ -99,6 +100,7 @@ class Submitting(Base):
         actors: bool = False,
         pure: bool | None = None,
         tags: Any = None,
+        timeout: float | str | None = None,
         **kwargs: Any,
     ) -> Future:
         """Run ``func(*args, **kwargs)`` on a worker. As in dask.distributed 2021.10.
@@ -106,14 +108,14 @@ class Submitting(Base):
         Parameters:
             args, kwargs: may hold futures, anywhere inside; the function gets their values.
             key: name of the result; by default made from the function's name.
-            workers: address or name, or several, of workers that may run it; ``allow_other_workers`` makes that a
-                preference.
+            workers: address or name, or several, that may run it; with ``allow_other_workers`` a preference.
             resources: amounts that the worker must have free, as ``{"GPU": 1}``.
             retries: how many times it is tried again after it has raised.
             priority: larger goes first; default 0.
             pure: True (default) names the result by function and arguments, so that the same call, by whichever client,
                 is computed once. False gives each call a name of its own.
-            tags: tags that the worker must have. ``fifo_timeout`` is accepted and not used.
+            tags: tags that the worker must have. ``fifo_timeout`` is not used.
+            timeout: seconds that each start may run; then TaskTimeout, and its worker's process is replaced.
 
         Raises:
             SerializationError: the function or an argument cannot be pickled; the text names it.
@@ -125,7 +127,7 @@ class Submitting(Base):
         _refuse_actors(actor or actors)
         driver = self._usable()
         blob = serialize.dumps_function(func)
-        options = _options(workers, resources, retries, priority, allow_other_workers, tags)
+        options = _options(workers, resources, retries, priority, allow_other_workers, tags, timeout)
         work = self._work(blob, options, key is None)
         own = False  # is the key made for this call alone?
         if key is None:
@@ -170,6 +172,7 @@ class Submitting(Base):
         pure: bool | None = None,
         batch_size: int | None = None,
         tags: Any = None,
+        timeout: float | str | None = None,
         **kwargs: Any,
     ) -> list[Future]:
         """Run ``func`` on the items of one or several iterables, as the builtin ``map`` does: to the shortest.
@@ -185,7 +188,7 @@ class Submitting(Base):
         _refuse_actors(actor or actors)
         self._usable()
         blob = serialize.dumps_function(func)
-        options = _options(workers, resources, retries, priority, allow_other_workers, tags)
+        options = _options(workers, resources, retries, priority, allow_other_workers, tags, timeout)
         keys: Iterator[str] | None = None
         if isinstance(key, list | tuple):
             sizes = {len(it) for it in iterables if isinstance(it, Sized)}
@@ -346,9 +349,18 @@ def _payload(data: bytes) -> Payload:
 
 
 def _options(
-    workers: Any, resources: Mapping[str, float] | None, retries: int | None, priority: int, other: bool, tags: Any
+    workers: Any,
+    resources: Mapping[str, float] | None,
+    retries: int | None,
+    priority: int,
+    other: bool,
+    tags: Any,
+    timeout: float | str | None = None,
 ) -> tuple[Any, ...]:
-    if not (workers or resources or retries or priority or other or tags):
+    limit = seconds(timeout) or 0.0
+    if timeout is not None and limit <= 0:
+        raise ValueError(f"timeout={timeout!r} must be more than 0 seconds")
+    if not (workers or resources or retries or priority or other or tags or limit):
         return ()
     if other and not workers:
         raise ValueError("allow_other_workers=True needs workers= to name the preferred ones")
@@ -362,6 +374,7 @@ def _options(
             allow_other=bool(other),
             resources=_resources(resources or {}),
             tags=names(tags),
+            timeout=limit,
         )
     )
 

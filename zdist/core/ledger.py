@@ -289,8 +289,8 @@ class Ledger(Replay):
             self._fail(key, ("failed", payload, origin, text))
 
     def _killed(self, message: m.Killed, now: float) -> None:
-        for key, text in message.rows:
-            self._fail(key, ("killed", None, key, text))
+        for key, text, overdue in message.rows:
+            self._fail(key, ("timeout" if overdue else "killed", None, key, text))
 
     def _fail(self, key: Key, outcome: tuple[str, Any, Key, str], *, known: bool = True) -> None:
         entry = self._current(key)

@@ -1,7 +1,9 @@
 """The node: how many workers run on a host, which they are, and what happens when one ends. PURE.
 
 A worker is *alive* from the command that starts it until the driver says that its process has ended. Every start gets a
-session of its own; the index, and with it the name, is taken over by the replacement.
+session of its own; the index, and with it the name, is taken over by the replacement. The broker was told of a worker
+that is *leaving*: it copies its data elsewhere and dismisses it, and the replacement is there by then. One that is
+*ending* has been sent a signal.
 """
 
 from __future__ import annotations
@@ -14,10 +16,25 @@ from typing import Any, Final, NamedTuple
 
 from zdist import limits
 from zdist.core.machine import CONTROL, Machine, Route, require
+from zdist.core.slot import Running
 from zdist.errors import InvariantError, ProtocolError
-from zdist.protocol.messages import Adjust, Adjusted, Attempt, Key, Message, Pong, Stop, Welcome, WorkerDied
+from zdist.protocol.messages import (
+    Adjust,
+    Adjusted,
+    Attempt,
+    Dismiss,
+    Interrupt,
+    Key,
+    Leaving,
+    Message,
+    Overdue,
+    Pong,
+    Stop,
+    Welcome,
+    WorkerDied,
+)
 
-__all__ = ["EndWorker", "Ended", "NodeMachine", "StartWorker", "WorkerInfo"]
+__all__ = ["EndWorker", "Ended", "Look", "NodeMachine", "StartWorker", "WorkerInfo"]
 
 SIGTERM: Final = int(signal.SIGTERM)
 SIGKILL: Final = int(signal.SIGKILL)
@@ -38,6 +55,10 @@ class EndWorker(NamedTuple):
     signal: int
 
 
+class Look(NamedTuple):
+    """Command: see what the workers are running; answered by ``seen``."""
+
+
 class Ended(NamedTuple):
     """Command: the last worker has ended and none will be started; the node's process exits with this code."""
 
@@ -48,7 +69,9 @@ class Ended(NamedTuple):
 class WorkerInfo:
     """A worker that is alive."""
 
-    __slots__ = ("ending", "index", "kill_at", "name", "pid", "session", "started")
+    __slots__ = (
+        "ending", "given_up", "index", "interrupted", "kill_at", "leaving", "name", "pid", "session", "started"
+    )  # fmt: skip
 
     def __init__(self, index: int, session: str, name: str, started: float) -> None:
         self.index = index
@@ -56,8 +79,11 @@ class WorkerInfo:
         self.name = name
         self.started = started
         self.pid = 0  # until the process is there
+        self.leaving = False  # the broker was told; nothing new starts there
         self.ending = False  # by order; its death counts against nobody
-        self.kill_at: float | None = None  # when patience with an ending worker is over
+        self.kill_at: float | None = None  # when patience with a leaving or ending worker is over
+        self.interrupted: dict[tuple[Key, Attempt], float] = {}  # what is not to run longer than until then
+        self.given_up: set[tuple[Key, Attempt]] = set()  # what the broker was told of; never iterated
 
 
 class NodeMachine(Machine[Route]):
@@ -85,12 +111,18 @@ class NodeMachine(Machine[Route]):
         self.starts = 0
         self.quick: dict[int, int] = {}  # index: deaths at once, in a row
         self.due: dict[int, float] = {}  # index: when its replacement may start
+        self.retired: dict[int, None] = {}  # indices without a worker, until the next order how many to keep
+        self.look_at = 0.0
+        self.welcome = False  # a broker has been there: it can move data
         self.reports: deque[WorkerDied] = deque(maxlen=limits.DEATHS_KEPT)
         self.unanswered: list[int] = []  # Adjust requests whose workers have not all ended yet
         self.stopping: str | None = None
         self.code = 0
         self.ended = False
-        self.handlers: dict[type, Callable[..., None]] = {Adjust: self._adjust, Stop: self._stop, Pong: self._pong}
+        self.handlers: dict[type, Callable[..., None]] = {
+            Adjust: self._adjust, Stop: self._stop, Pong: self._pong, Interrupt: self._interrupt,
+            Dismiss: self._dismiss,
+        }  # fmt: skip
 
     # --- endpoint ----------------------------------------------------------------------------------
 
@@ -103,9 +135,13 @@ class NodeMachine(Machine[Route]):
 
     def welcomed(self, welcome: Welcome, now: float) -> None:
         """A broker that knows nothing of this node may know workers that have died since: tell it again."""
+        self.welcome = True
         if welcome.fresh:
             for report in self.reports:
                 self.send(CONTROL, report)
+            leaving = tuple(w.session for w in self.alive.values() if w.leaving and not w.ending)
+            if leaving:
+                self.send(CONTROL, Leaving(leaving, True, "its node had ended it before this broker came"))
 
     def refused(self, code: str, text: str, now: float) -> None:
         """The broker will not have this node: end all."""
@@ -124,17 +160,103 @@ class NodeMachine(Machine[Route]):
 
     def deadline(self) -> float | None:
         """When `tick` is next needed: a replacement is due, or patience with an ending worker is over."""
-        taken = {worker.index for worker in self.alive.values()}
+        taken = self._taken()
         times = [when for index, when in self.due.items() if index < self.wanted and index not in taken]
+        if self.alive:
+            times.append(self.look_at)
         times += [worker.kill_at for worker in self.alive.values() if worker.kill_at is not None]
         return min(times, default=None)
 
     def tick(self, now: float) -> None:
         """Do what has become due."""
         for worker in self.alive.values():
-            if worker.kill_at is not None and now >= worker.kill_at:
-                worker.kill_at = None
+            if worker.kill_at is None or now < worker.kill_at:
+                continue
+            worker.kill_at = None
+            if worker.ending:
                 self.commands.append(EndWorker(worker.session, SIGKILL))
+            else:
+                self.log("warning", "worker.not_dismissed", worker=worker.name, session=worker.session)
+                self._end_worker(worker, now)
+        if self.alive and now >= self.look_at:
+            self.look_at = now + limits.LOOK
+            self.commands.append(Look())
+        self._settle(now)
+
+    def _taken(self) -> set[int]:
+        """Indices whose workers stay."""
+        return {worker.index for worker in self.alive.values() if not worker.leaving}
+
+    # --- limits of what runs ------------------------------------------------------------------------
+
+    def seen(self, workers: dict[str, list[Running]], now: float) -> bool:
+        """What the workers' slots say that they run. One that has run something for too long is replaced.
+
+        Returns whether there was one.
+        """
+        late = False
+        for session, running in workers.items():
+            worker = self.alive.get(session)
+            if worker is None or worker.ending:
+                continue
+            rows = tuple(
+                (key, attempt)
+                for key, attempt, until in running
+                if (key, attempt) not in worker.given_up
+                and ((until and now >= until) or now >= worker.interrupted.get((key, attempt), now + 1))
+            )
+            if rows:
+                late = True
+                worker.given_up.update(rows)
+                self.log("warning", "worker.overdue", worker=worker.name, session=session, keys=[r[0] for r in rows])
+                self.send(CONTROL, Overdue(session, rows))
+                self._leave([worker], limits.REPLACE_GRACE, False, "a task there was given up", now)
+        if late:
+            self._settle(now)
+        return late
+
+    def _interrupt(self, message: Interrupt, now: float) -> None:
+        worker = self.alive.get(message.worker)
+        if worker is not None:
+            if len(worker.interrupted) > limits.INTERRUPTED:
+                worker.interrupted.clear()
+            worker.interrupted |= dict.fromkeys(message.rows, now + limits.INTERRUPT_GRACE)
+
+    # --- leaving in good order ----------------------------------------------------------------------
+
+    def drain(self, reason: str, patience: float, now: float) -> None:
+        """End the node when what runs has come to an end and its data is elsewhere, ``patience`` seconds later at most.
+
+        At once when it is told so again.
+        """
+        if self.stopping is not None or not self.welcome or patience <= 0:
+            return self._end(reason, 0, now)
+        self.log("info", "node.draining", reason=reason, workers=len(self.alive), seconds=patience)
+        self.stopping = reason
+        self.wanted = 0
+        self._leave(list(self.alive.values()), patience, True, reason, now)
+        self._settle(now)
+
+    def _leave(self, workers: list[WorkerInfo], patience: float, stay: bool, reason: str, now: float) -> None:
+        workers = [worker for worker in workers if not worker.ending and not (worker.leaving and stay)]
+        if patience <= 0:
+            for worker in workers:
+                self._end_worker(worker, now)
+            return
+        for worker in workers:
+            worker.leaving = True
+            worker.kill_at = now + patience if worker.kill_at is None else min(worker.kill_at, now + patience)
+        if workers:
+            self.send(CONTROL, Leaving(tuple(worker.session for worker in workers), stay, reason))
+
+    def _dismiss(self, message: Dismiss, now: float) -> None:
+        for session in message.workers:
+            worker = self.alive.get(session)
+            if worker is not None:
+                if message.retire and not worker.leaving:
+                    self.retired[worker.index] = None
+                worker.leaving = True
+                self._end_worker(worker, now)
         self._settle(now)
 
     # --- orders ------------------------------------------------------------------------------------
@@ -147,8 +269,12 @@ class NodeMachine(Machine[Route]):
         """Keep this many workers from now on; the ones with the highest index go first."""
         require(workers >= 0, f"a node cannot keep {workers} workers")
         if self.stopping is None:
-            self.wanted = min(workers, limits.MAX_WORKERS)
+            self._keep(workers)
             self._settle(now)
+
+    def _keep(self, workers: int) -> None:
+        self.wanted = min(workers, limits.MAX_WORKERS)
+        self.retired.clear()
 
     def stop(self, reason: str, now: float) -> None:
         """End all workers, then the node (a signal, or the lifeline has closed)."""
@@ -159,7 +285,7 @@ class NodeMachine(Machine[Route]):
             self.log("warning", "node.too_many_workers", asked=message.workers, limit=limits.MAX_WORKERS)
         if self.stopping is None:
             if message.workers >= 0:
-                self.wanted = min(message.workers, limits.MAX_WORKERS)
+                self._keep(message.workers)
             if message.restart:
                 self.quick.clear()
                 self.due.clear()
@@ -175,11 +301,13 @@ class NodeMachine(Machine[Route]):
         pass
 
     def _end(self, reason: str, code: int, now: float) -> None:
-        if self.stopping is None:
+        if self.stopping is None or not all(worker.ending for worker in self.alive.values()):
             self.log("info", "node.stopping", reason=reason, workers=len(self.alive))
             self.stopping = reason
             self.code = code
             self.wanted = 0
+            for worker in self.alive.values():
+                self._end_worker(worker, now)
             self._settle(now)
 
     # --- what happened to the processes ----------------------------------------------------------------
@@ -219,7 +347,8 @@ class NodeMachine(Machine[Route]):
             self.log("info", "worker.ended", worker=worker.name, session=session, code=code)
         else:
             self.log("warning", "worker.died", worker=worker.name, session=session, code=code, running=len(running))
-            self._replace_later(worker, now)
+            if not worker.leaving:
+                self._replace_later(worker, now)
         self._settle(now)
 
     def _replace_later(self, worker: WorkerInfo, now: float) -> None:
@@ -238,19 +367,18 @@ class NodeMachine(Machine[Route]):
 
     def _settle(self, now: float) -> None:
         """End what is too much, start what is missing and due, answer what has been carried out."""
-        for worker in self.alive.values():
-            if worker.index >= self.wanted:
-                self._end_worker(worker, now)
         if self.stopping is None:
-            taken = {worker.index for worker in self.alive.values()}
+            surplus = [worker for worker in self.alive.values() if worker.index >= self.wanted]
+            self._leave(surplus, limits.SCALE_GRACE if self.welcome else 0.0, True, "the node keeps fewer workers", now)
+            taken = self._taken()
             for index in range(self.wanted):
-                if index not in taken and self.due.get(index, now) <= now:
+                if index not in taken and index not in self.retired and self.due.get(index, now) <= now:
                     self.due.pop(index, None)
                     self._start_worker(index, now)
         elif not self.alive and not self.ended:
             self.ended = True
             self.commands.append(Ended(self.code, self.stopping))
-        if self.unanswered and not any(worker.ending for worker in self.alive.values()):
+        if self.unanswered and not any(w.leaving or w.ending for w in self.alive.values()):
             for req in self.unanswered:
                 self.send(CONTROL, Adjusted(req, self.wanted))
             self.unanswered.clear()
@@ -270,17 +398,19 @@ class NodeMachine(Machine[Route]):
             self.commands.append(EndWorker(worker.session, SIGTERM))
 
     def check(self) -> None:
-        """One worker per index, no more than wanted besides those that are ending, nothing alive after the end."""
-        indices = [worker.index for worker in self.alive.values()]
+        """One worker per index besides those that leave, no more than wanted, nothing alive after the end."""
+        staying = [worker for worker in self.alive.values() if not worker.leaving]
+        indices = [worker.index for worker in staying]
         require(len(set(indices)) == len(indices), f"two workers of node {self.name} share an index: {indices}")
-        for worker in self.alive.values():
-            require(worker.ending or worker.index < self.wanted, f"worker {worker.name} is not wanted and not ending")
+        for worker in staying:
+            require(worker.ending or worker.index < self.wanted, f"worker {worker.name} is not wanted and stays")
             require(worker.ending or worker.kill_at is None, f"worker {worker.name} is to be killed without an order")
         if self.stopping is not None:
             require(self.wanted == 0, f"node {self.name} is stopping and wants {self.wanted} workers")
         require(not (self.ended and self.alive), f"node {self.name} has ended before its workers {list(self.alive)}")
         if self.stopping is None:
-            missing = [index for index in range(self.wanted) if index not in indices and index not in self.due]
+            known = {*indices, *self.due, *self.retired}
+            missing = [index for index in range(self.wanted) if index not in known]
             require(not missing, f"node {self.name} has forgotten its workers {missing}")
 
 

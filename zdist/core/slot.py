@@ -1,22 +1,24 @@
 """The slot file: what each thread of a worker runs right now, readable after the worker was killed. PURE.
 
-One record of fixed size per thread: attempt, length of the key in bytes, a flag, padding, the key in UTF-8. The key is
-written while the flag is clear and the flag last, so a worker killed in between leaves no half a record behind.
+One record of fixed size per thread: attempt, when its time is over, length of the key in bytes, a flag, padding, the
+key in UTF-8. The key is written while the flag is clear and the flag last, so a worker killed in between leaves no half
+a record behind. Times are those of the host's monotonic clock, which all of its processes share.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Final
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 from zdist import limits
 from zdist.protocol.messages import Attempt, Key
 
-__all__ = ["FLAG", "HEADER", "KEY", "LENGTH", "RECORD", "read", "size"]
+__all__ = ["FLAG", "HEADER", "KEY", "LENGTH", "RECORD", "Running", "read", "size"]
 
-HEADER: Final = struct.Struct("<QHB")  # attempt, length of the key, 1 while running; packed in this order
-FLAG: Final = 10  # offset of the flag within a record
-KEY: Final = 16  # offset of the key
+HEADER: Final = struct.Struct("<QdHB")  # attempt, deadline, length of the key, 1 while running; packed in this order
+FLAG: Final = 18  # offset of the flag within a record
+KEY: Final = 24  # offset of the key
 LENGTH: Final = 4 * limits.MAX_KEY  # of a key in bytes: a character takes up to four
 RECORD: Final = KEY + LENGTH
 
@@ -26,12 +28,27 @@ def size(threads: int) -> int:
     return RECORD * (threads + limits.SECEDED_PER_WORKER)
 
 
-def read(data: bytes) -> list[tuple[Key, Attempt]]:
-    """The tasks that were running when the file was left as it is; ``data`` is its whole content."""
+class Running(NamedTuple):
+    """What a thread runs, and until when it may (0: for any time)."""
+
+    key: Key
+    attempt: Attempt
+    until: float
+
+
+def read(pread: Callable[[int, int], bytes]) -> list[Running]:
+    """The tasks that are running, or were when the worker was killed. ``pread(length, offset)`` reads the file.
+
+    Records are taken into use in order, so the first that never was ends the search.
+    """
     running = []
-    for start in range(0, len(data) - RECORD + 1, RECORD):
-        attempt, length, flag = HEADER.unpack_from(data, start)
+    start = 0
+    while len(header := pread(HEADER.size, start)) == HEADER.size:
+        attempt, until, length, flag = HEADER.unpack(header)
         if flag:
-            key = data[start + KEY : start + KEY + min(length, RECORD - KEY)].decode("utf-8", "replace")
-            running.append((key, attempt))
+            key = pread(min(length, LENGTH), start + KEY).decode("utf-8", "replace")
+            running.append(Running(key, attempt, until))
+        elif not length:
+            break
+        start += RECORD
     return running

@@ -107,8 +107,8 @@ class Task:
     """One attempt; the handle that a thread holds while it runs it."""
 
     __slots__ = (
-        "args", "attempt", "blockers", "deliver", "early", "function", "inputs", "key", "priority", "seceded", "state",
-        "untold",
+        "args", "attempt", "blockers", "deliver", "early", "function", "inputs", "key", "limit", "priority", "seceded",
+        "state", "untold",
     )  # fmt: skip
 
     def __init__(
@@ -121,6 +121,7 @@ class Task:
         self.args = args
         self.function = function
         self.state = QUEUED
+        self.limit = 0.0  # seconds that it may run; 0: any time
         self.seceded = False
         self.early: Any = None  # the route of the client that sent it itself, and gets an early copy of the result
         self.untold = True  # the broker has not heard of it from here

@@ -97,12 +97,13 @@ class WorkerMachine(Machine[Route]):
         self.inputs = Inputs(session, self.store, self.fetcher, self._release)
         self.reports = Reports()
         self.orphans = Orphans()
+        self.limits: dict[Attempt, float] = {}  # seconds, of attempts whose Run is about to come
         self.lanes: dict[int, set[Attempt]] = {}  # lanes that lead here: the attempts that have come by any way
         self.handlers = {
             m.Run: self.run, m.Define: self._define, m.Drop: self._drop, m.TakeBack: self._take_back,
             m.Abort: self._abort, m.Replicate: self.inputs.replicate, m.Locate: self.inputs.locate,
             m.Members: self._members, m.Call: self._call, m.Stop: self._stop, m.Pong: self._pong,
-            m.Lane: partial(lane_told, self),
+            m.Lane: partial(lane_told, self), m.TimeLimit: self._time_limit,
         }  # fmt: skip
 
     # --- endpoint ----------------------------------------------------------------------------------
@@ -206,6 +207,8 @@ class WorkerMachine(Machine[Route]):
                 self.remove(old, now)
             task = tasks[key] = Task(key, attempt, priority, deliver, args, function)
             function.users += 1
+            if self.limits:
+                task.limit = self.limits.pop(attempt, 0.0)
             if deps:
                 task.blockers = 1  # so that nothing releases it half way
                 self.inputs.need(task, deps, now)
@@ -221,6 +224,9 @@ class WorkerMachine(Machine[Route]):
         if not function.asked and function.waiters:
             function.asked = True
             self.send(CONTROL, m.WhichFunction(function.digest))
+
+    def _time_limit(self, message: m.TimeLimit, now: float) -> None:
+        self.limits = {attempt: seconds for _key, attempt, seconds in message.rows}
 
     def _release(self, waiters: dict[Key, Task]) -> None:
         """One thing that these tasks waited for is there."""

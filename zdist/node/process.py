@@ -16,7 +16,6 @@ from typing import Final, NamedTuple
 from zdist import limits
 from zdist.core import slot as slots
 from zdist.errors import AddressRefused
-from zdist.protocol.messages import Attempt, Key
 from zdist.transport.security import check_bind, is_local
 
 __all__ = ["Output", "WorkerProcess", "WorkerSettings", "child_environment", "python_command"]
@@ -43,6 +42,7 @@ class WorkerSettings(NamedTuple):
     insecure: bool = False
     log_level: str = ""
     log_format: str = ""
+    drain: float = limits.DRAIN  # seconds that a SIGTERM leaves for tasks and data
 
     def bind(self) -> str:
         """Where data sockets listen: as told; on all interfaces if others have to reach them; "" for the loopback.
@@ -120,6 +120,7 @@ class WorkerProcess:
         self.session = session
         self.name = name
         self.slot = slot
+        self.slot_fd = -1
         self.tail: deque[bytes] = deque(maxlen=limits.LOG_TAIL)
         self.partial = b""
         env = child_environment()
@@ -180,16 +181,20 @@ class WorkerProcess:
         """The last lines of its output."""
         return [line.decode("utf-8", "replace") for line in self.tail]
 
-    def running(self) -> tuple[tuple[Key, Attempt], ...]:
-        """What its slot says that it was running; nothing if it ended before it made one."""
-        try:
-            with open(self.slot, "rb") as file:
-                return tuple(slots.read(file.read()))
-        except OSError:
-            return ()
+    def running(self) -> list[slots.Running]:
+        """What its slot says that it runs, or ran when it ended; nothing before it has made one."""
+        if self.slot_fd < 0:
+            try:
+                self.slot_fd = os.open(self.slot, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return []
+        return slots.read(lambda length, offset: os.pread(self.slot_fd, length, offset))
 
     def close(self) -> None:
         """Give back the pipes and the slot of a process that has ended."""
+        if self.slot_fd >= 0:
+            os.close(self.slot_fd)
+            self.slot_fd = -1
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zdist import limits
 from zdist.core.machine import Log
-from zdist.core.node import Ended, EndWorker, NodeMachine, StartWorker
+from zdist.core.node import Ended, EndWorker, Look, NodeMachine, StartWorker
 from zdist.errors import ZdistError
 from zdist.log import get_logger
 from zdist.node.process import Output, WorkerProcess, WorkerSettings
@@ -43,9 +43,10 @@ class WorkerEnded(NamedTuple):
 
 
 class StopNode(NamedTuple):
-    """A signal has asked this process to end."""
+    """A signal has asked this process to end; ``drain``: in good order."""
 
     reason: str
+    drain: bool
 
 
 class Supervisor:
@@ -148,7 +149,7 @@ class Supervisor:
             os.write(self.wake_write, b"\0")
 
     def _signalled(self, number: int, frame: object) -> None:
-        self.put(StopNode(f"the node received {signal.Signals(number).name}"))
+        self.put(StopNode(f"the node received {signal.Signals(number).name}", number == signal.SIGTERM))
 
     def _wait(self) -> None:
         """Sleep until something happens, and take in what processes wrote."""
@@ -189,8 +190,13 @@ class Supervisor:
                     worker.signal(item.signal)
             elif isinstance(item, WorkerEnded):
                 self._worker_ended(item.session)
+            elif isinstance(item, Look):
+                self._look()
             elif isinstance(item, StopNode):
-                self._tell(self.machine.stop, item.reason)
+                if item.drain:
+                    self._tell(self.machine.drain, item.reason, self.settings.drain)
+                else:
+                    self._tell(self.machine.stop, item.reason)
             elif isinstance(item, Ended):
                 self.ended = item
             else:
@@ -218,9 +224,19 @@ class Supervisor:
         worker = self.workers.pop(session)
         self.outputs.pop(worker.output, None)
         self.output.write(worker.rest())
-        self._tell(self.machine.worker_exited, session, worker.process.returncode, worker.lines(), worker.running())
+        running = tuple((key, attempt) for key, attempt, _until in worker.running())
+        self._tell(self.machine.worker_exited, session, worker.process.returncode, worker.lines(), running)
         worker.close()
         self._clean_up(session)
+
+    def _look(self) -> None:
+        """Tell the machine what the workers run."""
+        if self.driver is not None:
+            seen = {session: worker.running() for session, worker in self.workers.items()}
+            with self.driver.lock:
+                late = self.machine.seen(seen, self.driver.now())
+            if late:
+                self.driver.wake()
 
     def _clean_up(self, session: str) -> None:
         """A killed worker leaves its socket's file and its shared memory behind."""

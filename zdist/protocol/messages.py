@@ -29,6 +29,13 @@ from zdist.protocol.fields import Payload as Payload
 from zdist.protocol.fields import Session as Session
 from zdist.protocol.fields import function_digest as function_digest
 from zdist.protocol.fields import payload_size as payload_size
+from zdist.protocol.nodes import Adjust as Adjust
+from zdist.protocol.nodes import Adjusted as Adjusted
+from zdist.protocol.nodes import Dismiss as Dismiss
+from zdist.protocol.nodes import Interrupt as Interrupt
+from zdist.protocol.nodes import Leaving as Leaving
+from zdist.protocol.nodes import Overdue as Overdue
+from zdist.protocol.nodes import WorkerDied as WorkerDied
 
 PROTOCOL: Final = 1
 
@@ -43,6 +50,7 @@ class Options(NamedTuple):
     resources: tuple[tuple[str, float], ...] = ()
     tags: tuple[str, ...] = ()
     forget: bool = False  # fire_and_forget: nobody has to want it
+    timeout: float = 0.0  # seconds that a start may run; 0: any time
 
 
 # --- session layer: unsequenced, on the control socket -----------------------------------------------
@@ -209,9 +217,9 @@ class Failed(NamedTuple):
 
 
 class Killed(NamedTuple):
-    """Tasks whose workers died too often: key, text for KilledWorker."""
+    """Tasks that did not fail by themselves: key, text, whether they ran out of time (else workers died too often)."""
 
-    rows: tuple[tuple[Key, str], ...]
+    rows: tuple[tuple[Key, str, bool], ...]
 
 
 class Lost(NamedTuple):
@@ -260,6 +268,12 @@ class Run(NamedTuple):
     rows: tuple[
         tuple[Key, Attempt, int, int, Payload, tuple[tuple[Key, int, tuple[Session, ...], Payload | None], ...]], ...
     ]
+
+
+class TimeLimit(NamedTuple):
+    """Goes before the Run of these attempts: seconds that each may run."""
+
+    rows: tuple[tuple[Key, Attempt, float], ...]
 
 
 class Drop(NamedTuple):
@@ -352,30 +366,7 @@ class Called(NamedTuple):
     payload: Payload
 
 
-# --- node and broker ------------------------------------------------------------------------------
-
-
-class WorkerDied(NamedTuple):
-    """A worker's process has ended: exit code (negative: signal), what it was running, its last lines."""
-
-    worker: Session
-    code: int
-    text: str
-    running: tuple[tuple[Key, Attempt], ...]
-    ordered: bool  # ended on purpose: nothing counts against the tasks
-
-
-class Adjust(NamedTuple):
-    """Broker to node: keep this many workers; ``restart`` ends and replaces all that run."""
-
-    req: int
-    workers: int  # -1: as many as now
-    restart: bool
-
-
-class Adjusted(NamedTuple):
-    req: int
-    workers: int
+# --- to all -----------------------------------------------------------------------------------------
 
 
 class Stop(NamedTuple):
@@ -404,6 +395,7 @@ Message: TypeAlias = (
     | Get | Data | Taken | Probe | ProbeReply
     | Lane | SubmitEarly | RunEarly | DoneEarly
     | Starved | NodeEnded | Claim
+    | TimeLimit | Interrupt | Overdue | Leaving | Dismiss
 )  # fmt: skip
 
 # The position is the code on the wire: append only, never reorder within a protocol version.

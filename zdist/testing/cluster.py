@@ -2,7 +2,7 @@
 
 A task's value is bytes that follow from its key and its dependencies' values, so any result can be checked anywhere.
 What a task does is told by its arguments: ``b"raise"`` fails always, ``b"flaky"`` the first time that it runs,
-``b"inline"``, ``b"frozen"`` and ``b"lazy"`` say how its result leaves the worker.
+``b"hang"`` never ends, ``b"inline"``, ``b"frozen"`` and ``b"lazy"`` say how its result leaves the worker.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 from zdist.core.endpoint import PeerEndpoint
 from zdist.core.ledger import Ledger
 from zdist.core.links import Host
-from zdist.core.node import Ended, EndWorker, NodeMachine, StartWorker
+from zdist.core.machine import Log
+from zdist.core.node import Ended, EndWorker, Look, NodeMachine, StartWorker
+from zdist.core.slot import Running
 from zdist.core.task import Input, Task
 from zdist.core.transfer import Map
 from zdist.core.worker import Exit, Freeze, RunCall, Share, WorkerMachine
@@ -150,6 +152,7 @@ class SimWorker(Process):
         self.machine.address = f"sim://{session}"
         self.endpoint = PeerEndpoint(self.machine, session, TOKEN)
         self.running: list[Task] = []
+        self.until: dict[int, float] = {}  # when the time of an attempt is over
         cluster.listen(self)
         self.soon()
 
@@ -168,6 +171,10 @@ class SimWorker(Process):
             self.cluster.starts[task.key] += 1
             self.cluster.early += task.early is not None
             seconds = random.choice((0.00001, 0.001, 0.05)) * random.random()
+            if joined([task.args]) == b"hang":
+                seconds = 1e6
+            if task.limit:
+                self.until[task.attempt] = self.network.now + task.limit
             self.network.after(seconds, lambda task=task, seconds=seconds: self._finish(task, seconds))  # type: ignore[misc]
 
     def _finish(self, task: Task, seconds: float) -> None:
@@ -269,10 +276,19 @@ class SimNode(Process):
             self.network.after(self.network.random.random() * 0.05, lambda: self._start(command))
         elif isinstance(command, EndWorker):
             self.network.after(0.001, lambda: self._end(command))
+        elif isinstance(command, Look):
+            seen = {
+                session: [Running(task.key, task.attempt, child.until.get(task.attempt, 0.0)) for task in child.running]
+                for session, child in self.children.items()
+            }
+            self.machine.seen(seen, self.network.now)
         elif isinstance(command, Ended):
             self.crash()
         else:
             super().execute(command)
+
+    def logged(self, record: Log) -> None:
+        self.cluster.undismissed += record.event == "worker.not_dismissed"
 
     def _start(self, command: StartWorker) -> None:
         if self.alive:
@@ -343,6 +359,7 @@ class SimCluster:
         self.starts: Counter[Key] = Counter()
         self.early = 0  # of them those that a lane's copy of the order brought about
         self.losses = 0  # workers that ended, however
+        self.undismissed = 0  # of them those that had to end before their data was elsewhere
         self.ended: list[tuple[str, object]] = []
         self.memory: dict[str, dict[str, dict[Key, SimBlob]]] = {}  # by host and session
         self.addresses: dict[str, tuple[Process, str]] = {}

@@ -180,6 +180,9 @@ class Process:
         """Do a machine's command."""
         raise InvariantError(f"{self.name} cannot do {command!r}")
 
+    def logged(self, record: Log) -> None:
+        """Hook: a log record was written."""
+
     def after_turn(self) -> None:
         """Hook: work that a turn has made possible (threads that start tasks)."""
 
@@ -231,7 +234,9 @@ class Process:
             if link is not None:
                 link.close()
             self.pending.pop(command.channel, None)
-        elif not isinstance(command, Log | Dial):
+        elif isinstance(command, Log):
+            self.logged(command)
+        elif not isinstance(command, Dial):
             self.execute(command)
 
     def _set_timer(self, deadline: float) -> None:

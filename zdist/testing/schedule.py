@@ -7,17 +7,16 @@ settled with what its key can only mean, and when all is released every table mu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
-from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Work
+from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry
 from zdist.errors import InvariantError
-from zdist.protocol.messages import Key, Options, function_digest
-from zdist.testing.cluster import SimClient, SimCluster, joined, value_of
+from zdist.protocol.messages import Key
+from zdist.testing.cluster import SimCluster, SimNode, joined, value_of
+from zdist.testing.script import Script, Spec
 
 __all__ = ["Report", "Schedule"]
 
-KINDS = (b"inline", b"inline", b"frozen", b"lazy", b"flaky")
 PATIENCE = 120.0  # virtual seconds after the last fault until all is settled
 
 
@@ -29,173 +28,6 @@ class Report:
         self.early = 0  # started by a lane
         self.faults: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
-
-
-class Spec:
-    """What a key can only mean: its value, or the key whose failure it inherits, unless somebody cancels."""
-
-    def __init__(self, key: Key, deps: tuple[Key, ...], value: bytes | None, culprit: Key, retries: int) -> None:
-        self.key = key
-        self.deps = deps
-        self.value = value
-        self.culprit = culprit
-        self.retries = retries
-        self.doubtful = False  # it, or something it depends on, was cancelled or lost for good
-
-
-class Script:
-    """One client's actions."""
-
-    def __init__(self, schedule: Schedule, client: SimClient) -> None:
-        self.schedule = schedule
-        self.client = client
-        self.random = schedule.network.random
-        self.held: list[Entry] = []  # one reference each
-        self.collections: list[tuple[list[Entry], Any]] = []
-        self.serial = 0
-        self.work = [self._work(retries) for retries in (0, 1, 2)]
-        self.own = Work(function_digest(b"pickled lone"), "lone", b"pickled lone", (), True)
-
-    def _work(self, retries: int) -> Work:
-        options = tuple(Options(retries=retries)) if retries else ()
-        blob = f"pickled function {retries}".encode()
-        return Work(function_digest(blob), "function", blob, options, False)
-
-    def act(self) -> None:
-        """One random action; then another one later, until the schedule says that it is enough."""
-        if not self.client.alive or self.schedule.finishing:
-            return
-        actions: list[tuple[int, Callable[[], None]]] = [
-            (6, self.submit), (2, self.submit_shared), (3, self.collect), (2, self.release),
-            (1, self.cancel), (1, self.scatter), (1, self.adopt), (1, self.hold_argument),
-        ]  # fmt: skip
-        if self.random.random() < 0.1:
-            return self.lone(self.random.choice((8, 40)), self.client.network.now + 5.0)
-        self.random.choices([a for _, a in actions], [w for w, _ in actions])[0]()
-        self.client.soon()
-        self.client.network.after(self.random.expovariate(1 / 0.08), self.act)
-
-    def _deps(self, pool: list[Key]) -> tuple[Key, ...]:
-        count = min(len(pool), self.random.choice((0, 0, 1, 1, 2, 3)))
-        return tuple(dict.fromkeys(self.random.choices(pool, k=count)))
-
-    def _alive_keys(self) -> list[Key]:
-        entries = self.client.ledger.entries
-        return [e.key for e in self.held if entries.get(e.key) is e and e.status != CANCELLED]
-
-    def submit(self) -> None:
-        """A few tasks of this client's own, on each other and on what it holds."""
-        pool = self._alive_keys()
-        retries = self.random.randrange(3)
-        rows = []
-        for _ in range(self.random.randint(1, 12)):
-            self.serial += 1
-            key = f"{self.client.name}-{self.serial}"
-            kind = b"raise" if self.random.random() < 0.03 else self.random.choice(KINDS)
-            deps = self._deps(pool[-20:])
-            self.schedule.specify(key, deps, kind, retries)
-            rows.append((key, kind, deps))
-            pool.append(key)
-        self.held += self.client.ledger.submit(self.work[retries], rows)
-
-    def lone(self, count: int, end: float) -> None:
-        """One task after the other, each when the one before it is done (mostly): lanes are for these."""
-        network, ledger = self.client.network, self.client.ledger
-        if not self.client.alive or not count or network.now > end:
-            return self.act()
-        hasty = self.random.random() < 0.02
-        if self.client.paused or (ledger.flying and not hasty):
-            return network.after(max(0.001, 0.5 * network.delay), lambda: self.lone(count, end))
-        self.serial += 1
-        key = f"{self.client.name}-lone-{self.serial}"
-        kind = b"raise" if self.random.random() < 0.02 else self.random.choice(KINDS[:4])
-        self.schedule.specify(key, (), kind, 0)
-        entry = ledger.submit(self.own, [(key, kind, ())], own=True)[0]
-        fate = self.random.random()
-        if fate < 0.4:
-            self.held.append(entry)
-        elif fate < 0.95:
-            self._let_go(entry)
-        else:  # before it is done
-            network.after(self.random.random() * 4 * network.delay, lambda: self._give_up(entry))
-        self.client.soon()
-        network.after(max(0.001, 0.5 * network.delay), lambda: self.lone(count - 1, end))
-
-    def _let_go(self, entry: Entry) -> None:
-        """Release it as soon as it is done."""
-        if self.client.alive and entry.status == PENDING:
-            self.client.network.after(max(0.002, self.client.network.delay), lambda: self._let_go(entry))
-        else:
-            self._give_up(entry)
-
-    def _give_up(self, entry: Entry) -> None:
-        self.client.ledger.dropped.append(entry)
-        self.client.soon()
-
-    def submit_shared(self) -> None:
-        """Tasks that other clients submit as well: an equal key is equal work."""
-        number = self.random.randrange(6)
-        deps = () if number < 3 else (f"shared-{number - 3}",)
-        key = f"shared-{number}"
-        if any(self.client.ledger.entries.get(dep) is None for dep in deps):
-            return
-        self.schedule.specify(key, deps, b"inline", 0)
-        work = Work(function_digest(b"pickled shared"), "shared", b"pickled shared", (), True)
-        self.held += self.client.ledger.submit(work, [(key, b"inline", deps)])
-
-    def collect(self) -> None:
-        """Gather some keys, on a path of its own choice."""
-        if self.held:
-            entries = list(dict.fromkeys(self.random.choices(self.held, k=self.random.randint(1, 8))))
-            entries = [entry for entry in entries if self.client.ledger.entries.get(entry.key) is entry]
-            direct = self.random.choice((None, None, True, False))
-            collection = self.client.ledger.collect(entries, direct, self.client.network.now)
-            self.collections.append((entries, collection))
-        while len(self.collections) > 3:  # a caller that gives up disturbs nobody
-            entries, collection = self.collections.pop(self.random.randrange(len(self.collections)))
-            self.client.ledger.collections.close(collection, entries, self.client.network.now)
-
-    def release(self) -> None:
-        """Let go of some futures."""
-        for _ in range(min(len(self.held), self.random.randint(1, 10))):
-            entry = self.held.pop(self.random.randrange(len(self.held)))
-            self.client.ledger.dropped.append(entry)
-
-    def cancel(self) -> None:
-        """Cancel a key, which takes down whatever depends on it."""
-        if self.held and self.random.random() < 0.5:
-            entry = self.random.choice(self.held)
-            self.schedule.doubt(entry.key)
-            self.client.ledger.cancel([entry], self.random.random() < 0.3)
-
-    def scatter(self) -> None:
-        """Data of the client's, copied to workers."""
-        self.serial += 1
-        key = f"data-{self.client.name}-{self.serial}"
-        value = self.schedule.specify(key, (), b"inline", 0)
-        entries = self.client.ledger.hold([(key, self.client.snapshot(key, value), "bytes")], finished=False)
-        self.client.ledger.place(entries, (), self.random.choice((0, 1, 1, 2)))
-        self.held += entries
-
-    def hold_argument(self) -> None:
-        """A large argument: data that stays with the client, and a task on it."""
-        self.serial += 1
-        key = f"arg-{self.client.name}-{self.serial}"
-        value = self.schedule.specify(key, (), b"inline", 0)
-        self.held += self.client.ledger.hold([(key, self.client.snapshot(key, value), "bytes")], finished=True)
-        task = f"on-{key}"
-        self.schedule.specify(task, (key,), b"inline", 0)
-        self.held += self.client.ledger.submit(self.work[0], [(task, b"inline", (key,))])
-
-    def adopt(self) -> None:
-        """Import a key that another client has."""
-        others = [s for s in self.schedule.scripts if s is not self and s.client.alive and s.held]
-        if others:
-            key = self.random.choice(self.random.choice(others).held).key
-            entry = self.client.ledger.entries.get(key)
-            if entry is None:
-                self.schedule.adopted.add((self.client.name, key))
-            self.held += self.client.ledger.want([key])
 
 
 class Schedule:
@@ -227,7 +59,7 @@ class Schedule:
             return self.specs[key].value or b""
         parents = [self.specs[dep] for dep in deps]
         culprit = next((parent.culprit for parent in parents if parent.value is None), "")
-        if not culprit and (kind == b"raise" or (kind == b"flaky" and not retries)):
+        if not culprit and (kind in (b"raise", b"hang") or (kind == b"flaky" and not retries)):
             culprit = key
         value = None if culprit else value_of(key, [parent.value or b"" for parent in parents])
         spec = self.specs[key] = Spec(key, deps, value, culprit, retries)
@@ -249,7 +81,7 @@ class Schedule:
         random = self.network.random
         fault = random.choice(
             (self.break_link, self.break_link, self.kill_worker, self.kill_worker, self.kill_node, self.kill_client,
-             self.partition, self.pause, self.kill_broker)
+             self.partition, self.pause, self.kill_broker, self.drain_node, self.scale_node)
         )  # fmt: skip
         fault()
 
@@ -270,11 +102,30 @@ class Schedule:
 
     def kill_node(self) -> None:
         """A host is gone; only its lease tells. One node always stays."""
-        nodes = [node for node in self.cluster.nodes if node.alive]
+        nodes = self._staying()
         if len(nodes) > 1:
             self.data_at_risk = True
             self.network.random.choice(nodes).crash()
             self.report.faults["node"] += 1
+
+    def _staying(self) -> list[SimNode]:
+        return [node for node in self.cluster.nodes if node.alive and node.machine.stopping is None]
+
+    def drain_node(self) -> None:
+        """A node ends in good order: nothing may be lost by that. One node always stays."""
+        nodes = self._staying()
+        if len(nodes) > 1:
+            node = self.network.random.choice(nodes)
+            node.machine.drain("drained", 20.0, self.network.now)
+            node.soon()
+            self.report.faults["drain"] += 1
+
+    def scale_node(self) -> None:
+        """A node is to keep more workers, or fewer."""
+        node = self.network.random.choice([node for node in self.cluster.nodes if node.alive])
+        node.machine.scale(self.network.random.randint(1, 3), self.network.now)
+        node.soon()
+        self.report.faults["scale"] += 1
 
     def kill_client(self) -> None:
         """A client is gone, with all that only it held. One client always stays."""
@@ -408,7 +259,7 @@ class Schedule:
         while stack:  # scattered data, or data of a client that was given up, is not computed again
             spec = stack.pop()
             given_up = spec.key.startswith("arg-") and self.report.faults["partition"] + self.report.faults["pause"]
-            lost = self.data_at_risk and spec.key.startswith("data-")
+            lost = (self.data_at_risk or self.cluster.undismissed) and spec.key.startswith("data-")
             if given_up or lost or (script.client.name, spec.key) in self.adopted:
                 return True
             new = [dep for dep in spec.deps if dep not in seen]

@@ -301,9 +301,9 @@ class Runner:
         if not 0.0 <= function.micros < LONG:
             self.driver.hand_over()
         self.task = task
-        self.slot.begin(task.key, task.attempt)
-        set_current(Running(executor, task))
         started = now()
+        self.slot.begin(task.key, task.attempt, started + task.limit if task.limit else 0.0)
+        set_current(Running(executor, task))
         frozen = None
         try:
             call = function.loaded

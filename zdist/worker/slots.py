@@ -24,13 +24,13 @@ class Slot:
         self._flag = start + slot.FLAG
         self._key = start + slot.KEY
 
-    def begin(self, key: Key, attempt: Attempt) -> None:
-        """The thread runs this now; the key is in place before the flag is set."""
+    def begin(self, key: Key, attempt: Attempt, until: float = 0.0) -> None:
+        """The thread runs this now, ``until`` then at most; the key is in place before the flag is set."""
         data = key.encode()[: slot.LENGTH]
         at = self._key
         memory = self._memory
         memory[at : at + len(data)] = data
-        _pack(memory, self._start, attempt, len(data), 1)
+        _pack(memory, self._start, attempt, until, len(data), 1)
 
     def end(self) -> None:
         """The thread runs nothing."""

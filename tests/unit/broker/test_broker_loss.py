@@ -63,7 +63,7 @@ def test_too_many_deaths_kill_a_task_and_what_depends_on_it() -> None:
         w.worker(f"w-{n}")
         w.turn()
         w.die(f"w-{n}", "a", text="last words")
-    rows = dict(w.rows("c-0", Killed))
+    rows = {key: text for key, text, _overdue in w.rows("c-0", Killed)}
     assert set(rows) == {"a", "b"}
     assert f"{ALLOWED_DEATHS + 1} workers died" in rows["a"]
     assert "worker W-3 on h (signal 9): last words" in rows["a"]
@@ -170,7 +170,8 @@ def test_a_result_lost_too_often_is_given_up() -> None:
         w.worker(f"w-{n}")
         w.finish("a", value=None)
         w.die(f"w-{n}")
-    ((key, text),) = w.rows("c-0", Killed)
+    ((key, text, overdue),) = w.rows("c-0", Killed)
+    assert not overdue
     assert key == "a" and f"lost {MAX_RECOMPUTES + 1} times" in text
 
 

@@ -116,12 +116,12 @@ def test_a_line_without_end_is_cut_at_the_limit(start: Started) -> None:
 def test_running_comes_from_the_slot_and_the_slot_is_removed(start: Started, tmp_path: Path) -> None:
     worker = start("pass")
     start.exits.get(timeout=10)
-    assert worker.running() == ()
+    assert worker.running() == []
     record = bytearray(slots.RECORD)
-    slots.HEADER.pack_into(record, 0, 7, 3, 1)
+    slots.HEADER.pack_into(record, 0, 7, 8.5, 3, 1)
     record[slots.KEY : slots.KEY + 3] = b"key"
     (tmp_path / "slot").write_bytes(record)
-    assert worker.running() == (("key", 7),)
+    assert worker.running() == [("key", 7, 8.5)]
     worker.close()
     assert not (tmp_path / "slot").exists()
 

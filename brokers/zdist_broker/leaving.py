@@ -1,0 +1,160 @@
+"""Workers that leave in good order: nothing new starts there, what only they hold is copied, then they are dismissed.
+
+A node announces it (SIGTERM, fewer workers wanted, a task that ran out of time), or a client asks for it (``retire``).
+What a leaving worker still holds is looked at again and again, since what runs there may leave results. PURE.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zdist.limits import LEAVE_PAUSE, MAX_REASON
+from zdist.protocol.messages import Dismiss, Leaving, Overdue, Stop, TakeBack
+from zdist_broker import parse
+from zdist_broker.data import Data
+from zdist_broker.lifecycle import Lifecycle
+from zdist_broker.queries import Queries, Request
+from zdist_broker.state import MEMORY, Client, Node, Placing, Tables, Task, Worker, parts
+
+_ROWS = 1000  # of one TakeBack
+
+
+class Leave:
+    """How one worker leaves."""
+
+    __slots__ = ("reason", "reqs", "retire", "stay")
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        self.stay = False  # what runs there may come to an end
+        self.retire = False  # its node does not replace it
+        self.reqs: list[int] = []  # clients' orders that wait for its end
+
+
+class Departures:
+    """Which workers are leaving, and what is done for that."""
+
+    def __init__(self, tables: Tables, data: Data, lifecycle: Lifecycle, queries: Queries) -> None:
+        self.tables = tables
+        self.recovery = data.recovery
+        self.data = data
+        self.lifecycle = lifecycle
+        self.queries = queries
+        self.leaves: dict[Worker, Leave] = {}
+        self.absent: dict[str, tuple[Node, Leaving]] = {}  # workers that have not come (again) yet
+        self.look_at: float | None = None
+        names = parse.names
+        queries.asks["retire"] = (lambda args: names("workers", args), self._retire)
+
+    # --- it is announced, or asked for ----------------------------------------------------------------
+
+    def announced(self, node: Node, message: Leaving, now: float) -> None:
+        """A node wants to end workers."""
+        for session in message.workers:
+            worker = self.tables.workers.get(session)
+            if worker is None:
+                self.absent[session] = (node, message)
+            elif worker.node == node.session:
+                self._begin(worker, message.reason[:MAX_REASON], message.stay, now)
+
+    def joined(self, worker: Worker, now: float) -> None:
+        """A worker has come that may be about to go."""
+        node, message = self.absent.pop(worker.session, (None, None))
+        if message is not None and node is not None and worker.node == node.session:
+            self._begin(worker, message.reason[:MAX_REASON], message.stay, now)
+
+    def forget(self, node: Node, session: str = "") -> None:
+        """A worker of the node has ended, or the node itself."""
+        for name in [n for n, (of, _) in self.absent.items() if of is node and session in ("", n)]:
+            del self.absent[name]
+
+    def overdue(self, node: Node, message: Overdue, now: float) -> None:
+        """Tasks have run for too long; of those that were cancelled nothing is on the books any more."""
+        worker = self.tables.workers.get(message.worker)
+        if worker is None or worker.node != node.session:
+            self.tables.ignored += 1
+            return
+        worker.leaving = worker.paused = True  # so that no retry starts there
+        for key, attempt in message.rows:
+            task = worker.assigned.get(key)
+            if task is not None and task.attempt == attempt:
+                self.lifecycle.overdue(task)
+
+    def _retire(self, client: Client, req: int, names: Any, now: float) -> Any:
+        chosen = self.queries.chosen(names)
+        if not chosen:
+            return {}
+        others = [w for w in self._staying() if w not in chosen]
+        if not others and (held := sum(self._only_here(task, chosen) for w in chosen for task in w.held.values())):
+            raise Request(f"no worker would be left, and {held} results or pieces of data are nowhere else")
+        pending = self.queries.pend(client, req)
+        for worker in chosen:
+            pending.addresses[worker.session] = worker.address
+            self._begin(worker, f"retired by client {client.name}", True, now)
+            leave = self.leaves[worker]
+            leave.retire = True
+            leave.reqs.append(self.queries.req)
+        return self.queries
+
+    def _begin(self, worker: Worker, reason: str, stay: bool, now: float) -> None:
+        leave = self.leaves.get(worker)
+        if leave is None:
+            leave = self.leaves[worker] = Leave(reason)
+            leave.stay = stay
+            worker.leaving = worker.paused = True
+            self.data.placement.touched[worker] = None
+            rows = [(task.key, task.attempt) for task in worker.assigned.values()]
+            for part in parts(rows, _ROWS) if rows else ():
+                self.tables.tell(worker, TakeBack(tuple(part)))
+        leave.stay = leave.stay and stay
+        self.look_at = now
+
+    # --- until it may go ----------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """See to what is still to be copied; dismiss those of whom nothing is needed any more."""
+        if self.look_at is None or now < self.look_at:
+            return
+        for worker, leave in self.leaves.items():
+            if not self._copy(worker, leave) and not (leave.stay and worker.assigned):
+                node = self.tables.nodes.get(worker.node)
+                if node is not None:
+                    self.tables.tell(node, Dismiss((worker.session,), leave.retire))
+                else:
+                    self.tables.tell(worker, Stop(leave.reason))
+        self.look_at = now + LEAVE_PAUSE if self.leaves else None
+
+    def _copy(self, worker: Worker, leave: Leave) -> bool:
+        """Have everything that only leaving workers hold copied; whether something of that is still to come."""
+        placing = self.tables.placing
+        left = bool(self.recovery.copies)  # it may hold what clients are about to claim
+        staying = self._staying()
+        if not staying and leave.stay:
+            return left  # nobody could take what it holds, and nobody is about to come
+        for task in list(worker.held.values()):
+            if not self._only_here(task, self.leaves):
+                continue
+            left = True
+            copying = placing.get(task.key)
+            if copying is None:
+                copying = placing[task.key] = Placing(task, frozenset(), 1)
+            elif copying.allowed and not any(
+                w.name in copying.allowed or w.address in copying.allowed for w in staying
+            ):
+                copying.allowed = frozenset()  # better elsewhere than nowhere
+            self.data.advance(copying)
+        return left
+
+    def _staying(self) -> list[Worker]:
+        return [w for w in self.tables.workers.values() if w.subscribed and not w.leaving]
+
+    def _only_here(self, task: Task, leaving: Any) -> bool:
+        """Whether the task's data would be lost with these workers."""
+        needed = task.state == MEMORY and bool(task.who or task.users)
+        return needed and task.value is None and all(holder in leaving for holder in task.holders)
+
+    def gone(self, worker: Worker) -> None:
+        """It is out of the tables."""
+        leave = self.leaves.pop(worker, None)
+        for req in leave.reqs if leave is not None else ():
+            self.queries.answered(worker, req, worker.name)

@@ -1,0 +1,60 @@
+"""Messages between a node and the broker. PURE."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from zdist.protocol.fields import Attempt, Key, Session
+
+
+class WorkerDied(NamedTuple):
+    """A worker's process has ended: exit code (negative: signal), what it was running, its last lines."""
+
+    worker: Session
+    code: int
+    text: str
+    running: tuple[tuple[Key, Attempt], ...]
+    ordered: bool  # ended on purpose: nothing counts against the tasks
+
+
+class Interrupt(NamedTuple):
+    """Broker to node: these attempts, if a worker runs them, were cancelled by force; it is to be replaced."""
+
+    worker: Session
+    rows: tuple[tuple[Key, Attempt], ...]
+
+
+class Overdue(NamedTuple):
+    """Node to broker: these attempts ran out of time, or were interrupted. Their worker is Leaving."""
+
+    worker: Session
+    rows: tuple[tuple[Key, Attempt], ...]
+
+
+class Leaving(NamedTuple):
+    """Node to broker: these workers shall end. Their data is copied elsewhere, queued tasks are taken back; for each
+    Dismiss comes then, unless its node has no more patience. ``stay``: what still runs there may come to an end."""
+
+    workers: tuple[Session, ...]
+    stay: bool
+    reason: str
+
+
+class Dismiss(NamedTuple):
+    """Broker to node: these workers may end, nothing is lost with them. ``retire``: they are not replaced."""
+
+    workers: tuple[Session, ...]
+    retire: bool
+
+
+class Adjust(NamedTuple):
+    """Broker to node: keep this many workers; ``restart`` ends and replaces all that run."""
+
+    req: int
+    workers: int  # -1: as many as now
+    restart: bool
+
+
+class Adjusted(NamedTuple):
+    req: int
+    workers: int
