@@ -116,7 +116,7 @@ class Departures:
         if self.look_at is None or now < self.look_at:
             return
         for worker, leave in self.leaves.items():
-            if not self._copy(worker, leave) and not (leave.stay and worker.assigned):
+            if not self._copy(worker, leave, now) and not (leave.stay and worker.assigned):
                 node = self.tables.nodes.get(worker.node)
                 if node is not None:
                     self.tables.tell(node, Dismiss((worker.session,), leave.retire))
@@ -124,10 +124,12 @@ class Departures:
                     self.tables.tell(worker, Stop(leave.reason))
         self.look_at = now + LEAVE_PAUSE if self.leaves else None
 
-    def _copy(self, worker: Worker, leave: Leave) -> bool:
+    def _copy(self, worker: Worker, leave: Leave, now: float) -> bool:
         """Have everything that only leaving workers hold copied; whether something of that is still to come."""
         placing = self.tables.placing
-        left = bool(self.recovery.copies)  # it may hold what clients are about to claim
+        until = self.recovery.until
+        # after a crash it may hold what it has not announced yet, or what clients are about to claim
+        left = not worker.subscribed or bool(self.recovery.copies) or (until is not None and now < until)
         staying = self._staying()
         if not staying and leave.stay:
             return left  # nobody could take what it holds, and nobody is about to come

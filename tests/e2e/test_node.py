@@ -143,6 +143,8 @@ def test_a_busy_worker_does_not_hold_up_the_end(ground: Ground, task: Callable[[
         running = client.submit(task)
         read_until(node.stderr, b"busy")
         node.terminate()
+        read_until(node.stderr, b"node.draining")
+        node.terminate()  # the second means at once
         assert node.wait(PATIENCE) == 0
         wait_gone(pid)
         assert running.status == "pending"  # the order to end is not the task's fault

@@ -17,7 +17,7 @@ def test_a_thousand_schedules_keep_every_promise(capsys: pytest.CaptureFixture[s
     code = main(["--seeds", "1000"])
     output = capsys.readouterr().out
     assert code == 0, output
-    for fault in ("break", "worker", "node", "client", "partition", "pause", "broker"):
+    for fault in ("break", "worker", "node", "client", "partition", "pause", "broker", "drain", "scale"):
         assert f"'{fault}'" in output, f"no schedule had the fault {fault}"
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zdist import context
 from zdist.cluster.directory import PrivateDirectory
 from zdist.cluster.worker import make_client
-from zdist.core.node import Ended, EndWorker, NodeMachine, StartWorker
+from zdist.core.node import Ended, EndWorker, Look, NodeMachine, StartWorker
 from zdist.errors import ZdistError
 from zdist.transport.driver import Driver
 from zdist.transport.host import host_id
@@ -114,6 +114,9 @@ class ThreadParts:
                 self._start_worker(command)
             elif isinstance(command, EndWorker):
                 self._end_worker(command.session)
+            elif isinstance(command, Look):
+                seen = {session: worker.running() for session, worker in self.alive.items()}
+                self._tell(self.machine.seen, seen)
             elif isinstance(command, Ended):
                 return
             else:

@@ -209,6 +209,8 @@ class Lineage(Machine[Route]):
             self._land(entry)
             if entry.work is not None and not entry.work.named:
                 self.unfenced.append(entry.key)
+        if entry.work is None and entry.status == PENDING and self.store.get(entry.key) is None:
+            self.unfenced.append(entry.key)  # an answer to the want may be on its way, that it is unknown
 
     def _land(self, entry: Entry) -> None:
         """It no longer counts in the submission window."""

@@ -127,7 +127,8 @@ class Script:
         number = self.random.randrange(6)
         deps = () if number < 3 else (f"shared-{number - 3}",)
         key = f"shared-{number}"
-        if any(self.client.ledger.entries.get(dep) is None for dep in deps):
+        entries = self.client.ledger.entries
+        if any(dep not in entries or not entries[dep].refs for dep in deps):
             return
         self.schedule.specify(key, deps, b"inline", 0)
         work = Work(function_digest(b"pickled shared"), "shared", b"pickled shared", (), True)

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from zdist import context, limits, log
 from zdist.core.machine import CONTROL
+from zdist.core.slot import Running
 from zdist.core.transfer import Map
 from zdist.core.worker import Exit, Freeze, RunCall, Share, WorkerMachine
 from zdist.errors import ZdistError
@@ -94,7 +95,7 @@ class Worker:
             shared=limits.SHM_MIN if self.memory is not None else 0,
         )
         self.machine.fetcher.memory = BlobMemory()
-        slots = Slots(settings.slot or None, settings.threads)
+        self.slots = Slots(settings.slot or None, settings.threads)
         self.driver = Driver(
             self.machine,
             session=self.session,
@@ -109,7 +110,7 @@ class Worker:
             patience=float("inf") if settings.node else limits.NOTICE,  # its node tells of a broker that is away
         )
         self.address = self.machine.address = self.driver.data_address or ""
-        self.executor = Executor(self.machine, self.driver, self, settings.threads, slots)
+        self.executor = Executor(self.machine, self.driver, self, settings.threads, self.slots)
         self.records = Records(self, own_process)
 
     @property
@@ -150,6 +151,10 @@ class Worker:
     def value_of(self, held: Any) -> Any:
         """The object itself, without a copy. Raises SerializationError."""
         return self.executor.value_of(held, held.key)
+
+    def running(self) -> list[Running]:
+        """What its threads run now."""
+        return self.slots.running()
 
     def close(self, timeout: float = GRACE, reason: str = "") -> None:
         """Say goodbye to the broker and stop; idempotent. Tasks that still run are left to themselves."""

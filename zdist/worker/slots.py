@@ -54,8 +54,12 @@ class Slots:
                 memory = mmap.mmap(fd, size)
             finally:
                 os.close(fd)
-        view = memoryview(memory)  # faster to write to than the map itself
+        self._view = view = memoryview(memory)  # faster to write to than the map itself
         self._free = [Slot(view, start) for start in range(size - slot.RECORD, -1, -slot.RECORD)]
+
+    def running(self) -> list[slot.Running]:
+        """What the threads run; safe from another thread, but not a snapshot."""
+        return slot.read(lambda length, offset: bytes(self._view[offset : offset + length]))
 
     def take(self) -> Slot:
         """A record for a thread that begins; beyond the last one a record that nobody reads."""

@@ -547,3 +547,17 @@ def test_what_depends_on_a_failure_of_an_earlier_broker_fails_with_it_to_the_las
     ledger.dropped.extend((first, second, third))
     turn(ledger)
     assert not ledger.entries
+
+
+def test_a_key_submitted_after_its_import_was_released_is_not_taken_for_unknown() -> None:
+    ledger = connected()
+    ledger.dropped.extend(ledger.want(["k"]))
+    assert kinds(turn(ledger)) == ["Want", "Release", "Ask"]
+    (entry,) = ledger.submit(PURE, [("k", b"", ())])
+    turn(ledger)
+    ledger.handle(CONTROL, m.Cancelled((("k", UNKNOWN),)), 0.0)  # the answer to the import
+    assert entry.status == PENDING
+    ledger.handle(CONTROL, m.Answer(ledger.req, True, True), 0.0)
+    assert "Submit" in kinds(turn(ledger))
+    finish(ledger, "k")
+    assert entry.status == FINISHED
