@@ -116,7 +116,7 @@ class ThreadParts:
                 self._end_worker(command.session)
             elif isinstance(command, Look):
                 seen = {session: worker.running() for session, worker in self.alive.items()}
-                self._tell(self.machine.seen, seen)
+                self._tell(self.machine.seen, seen, {})
             elif isinstance(command, Ended):
                 return
             else:

@@ -9,6 +9,7 @@ from zdist.core.fetch import Fetcher
 from zdist.core.links import SHM
 from zdist.core.store import Entry, Pieces, Store
 from zdist.core.task import Input, Task
+from zdist.limits import SPILL_MIN
 from zdist.protocol.messages import Attempt, Key, Locate, Payload, Replicate, Session
 
 __all__ = ["Dependency", "Inputs"]
@@ -41,6 +42,8 @@ class Inputs:
             entry = self.store.get(key)
             if entry is not None:
                 inputs[key] = entry
+                if entry.nbytes >= SPILL_MIN:
+                    self.store.touch(entry)
                 continue
             source = self.table.get(key)
             if source is None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from zdist import limits
+from zdist.core.deaths import death_text
 from zdist.core.machine import CONTROL, Machine, Route, require
 from zdist.core.slot import Running
 from zdist.errors import InvariantError, ProtocolError
@@ -70,7 +71,8 @@ class WorkerInfo:
     """A worker that is alive."""
 
     __slots__ = (
-        "ending", "given_up", "index", "interrupted", "kill_at", "leaving", "name", "pid", "session", "started"
+        "ending", "given_up", "index", "interrupted", "kill_at", "leaving", "name", "pid", "session", "started",
+        "why",
     )  # fmt: skip
 
     def __init__(self, index: int, session: str, name: str, started: float) -> None:
@@ -83,6 +85,7 @@ class WorkerInfo:
         self.ending = False  # by order; its death counts against nobody
         self.kill_at: float | None = None  # when patience with a leaving or ending worker is over
         self.interrupted: dict[tuple[Key, Attempt], float] = {}  # what is not to run longer than until then
+        self.why = ""  # it was killed
         self.given_up: set[tuple[Key, Attempt]] = set()  # what the broker was told of; never iterated
 
 
@@ -97,7 +100,15 @@ class NodeMachine(Machine[Route]):
     role = "node"
 
     def __init__(
-        self, session: str, name: str, workers: int, *, hostname: str = "", host: str = "", pid: int = 0
+        self,
+        session: str,
+        name: str,
+        workers: int,
+        *,
+        hostname: str = "",
+        host: str = "",
+        pid: int = 0,
+        memory_limit: int = 0,
     ) -> None:
         super().__init__()
         self.session = session
@@ -105,6 +116,7 @@ class NodeMachine(Machine[Route]):
         self.hostname = hostname
         self.host = host
         self.pid = pid
+        self.memory_limit = memory_limit  # bytes, of each worker; 0: none
         self.wanted = min(workers, limits.MAX_WORKERS)
         self.alone = self.wanted == 1  # a single worker bears the node's own name
         self.alive: dict[str, WorkerInfo] = {}
@@ -189,12 +201,13 @@ class NodeMachine(Machine[Route]):
 
     # --- limits of what runs ------------------------------------------------------------------------
 
-    def seen(self, workers: dict[str, list[Running]], now: float) -> bool:
-        """What the workers' slots say that they run. One that has run something for too long is replaced.
+    def seen(self, workers: dict[str, list[Running]], memory: dict[str, int], now: float) -> bool:
+        """What the workers' slots say that they run, and the bytes of memory that they use. One that has run something
+        for too long is replaced, one that uses too much is killed.
 
         Returns whether there was one.
         """
-        late = False
+        late = self._too_large(memory)
         for session, running in workers.items():
             worker = self.alive.get(session)
             if worker is None or worker.ending:
@@ -214,6 +227,19 @@ class NodeMachine(Machine[Route]):
         if late:
             self._settle(now)
         return late
+
+    def _too_large(self, memory: dict[str, int]) -> bool:
+        most = limits.KILL_MARK * self.memory_limit
+        found = False
+        for session, used in memory.items():
+            worker = self.alive.get(session)
+            if self.memory_limit and used > most and worker is not None and not worker.why:
+                mib = limits.MIB
+                worker.why = f"it used {used // mib} MiB of memory, and its limit is {self.memory_limit // mib} MiB"
+                self.log("error", "worker.memory", worker=worker.name, used=used, limit=self.memory_limit)
+                self.commands.append(EndWorker(session, SIGKILL))
+                found = True
+        return found
 
     def _interrupt(self, message: Interrupt, now: float) -> None:
         worker = self.alive.get(message.worker)
@@ -339,7 +365,7 @@ class NodeMachine(Machine[Route]):
         worker = self.alive.pop(session, None)
         if worker is None:
             return
-        text = death_text(worker.name, worker.pid, self.hostname, code, lines)
+        text = death_text(worker.name, worker.pid, self.hostname, code, lines, worker.why)
         report = WorkerDied(session, code, text, running, worker.ending)
         self.reports.append(report)
         self.send(CONTROL, report)
@@ -412,19 +438,3 @@ class NodeMachine(Machine[Route]):
             known = {*indices, *self.due, *self.retired}
             missing = [index for index in range(self.wanted) if index not in known]
             require(not missing, f"node {self.name} has forgotten its workers {missing}")
-
-
-def death_text(name: str, pid: int, hostname: str, code: int, lines: list[str]) -> str:
-    """Say which process ended, where and how, with its last lines."""
-    if code < 0:
-        try:
-            label = f" ({signal.Signals(-code).name})"
-        except ValueError:
-            label = ""
-        how = f"was killed by signal {-code}{label}"
-    else:
-        how = f"exited with code {code}"
-    text = f"worker {name} (pid {pid} on host {hostname}) {how}"
-    if lines:
-        text += "; last lines:\n" + "\n".join(lines)
-    return text[: limits.MAX_TEXT]

@@ -45,7 +45,7 @@ class Orphans:
     def subscribe(self, machine: WorkerMachine) -> None:
         """Tell the broker what this worker offers."""
         threads = max(0, machine.threads - len(self.tasks))
-        machine.send(CONTROL, m.Subscribe(threads, machine.tags, machine.resources, False))
+        machine.send(CONTROL, m.Subscribe(threads, machine.tags, machine.resources, machine.memory.full))
 
     def over(self, machine: WorkerMachine, task: Task) -> None:
         """The task has ended, or has left its thread."""

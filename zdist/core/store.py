@@ -35,13 +35,19 @@ Bytes = bytes | bytearray | memoryview
 
 
 class Blob(Protocol):
-    """A value's immutable bytes (zdist.serialize.Blob has this shape). ``shared``: others of this host can map them."""
+    """A value's immutable bytes (zdist.serialize.Blob has this shape).
+
+    ``shared``: others of this host can map them; ``spilled``: they are on disk.
+    """
 
     @property
     def nbytes(self) -> int: ...
 
     @property
     def shared(self) -> bool: ...
+
+    @property
+    def spilled(self) -> bool: ...
 
     @property
     def pieces(self) -> list[Any]:
@@ -58,6 +64,7 @@ class Pieces:
 
     __slots__ = ("nbytes", "pieces")
     shared: ClassVar[bool] = False
+    spilled: ClassVar[bool] = False
 
     def __init__(self, pieces: Iterable[Bytes]) -> None:
         self.pieces = list(pieces)
@@ -84,6 +91,7 @@ class Whole:
 
     __slots__ = ("data", "nbytes")
     shared: ClassVar[bool] = False
+    spilled: ClassVar[bool] = False
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -203,6 +211,11 @@ class Store:
         """The entry, with .has_value/.value, .blob (or None), .attempt, .nbytes, .type."""
         return self.entries.get(key)
 
+    def touch(self, entry: Entry) -> None:
+        """It is used: it goes to disk later than others."""
+        del self.entries[entry.key]
+        self.entries[entry.key] = entry
+
     def set_value(self, key: str, attempt: int, value: Any) -> None:
         """The live object of a blob (unpickled once); ignored when the entry is gone or of another attempt."""
         entry = self.entries.get(key)
@@ -230,6 +243,8 @@ class Store:
         live: dict[str, Entry] = {}
         for row in message.rows:
             entry = entries.get(row[0])
+            if entry is not None and entry.nbytes >= self.least:
+                self.touch(entry)
             if entry is not None and (self._waits_to_share(entry) if message.shm else entry.state < FROZEN):
                 live[row[0]] = entry
         if not live:
@@ -253,7 +268,7 @@ class Store:
         """Is there a point in waiting until the value lies in shared memory?"""
         if self.share is None or entry.nbytes < self.least:
             return False
-        return entry.state != UNFREEZABLE and (entry.blob is None or not entry.blob.shared)
+        return entry.state != UNFREEZABLE and (entry.blob is None or not (entry.blob.shared or entry.blob.spilled))
 
     def frozen(self, key: str, attempt: int, blob: Blob | bytes, now: float, keep: bool = True) -> None:
         """The bytes that ``freeze`` or ``share`` asked for; serves those who waited. Ignored when the entry is gone or
@@ -270,6 +285,16 @@ class Store:
         if not keep and entry.blob is made:
             entry.has_value = False  # in this order, since threads look at both without a lock
             entry.value = None
+
+    def spilled(self, key: str, attempt: int, blob: Blob) -> None:
+        """A value's bytes are on disk: those are kept, and nothing else of it."""
+        entry = self.entries.get(key)
+        if entry is None or entry.attempt != attempt or entry.state == SHARING:
+            return
+        if entry.blob is None:
+            self._settle(entry, FROZEN, blob, "")
+        entry.blob = blob
+        entry.has_value, entry.value = False, None
 
     def unshared(self, key: str, attempt: int) -> None:
         """The bytes stay where they are; those who waited are told."""

@@ -18,6 +18,7 @@ from zdist.core.inputs import Inputs
 from zdist.core.lane import lane_told, run_early
 from zdist.core.links import Host
 from zdist.core.machine import CONTROL, Machine, Route
+from zdist.core.memory import Memory
 from zdist.core.orphans import Orphans
 from zdist.core.reports import Reports
 from zdist.core.store import Store
@@ -78,7 +79,6 @@ class WorkerMachine(Machine[Route]):
         self.host = host
         self.pid = pid
         self.threads = threads
-        self.memory_limit = memory_limit
         self.tags = tuple(tags)
         self.resources = dict(resources or {})
         self.address = ""
@@ -97,6 +97,7 @@ class WorkerMachine(Machine[Route]):
         self.inputs = Inputs(session, self.store, self.fetcher, self._release)
         self.reports = Reports()
         self.orphans = Orphans()
+        self.memory = Memory(memory_limit, self.store, self._order, lambda: self.orphans.subscribe(self))
         self.limits: dict[Attempt, float] = {}  # seconds, of attempts whose Run is about to come
         self.lanes: dict[int, set[Attempt]] = {}  # lanes that lead here: the attempts that have come by any way
         self.handlers = {
@@ -112,7 +113,7 @@ class WorkerMachine(Machine[Route]):
         """Fields of Hello.info for a worker."""
         return {
             "node": self.node, "address": self.address, "name": self.name, "host": self.host, "pid": self.pid,
-            "threads": self.threads, "memory_limit": self.memory_limit, "tags": list(self.tags),
+            "threads": self.threads, "memory_limit": self.memory.limit, "tags": list(self.tags),
             "resources": dict(self.resources),
         }  # fmt: skip
 
@@ -159,6 +160,8 @@ class WorkerMachine(Machine[Route]):
     def turn(self, now: float) -> None:
         """End of a turn: what was saved up goes out, one message of a kind."""
         inputs = self.inputs
+        if now >= self.memory.look_at:
+            self.memory.look(now)
         if self.fetcher.arrived or self.fetcher.failed:
             inputs.drain(now)
         self.reports.flush(self.send, now)
@@ -173,9 +176,9 @@ class WorkerMachine(Machine[Route]):
     def deadline(self) -> float | None:
         """When `tick` is next needed."""
         due = self.fetcher.deadline()
-        serve = self.store.deadline()
-        if due is None or (serve is not None and serve < due):
-            due = serve
+        for when in (self.store.deadline(), self.memory.deadline()):
+            if when is not None and (due is None or when < due):
+                due = when
         if self.reports.settled and (due is None or self.reports.due < due):
             due = self.reports.due
         return due
@@ -294,12 +297,12 @@ class WorkerMachine(Machine[Route]):
 
     def ready(self, now: float) -> bool:
         """May there be something to start? Cheap, needs no lock."""
-        return bool(self.queue) and now < self.lease_until
+        return bool(self.queue) and now < self.lease_until and not self.memory.closed
 
     def next_task(self, now: float) -> Task | None:
         """Take the most urgent task to run it now; none when the broker has been silent for longer than the lease."""
         queue = self.queue
-        while queue and now < self.lease_until:
+        while queue and now < self.lease_until and not self.memory.closed:
             task = heappop(queue)[2]
             if task.state == QUEUED:
                 task.state = RUNNING
@@ -341,6 +344,8 @@ class WorkerMachine(Machine[Route]):
             store.unfreezable(key, attempt, error, now)
         if key in self.inputs.table:
             self.inputs.stored(entry, now)
+        if nbytes >= limits.LARGE_RESULT:
+            self.memory.grown(nbytes, now)
         if state == RUNNING:
             row = (key, attempt, micros, nbytes, payload, type_name)
             if task.early is None or payload is None:
@@ -387,6 +392,9 @@ class WorkerMachine(Machine[Route]):
             task.untold = False
             self.send(CONTROL, m.Seceded(task.key, task.attempt, back))
         return True
+
+    def _order(self, command: Any) -> None:
+        self.commands.append(command)
 
     def _freeze(self, key: Key, attempt: Attempt) -> None:
         self.commands.append(Freeze(key, attempt))

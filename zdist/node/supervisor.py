@@ -27,6 +27,7 @@ from zdist.transport import shm
 from zdist.transport.host import host_id
 from zdist.transport.scratch import Scratch
 from zdist.transport.security import NODES, runtime_dir, sweep_runtime
+from zdist.transport.spill import memory_in_use, sweep_spilled
 
 if TYPE_CHECKING:
     from zdist.transport.driver import Driver
@@ -75,10 +76,19 @@ class Supervisor:
         limit = shm.default_limit() if settings.shared_memory is None else settings.shared_memory
         self.settings = settings._replace(shared_memory=limit // max(1, workers))
         shm.sweep_all()
+        sweep_spilled()
         self.token = token
         self.session = "n-" + os.urandom(8).hex()
         self.hostname = socket.gethostname()
-        self.machine = NodeMachine(self.session, name, workers, hostname=self.hostname, host=host_id(), pid=os.getpid())
+        self.machine = NodeMachine(
+            self.session,
+            name,
+            workers,
+            hostname=self.hostname,
+            host=host_id(),
+            pid=os.getpid(),
+            memory_limit=settings.memory_limit,
+        )
         self.lifeline = lifeline
         self.answers = answers
         self.orders = b""
@@ -233,14 +243,18 @@ class Supervisor:
         """Tell the machine what the workers run."""
         if self.driver is not None:
             seen = {session: worker.running() for session, worker in self.workers.items()}
+            memory = {}
+            if self.settings.memory_limit:
+                memory = {session: memory_in_use(worker.pid) for session, worker in self.workers.items()}
             with self.driver.lock:
-                late = self.machine.seen(seen, self.driver.now())
+                late = self.machine.seen(seen, memory, self.driver.now())
             if late:
                 self.driver.wake()
 
     def _clean_up(self, session: str) -> None:
         """A killed worker leaves its socket's file and its shared memory behind."""
         shm.sweep_all(session)
+        sweep_spilled(session)
         bind = self.settings.data_bind
         if bind.startswith("ipc://") and bind.endswith("/"):
             with contextlib.suppress(OSError):

@@ -61,6 +61,7 @@ class Blob:
 
     __slots__ = ("large", "nbytes", "pieces", "refs")
     shared: ClassVar[bool] = False  # it lies in this process's own memory
+    spilled: ClassVar[bool] = False
 
     def __init__(self, pieces: list[bytes | memoryview], refs: tuple[str, ...] = (), large: int = 0) -> None:
         self.pieces = pieces

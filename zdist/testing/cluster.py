@@ -59,6 +59,8 @@ class SimBlob:
     def pieces(self) -> list[bytes]:
         return [self.data]
 
+    spilled = False
+
     @property
     def shared(self) -> bool:
         return self.memory is not None and self.memory.segments.get(self.key) is self
@@ -281,7 +283,7 @@ class SimNode(Process):
                 session: [Running(task.key, task.attempt, child.until.get(task.attempt, 0.0)) for task in child.running]
                 for session, child in self.children.items()
             }
-            self.machine.seen(seen, self.network.now)
+            self.machine.seen(seen, {}, self.network.now)
         elif isinstance(command, Ended):
             self.crash()
         else:

@@ -52,6 +52,8 @@ class Segment:
         """Which computation of its key it is of."""
         return self.header.attempt
 
+    spilled = False
+
     @property
     def shared(self) -> bool:
         """Does its file stand where others look for it? Not if a newer computation has taken the place."""
@@ -88,6 +90,7 @@ class Mapped:
 
     __slots__ = ("_taken", "_views", "header")
     shared = False
+    spilled = False
 
     def __init__(self, view: Any, header: Header) -> None:
         self.header = header

@@ -7,6 +7,7 @@ hands the sockets over to the driver's background thread.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import traceback
@@ -16,14 +17,16 @@ from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 from zdist import context, limits
+from zdist.core.memory import Spill
 from zdist.core.store import Entry
 from zdist.core.task import Function, Input, Task
 from zdist.core.worker import Freeze, RunCall, Share, WorkerMachine
 from zdist.errors import ClusterClosed, SecededLimit, SerializationError
-from zdist.serialize import dumps_error, loads, loads_args, loads_function
+from zdist.serialize import dumps, dumps_error, loads, loads_args, loads_function
 from zdist.transport.shm import SharedMemory
+from zdist.transport.spill import SpillDirectory
 from zdist.worker.calls import run_call
-from zdist.worker.results import freeze, freeze_kept, raw, type_name
+from zdist.worker.results import freeze, freeze_kept, raw, sizeof, type_name
 from zdist.worker.slots import Slots
 
 __all__ = ["Executor", "Running"]
@@ -103,7 +106,8 @@ class Executor:
         self.loading = threading.RLock()  # functions are loaded one at a time, each once
         self.alive: dict[threading.Thread, None] = {}
         self.memory: SharedMemory | None = getattr(worker, "memory", None)
-        self.jobs: queue.SimpleQueue[Freeze | Share | None] = queue.SimpleQueue()
+        self.spill = SpillDirectory(getattr(worker, "session", "w"))
+        self.jobs: queue.SimpleQueue[Freeze | Share | Spill | None] = queue.SimpleQueue()
         self.freezer: threading.Thread | None = None
 
     def start(self) -> None:
@@ -199,8 +203,8 @@ class Executor:
 
     # --- the machine's commands --------------------------------------------------------------------------
 
-    def freeze(self, command: Freeze | Share) -> None:
-        """Queue a value to be turned into bytes, or put into shared memory; never blocks."""
+    def freeze(self, command: Freeze | Share | Spill) -> None:
+        """Queue a value to be turned into bytes, put into shared memory or on disk; never blocks."""
         if self.freezer is None:
             self.freezer = threading.Thread(target=self._freeze, name=f"zdist-{self.worker.name}-freeze", daemon=True)
             self.freezer.start()
@@ -216,6 +220,10 @@ class Executor:
                 blob = None if entry is None else entry.blob
             if entry is None or entry.attempt != attempt:
                 continue
+            if type(command) is Spill:
+                self._spill(command, value, blob)
+                del entry, value, blob
+                continue
             memory, keep, error = self.memory if type(command) is Share else None, True, ""
             if blob is None:
                 blob, error, keep = freeze_kept(value, key, memory, attempt)
@@ -228,6 +236,17 @@ class Executor:
                     machine.unfreezable(key, attempt, error, driver.now())
             driver.wake()
             del entry, value, blob  # nothing stays alive while the next one is waited for
+
+    def _spill(self, command: Spill, value: Any, blob: Any) -> None:
+        key, attempt = command
+        if blob is None:
+            with contextlib.suppress(Exception):  # what cannot be pickled has to stay
+                blob = dumps(value, what=f"result {key}", share=True)  # there is no room for a copy
+        refs = getattr(blob, "refs", ())  # futures inside it live as long as the object does
+        spilled = None if blob is None or refs else self.spill.write(blob.pieces)
+        with self.driver.lock:
+            self.machine.memory.spilled(key, attempt, spilled, self.driver.now())
+        self.driver.wake()
 
     def call(self, command: RunCall) -> None:
         """Run a call in a thread of its own, as it may take long; never blocks."""
@@ -315,6 +334,8 @@ class Runner:
             del args, kwargs
             # what a task here waits for stays an object, which it gets as it is
             deliver = 0 if context.wanted_here(executor.worker, task.key) else task.deliver
+            if machine.memory.limit and deliver and machine.memory.crowded(sizeof(value)):
+                deliver = 0  # it goes to disk from where it is
             frozen = freeze(value, deliver, task.key, machine.inline_result, executor.memory, task.attempt)
         except BaseException as exc:  # also SystemExit: it is the task that ends, never the worker
             error, text = _described(exc)

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from zdist import context, limits, log
 from zdist.core.machine import CONTROL
+from zdist.core.memory import Spill
 from zdist.core.slot import Running
 from zdist.core.transfer import Map
 from zdist.core.worker import Exit, Freeze, RunCall, Share, WorkerMachine
@@ -27,6 +28,7 @@ from zdist.transport.driver import Driver
 from zdist.transport.host import host_id
 from zdist.transport.options import add_worker_options
 from zdist.transport.security import TokenSource
+from zdist.transport.spill import memory_in_use
 from zdist.worker.executor import Executor
 from zdist.worker.logs import Records
 from zdist.worker.slots import Slots
@@ -95,6 +97,8 @@ class Worker:
             shared=limits.SHM_MIN if self.memory is not None else 0,
         )
         self.machine.fetcher.memory = BlobMemory()
+        if own_process:
+            self.machine.memory.usage = self.memory_in_use
         self.slots = Slots(settings.slot or None, settings.threads)
         self.driver = Driver(
             self.machine,
@@ -152,6 +156,10 @@ class Worker:
         """The object itself, without a copy. Raises SerializationError."""
         return self.executor.value_of(held, held.key)
 
+    def memory_in_use(self) -> int:
+        """Bytes of its own memory, and of what it has put into shared memory."""
+        return memory_in_use() + (self.memory.used if self.memory is not None else 0)
+
     def running(self) -> list[Running]:
         """What its threads run now."""
         return self.slots.running()
@@ -168,6 +176,7 @@ class Worker:
         self.driver.close(timeout / 2, self.reason)
         if self.memory is not None:
             self.memory.close()
+        self.executor.spill.close()
         logging.getLogger().removeHandler(self.records)
         self._closed.set()
 
@@ -182,7 +191,7 @@ class Worker:
     def _execute(self, command: Any) -> None:
         """Do a command of the machine; the machine's lock is held."""
         kind = type(command)
-        if kind is Freeze or kind is Share:
+        if kind is Freeze or kind is Share or kind is Spill:
             self.executor.freeze(command)
         elif kind is Map:
             assert self.memory is not None

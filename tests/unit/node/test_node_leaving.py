@@ -18,7 +18,7 @@ def bench_with_broker(workers: int = 2) -> Bench:
 
 
 def seen(bench: Bench, session: str, *running: Running) -> bool:
-    late = bench.machine.seen({session: list(running)}, bench.now)
+    late = bench.machine.seen({session: list(running)}, {}, bench.now)
     bench.settle()
     return late
 

@@ -1,0 +1,116 @@
+"""A worker's memory: what goes to disk, and when nothing new may start. PURE.
+
+Three marks, fractions of the worker's limit: from the first on held values are spilled, those that were not asked for
+the longest first; above the second no task starts; above the third its node ends the process. So that a task has room
+for another result like the largest of late, values go earlier where these are large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from zdist import limits
+from zdist.core.store import FREEZING, SHARING, UNFREEZABLE, Entry, Store
+from zdist.protocol.messages import Attempt, Key
+
+if TYPE_CHECKING:
+    from zdist.core.store import Blob
+
+__all__ = ["Memory", "Spill"]
+
+
+class Spill(NamedTuple):
+    """Command: write a held value to disk; answered by `Memory.spilled`."""
+
+    key: Key
+    attempt: Attempt
+
+
+class Memory:
+    """What is to be done about a worker's memory.
+
+    ``limit``: bytes, 0 for none. ``usage`` tells the bytes in use (None: it cannot be told, and nothing is done);
+    ``order`` takes commands, ``changed`` is called when the worker begins or ceases to be full.
+    """
+
+    def __init__(self, limit: int, store: Store, order: Callable[[Spill], None], changed: Callable[[], None]) -> None:
+        self.limit = limit
+        self.store = store
+        self.order = order
+        self.changed = changed
+        self.usage: Callable[[], int] | None = None
+        self.look_at = 0.0
+        self.largest = 0.0  # bytes of a result, of late
+        self.spilling: dict[Key, int] = {}  # bytes that are being written
+        self.stuck: dict[Key, Attempt] = {}  # values that cannot be written
+        self.full = False  # no task starts
+        self.wait = False  # no task starts until something has been written
+
+    @property
+    def closed(self) -> bool:
+        """No task may start now."""
+        return self.full or self.wait
+
+    def crowded(self, nbytes: int) -> bool:
+        """Whether there is no room for a second copy of a result."""
+        if nbytes < limits.LARGE_RESULT or self.usage is None:
+            return False
+        return self.usage() + nbytes > limits.SPILL_MARK * self.limit
+
+    def grown(self, nbytes: int, now: float) -> None:
+        """A large result was made."""
+        self.largest = max(self.largest, nbytes)
+        self.look(now)
+
+    def look(self, now: float) -> None:
+        """Measure, and decide."""
+        if self.usage is None or not self.limit:
+            return
+        self.look_at = now + limits.MEASURE
+        used = self.usage()
+        room = limits.PAUSE_MARK * self.limit - self.largest
+        self.largest *= 0.99
+        mark = max(min(limits.SPILL_MARK * self.limit, room), limits.SPILL_LEAST * self.limit)
+        excess = used - mark - sum(self.spilling.values())
+        if excess > 0:
+            self._spill(excess)
+        full = used > limits.PAUSE_MARK * self.limit
+        self.wait = bool(self.spilling) and used > mark
+        if full != self.full:
+            self.full = full
+            self.changed()
+
+    def deadline(self) -> float | None:
+        """When to look again although nothing happens."""
+        return self.look_at if self.closed else None
+
+    def _spill(self, excess: float) -> None:
+        """Order values to be written until that many bytes are free."""
+        for entry in self.store.entries.values():
+            if entry.nbytes < limits.SPILL_MIN or entry.key in self.spilling or not self._spillable(entry):
+                continue
+            if entry.blob is not None and entry.blob.spilled:
+                entry.has_value, entry.value = False, None  # it was read again, and is still there
+            else:
+                self.spilling[entry.key] = entry.nbytes
+                self.order(Spill(entry.key, entry.attempt))
+            excess -= entry.nbytes
+            if excess <= 0:
+                return
+
+    def _spillable(self, entry: Entry) -> bool:
+        if entry.state in (FREEZING, SHARING, UNFREEZABLE) or self.stuck.get(entry.key) == entry.attempt:
+            return False
+        return entry.has_value or entry.blob is None or not entry.blob.spilled
+
+    def spilled(self, key: Key, attempt: Attempt, blob: Blob | None, now: float) -> None:
+        """Answer to Spill: where the value is now, or None if it has to stay."""
+        self.spilling.pop(key, None)
+        if blob is not None:
+            self.store.spilled(key, attempt, blob)
+        else:
+            if len(self.stuck) > limits.STUCK_VALUES:
+                self.stuck.clear()
+            self.stuck[key] = attempt
+        self.look(now)
