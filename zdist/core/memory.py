@@ -39,6 +39,7 @@ class Memory:
         self.store = store
         self.order = order
         self.changed = changed
+        self.least = limits.SPILL_MIN  # bytes; smaller values stay
         self.usage: Callable[[], int] | None = None
         self.look_at = 0.0
         self.largest = 0.0  # bytes of a result, of late
@@ -88,7 +89,7 @@ class Memory:
     def _spill(self, excess: float) -> None:
         """Order values to be written until that many bytes are free."""
         for entry in self.store.entries.values():
-            if entry.nbytes < limits.SPILL_MIN or entry.key in self.spilling or not self._spillable(entry):
+            if entry.nbytes < self.least or entry.key in self.spilling or not self._spillable(entry):
                 continue
             if entry.blob is not None and entry.blob.spilled:
                 entry.has_value, entry.value = False, None  # it was read again, and is still there

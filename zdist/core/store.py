@@ -289,12 +289,10 @@ class Store:
     def spilled(self, key: str, attempt: int, blob: Blob) -> None:
         """A value's bytes are on disk: those are kept, and nothing else of it."""
         entry = self.entries.get(key)
-        if entry is None or entry.attempt != attempt or entry.state == SHARING:
-            return
-        if entry.blob is None:
+        if entry is not None and entry.attempt == attempt and entry.state != SHARING:
             self._settle(entry, FROZEN, blob, "")
-        entry.blob = blob
-        entry.has_value, entry.value = False, None
+            entry.blob = blob
+            entry.has_value, entry.value = False, None
 
     def unshared(self, key: str, attempt: int) -> None:
         """The bytes stay where they are; those who waited are told."""

@@ -16,6 +16,7 @@ from zdist.core.endpoint import PeerEndpoint
 from zdist.core.ledger import Ledger
 from zdist.core.links import Host
 from zdist.core.machine import Log
+from zdist.core.memory import Spill
 from zdist.core.node import Ended, EndWorker, Look, NodeMachine, StartWorker
 from zdist.core.slot import Running
 from zdist.core.task import Input, Task
@@ -31,6 +32,7 @@ __all__ = ["SimBlob", "SimBroker", "SimClient", "SimCluster", "SimMemory", "SimN
 
 TOKEN = "simulated"
 SHARED = 64  # bytes from which values go by shared memory
+MEMORY = 4000  # bytes that a worker may use for what it holds
 
 
 def value_of(key: Key, inputs: list[bytes]) -> bytes:
@@ -50,6 +52,7 @@ class SimBlob:
         self.memory = memory
         self.key = key
         self.attempt = attempt
+        self.spilled = False
 
     @property
     def nbytes(self) -> int:
@@ -58,8 +61,6 @@ class SimBlob:
     @property
     def pieces(self) -> list[bytes]:
         return [self.data]
-
-    spilled = False
 
     @property
     def shared(self) -> bool:
@@ -149,7 +150,9 @@ class SimWorker(Process):
             host=node.machine.host,
             threads=cluster.network.random.randint(1, 2),
             shared=SHARED,
+            memory_limit=MEMORY,
         )
+        self.machine.memory.usage, self.machine.memory.least = self.used, 1
         self.memory = SimMemory(cluster, node.machine.host, session)
         self.machine.address = f"sim://{session}"
         self.endpoint = PeerEndpoint(self.machine, session, TOKEN)
@@ -160,6 +163,11 @@ class SimWorker(Process):
 
     def resolve(self, channel: str) -> tuple[Process, str] | None:
         return self.cluster.resolve(channel)
+
+    def used(self) -> int:
+        """Bytes of memory in use: what is held and not on disk."""
+        entries = self.machine.store.entries.values()
+        return sum(e.nbytes for e in entries if e.has_value or not (e.blob and e.blob.spilled))
 
     def after_turn(self) -> None:
         """Threads that are free take work."""
@@ -223,6 +231,8 @@ class SimWorker(Process):
     def execute(self, command: object) -> None:
         if isinstance(command, Freeze | Share):
             self.network.after(self.network.random.random() * 0.002, lambda: self._freeze(command))
+        elif isinstance(command, Spill):
+            self.network.after(self.network.random.random() * 0.01, lambda: self._spill(command))
         elif isinstance(command, Map):
             found, closed = self.memory.read(command)
             self.machine.fetcher.mapped(command.req, found, closed, self.network.now)
@@ -233,6 +243,18 @@ class SimWorker(Process):
             self.end(command.code)
         else:
             super().execute(command)
+
+    def _spill(self, command: Spill) -> None:
+        if not self.alive:
+            return
+        entry = self.machine.store.get(command.key)
+        blob = None
+        if entry is not None and entry.attempt == command.attempt:
+            blob = SimBlob(joined([entry.value] if entry.has_value else entry.blob.pieces))
+            blob.spilled = True
+            self.cluster.spilled += 1
+        self.machine.memory.spilled(command.key, command.attempt, blob, self.network.now)
+        self.soon()
 
     def _freeze(self, command: Freeze | Share) -> None:
         if not self.alive:
@@ -360,6 +382,7 @@ class SimCluster:
         self.network = Network(seed)
         self.starts: Counter[Key] = Counter()
         self.early = 0  # of them those that a lane's copy of the order brought about
+        self.spilled = 0  # values that went to disk
         self.losses = 0  # workers that ended, however
         self.undismissed = 0  # of them those that had to end before their data was elsewhere
         self.ended: list[tuple[str, object]] = []

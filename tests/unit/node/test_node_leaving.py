@@ -154,3 +154,17 @@ def test_a_fresh_broker_hears_who_is_leaving() -> None:
     bench.machine.welcomed(Welcome(3, 0, True, {}), bench.now)
     (leaving,) = bench.sent()
     assert leaving.workers == (old,)
+
+
+def test_a_worker_that_uses_too_much_memory_is_killed_and_its_report_says_so() -> None:
+    bench = Bench(1)
+    bench.machine.memory_limit = 100 * limits.MIB
+    old = bench.session(0)
+    assert not bench.machine.seen({}, {old: 90 * limits.MIB, "w-unknown": 1 << 40}, bench.now)
+    assert bench.machine.seen({}, {old: 96 * limits.MIB}, bench.now)
+    assert not bench.machine.seen({}, {old: 97 * limits.MIB}, bench.now)
+    bench.settle()
+    assert bench.signals == [EndWorker(old, SIGKILL)]
+    (report,) = bench.die(old, -9, running=(("a", 7),))
+    assert not report.ordered
+    assert "was killed by its node: it used 96 MiB of memory, and its limit is 100 MiB" in report.text
