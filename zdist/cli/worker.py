@@ -56,8 +56,9 @@ def command(
 ) -> None:
     """Start worker processes that take tasks from the broker at ADDRESS, and replace those that die.
 
-    They run until SIGTERM or Ctrl-C, and may be started before the broker: they wait for it, also for one that comes
-    back. ADDRESS may come from the configuration (broker.address); the default is tcp://127.0.0.1:7077.
+    They run until SIGTERM (in good order: what runs may end, and data is copied to other workers) or Ctrl-C (at once),
+    and may be started before the broker: they wait for it, also for one that comes back. ADDRESS may come from the
+    configuration (broker.address); the default is tcp://127.0.0.1:7077.
 
     \b
     zdist worker                                          one worker per core, for a broker on this machine
@@ -135,6 +136,7 @@ def serve(settings: Config, node: NodeConfig) -> int:
         data_ports=node.data_ports,
         advertise=node.advertise or "",
         memory_limit=node.memory_limit,
+        drain=node.drain,
         shared_memory=node.shared_memory,
         tags=node.tags,
         resources=tuple(node.resources.items()),

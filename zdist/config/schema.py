@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from zdist.errors import ConfigError
-from zdist.limits import INLINE_RESULT, OWN_FRAME
+from zdist.limits import DRAIN, INLINE_RESULT, OWN_FRAME
 
 __all__ = ["BrokerConfig", "ClientConfig", "Config", "LoggingConfig", "NodeConfig", "parse_ports", "parse_size"]
 
@@ -101,6 +101,7 @@ class NodeConfig(Section):
         default_factory=dict, description="amounts of named resources that tasks can claim, per worker"
     )
     memory_limit: Size = Field(0, description='memory of each worker, for instance "4 GiB"; 0: no limit')
+    drain: float = Field(DRAIN, ge=0, description="seconds that SIGTERM leaves for tasks to end and data to be copied")
     shared_memory: Size | None = Field(
         None,
         description="shared memory that the node's workers may fill together; 0: use none; unset: half of what is free",
