@@ -270,12 +270,12 @@ def _last_lines(log: Path) -> str:
 
 
 def _end(cluster: Cluster, timeout: float) -> None:
-    """SIGTERM to the nodes, then to the broker, SIGKILL to what does not end in time."""
+    """SIGINT to the nodes, which do not drain then, SIGTERM to the broker, SIGKILL to what does not end in time."""
     end = time.monotonic() + timeout
     for role in ("node", "broker"):
         some = [process for process in cluster.processes if process.role == role]
         for process in some:
-            _signal(process, signal.SIGTERM)
+            _signal(process, signal.SIGINT if role == "node" else signal.SIGTERM)
         for process in some:
             if not _gone(process, end):
                 _signal(process, signal.SIGKILL)
