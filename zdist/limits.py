@@ -131,6 +131,7 @@ LOOK: Final = 0.5  # how often a node looks at what its workers run
 SPILL_MARK: Final = 0.6  # of a worker's memory limit: from here on values that it holds go to disk
 SPILL_LEAST: Final = 0.1  # of it that values may take in any case
 PAUSE_MARK: Final = 0.8  # of it: no new task starts
+FULL_AND_IDLE: Final = 10.0  # seconds that a worker may be above it without running anything, until it is replaced
 KILL_MARK: Final = 0.95  # of it: its node ends the process
 SPILL_MIN: Final = 64 * KIB  # smaller values stay
 LARGE_RESULT: Final = MIB  # memory is measured after a task that made so much,

@@ -220,6 +220,8 @@ class Data:
         worker.resources = message.resources
         worker.free = {name: amount - used.get(name, 0.0) for name, amount in message.resources.items()}
         worker.paused = message.paused or worker.leaving or not worker.threads
+        if message.paused and worker.subscribed:
+            self.placement.take_all_back(worker)
         worker.subscribed = True
         worker.budget = AHEAD_MICROS * worker.threads
         self.placement.fit(worker)

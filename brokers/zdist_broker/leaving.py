@@ -9,14 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from zdist.limits import LEAVE_PAUSE, MAX_REASON
-from zdist.protocol.messages import Dismiss, Leaving, Overdue, Stop, TakeBack
+from zdist.protocol.messages import Dismiss, Leaving, Overdue, Stop
 from zdist_broker import parse
 from zdist_broker.data import Data
 from zdist_broker.lifecycle import Lifecycle
 from zdist_broker.queries import Queries, Request
-from zdist_broker.state import MEMORY, Client, Node, Placing, Tables, Task, Worker, parts
-
-_ROWS = 1000  # of one TakeBack
+from zdist_broker.state import MEMORY, Client, Node, Placing, Tables, Task, Worker
 
 
 class Leave:
@@ -103,9 +101,7 @@ class Departures:
             leave.stay = stay
             worker.leaving = worker.paused = True
             self.data.placement.touched[worker] = None
-            rows = [(task.key, task.attempt) for task in worker.assigned.values()]
-            for part in parts(rows, _ROWS) if rows else ():
-                self.tables.tell(worker, TakeBack(tuple(part)))
+            self.data.placement.take_all_back(worker)
         leave.stay = leave.stay and stay
         self.look_at = now
 

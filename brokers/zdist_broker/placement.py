@@ -24,7 +24,7 @@ from zdist.limits import (
     RUN_ROWS,
     RUNS_FROM,
 )
-from zdist.protocol.messages import Define, Options, Run, TimeLimit, payload_size
+from zdist.protocol.messages import Define, Options, Run, TakeBack, TimeLimit, payload_size
 from zdist_broker.pool import Place, Pool
 from zdist_broker.state import (
     ASSIGNED,
@@ -174,6 +174,12 @@ class Placement:
         task.worker = None
         self.touched[worker] = None
         return worker
+
+    def take_all_back(self, worker: Worker) -> None:
+        """Nothing new is to start there: ask for what has not."""
+        rows = [(task.key, task.attempt) for task in worker.assigned.values()]
+        for part in parts(rows, MESSAGE_ROWS) if rows else ():
+            self.tables.tell(worker, TakeBack(tuple(part)))
 
     def requeue(self, task: Task) -> None:
         """An attempt is over without a result: start another when the inputs are there."""

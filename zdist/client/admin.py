@@ -199,7 +199,10 @@ class Admin(Base):
 
         Raises ZdistError if there is no such worker, or data would be lost because none would be left.
         """
-        return self._sync(self._lists("retire", list(names(workers))))
+        chosen = list(names(workers))
+        if not chosen:
+            raise ValueError("retire_workers needs addresses or names of workers; scale(n) ends whichever are too many")
+        return self._sync(self._lists("retire", chosen))
 
     def scale(self, n: int) -> Any:
         """Ask the nodes to keep ``n`` workers in all."""

@@ -41,7 +41,7 @@ class Memory:
         self.changed = changed
         self.least = limits.SPILL_MIN  # bytes; smaller values stay
         self.usage: Callable[[], int] | None = None
-        self.look_at = 0.0
+        self.look_at = 0.0 if limit else float("inf")
         self.largest = 0.0  # bytes of a result, of late
         self.spilling: dict[Key, int] = {}  # bytes that are being written
         self.stuck: dict[Key, Attempt] = {}  # values that cannot be written

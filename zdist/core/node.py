@@ -71,8 +71,8 @@ class WorkerInfo:
     """A worker that is alive."""
 
     __slots__ = (
-        "ending", "given_up", "index", "interrupted", "kill_at", "leaving", "name", "pid", "session", "started",
-        "why",
+        "ending", "given_up", "idle_looks", "index", "interrupted", "kill_at", "leaving", "name", "pid", "session",
+        "started", "why",
     )  # fmt: skip
 
     def __init__(self, index: int, session: str, name: str, started: float) -> None:
@@ -86,6 +86,7 @@ class WorkerInfo:
         self.kill_at: float | None = None  # when patience with a leaving or ending worker is over
         self.interrupted: dict[tuple[Key, Attempt], float] = {}  # what is not to run longer than until then
         self.why = ""  # it was killed
+        self.idle_looks = 0  # how often in a row it ran nothing and used too much memory
         self.given_up: set[tuple[Key, Attempt]] = set()  # what the broker was told of; never iterated
 
 
@@ -195,8 +196,7 @@ class NodeMachine(Machine[Route]):
             self.commands.append(Look())
         self._settle(now)
 
-    def _taken(self) -> set[int]:
-        """Indices whose workers stay."""
+    def _taken(self) -> set[int]:  # by workers that stay
         return {worker.index for worker in self.alive.values() if not worker.leaving}
 
     # --- limits of what runs ------------------------------------------------------------------------
@@ -207,7 +207,7 @@ class NodeMachine(Machine[Route]):
 
         Returns whether there was one.
         """
-        late = self._too_large(memory)
+        late = self._too_large(memory, workers, now)
         for session, running in workers.items():
             worker = self.alive.get(session)
             if worker is None or worker.ending:
@@ -228,17 +228,27 @@ class NodeMachine(Machine[Route]):
             self._settle(now)
         return late
 
-    def _too_large(self, memory: dict[str, int]) -> bool:
+    def _too_large(self, memory: dict[str, int], running: dict[str, list[Running]], now: float) -> bool:
+        """Kill those above the last mark; replace those that run nothing and stay above the one before."""
         most = limits.KILL_MARK * self.memory_limit
         found = False
         for session, used in memory.items():
             worker = self.alive.get(session)
-            if self.memory_limit and used > most and worker is not None and not worker.why:
+            if not self.memory_limit or worker is None or worker.why:
+                continue
+            if used > most:
                 mib = limits.MIB
                 worker.why = f"it used {used // mib} MiB of memory, and its limit is {self.memory_limit // mib} MiB"
                 self.log("error", "worker.memory", worker=worker.name, used=used, limit=self.memory_limit)
                 self.commands.append(EndWorker(session, SIGKILL))
                 found = True
+            elif not worker.leaving:
+                idle = used > limits.PAUSE_MARK * self.memory_limit and not running.get(session)
+                worker.idle_looks = worker.idle_looks + 1 if idle else 0
+                if worker.idle_looks * limits.LOOK >= limits.FULL_AND_IDLE:
+                    self.log("warning", "worker.does_not_shrink", worker=worker.name, used=used)
+                    self._leave([worker], limits.SCALE_GRACE, True, "its memory does not shrink", now)
+                    found = True
         return found
 
     def _interrupt(self, message: Interrupt, now: float) -> None:

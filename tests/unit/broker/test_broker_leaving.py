@@ -22,6 +22,7 @@ from zdist.protocol.messages import (
     Replicate,
     Returned,
     Stop,
+    Subscribe,
     TakeBack,
     TimeLimit,
     WorkerDied,
@@ -153,6 +154,19 @@ def test_data_for_named_workers_that_all_leave_goes_to_others() -> None:
     w.send("w-0", Held((("a", row[1], 1000, "array"),)))
     leave(w, "w-0")
     assert len(w.rows("w-1", Replicate)) == 1
+
+
+def test_a_worker_that_is_paused_gives_back_what_it_has_not_started() -> None:
+    w = World(workers=2)
+    w.submit("a")
+    first = w.where("a")
+    w.send(first, Subscribe(1, (), {}, True))
+    assert [row[0] for row in w.rows(first, TakeBack)] == ["a"]
+    w.send(first, Returned((("a", w.task("a").attempt),)))
+    assert w.where("a") not in ("", first)
+    w.send(first, Subscribe(1, (), {}, False))
+    w.submit("b")
+    assert w.where("b") == first
 
 
 # --- retire ---------------------------------------------------------------------------------------------

@@ -156,6 +156,23 @@ def test_a_fresh_broker_hears_who_is_leaving() -> None:
     assert leaving.workers == (old,)
 
 
+def test_a_worker_that_runs_nothing_and_whose_memory_does_not_shrink_is_replaced_in_good_order() -> None:
+    bench = bench_with_broker(1)
+    bench.machine.memory_limit = 100 * limits.MIB
+    old = bench.session(0)
+    full = {old: 85 * limits.MIB}
+    looks = int(limits.FULL_AND_IDLE / limits.LOOK)
+    for _ in range(looks - 1):
+        assert not bench.machine.seen({old: []}, full, bench.now)
+    assert not bench.machine.seen({old: [Running("a", 7, 0.0)]}, full, bench.now)
+    for _ in range(looks - 1):
+        assert not bench.machine.seen({old: []}, full, bench.now)
+    assert bench.machine.seen({old: []}, full, bench.now)
+    bench.settle()
+    (leaving,) = bench.sent()
+    assert leaving.workers == (old,) and leaving.stay and len(bench.running) == 2
+
+
 def test_a_worker_that_uses_too_much_memory_is_killed_and_its_report_says_so() -> None:
     bench = Bench(1)
     bench.machine.memory_limit = 100 * limits.MIB
