@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from zdist.limits import LEAVE_PAUSE, MAX_REASON
+from zdist.limits import LEAVE_COPIES, LEAVE_PAUSE, MAX_REASON, MAX_WORKERS
 from zdist.protocol.messages import Dismiss, Leaving, Overdue, Stop
 from zdist_broker import parse
 from zdist_broker.data import Data
 from zdist_broker.lifecycle import Lifecycle
 from zdist_broker.queries import Queries, Request
 from zdist_broker.state import MEMORY, Client, Node, Placing, Tables, Task, Worker
+
+HELD = 20_000  # keys that a look at leaving workers may go through without a longer pause
 
 
 class Leave:
@@ -39,7 +41,7 @@ class Departures:
         self.lifecycle = lifecycle
         self.queries = queries
         self.leaves: dict[Worker, Leave] = {}
-        self.absent: dict[str, tuple[Node, Leaving]] = {}  # workers that have not come (again) yet
+        self.absent: dict[str, tuple[Node, str, bool]] = {}  # workers that have not come (again) yet
         self.look_at: float | None = None
         names = parse.names
         queries.asks["retire"] = (lambda args: names("workers", args), self._retire)
@@ -51,19 +53,20 @@ class Departures:
         for session in message.workers:
             worker = self.tables.workers.get(session)
             if worker is None:
-                self.absent[session] = (node, message)
+                if len(self.absent) < MAX_WORKERS:
+                    self.absent[session] = (node, message.reason[:MAX_REASON], message.stay)
             elif worker.node == node.session:
                 self._begin(worker, message.reason[:MAX_REASON], message.stay, now)
 
     def joined(self, worker: Worker, now: float) -> None:
         """A worker has come that may be about to go."""
-        node, message = self.absent.pop(worker.session, (None, None))
-        if message is not None and node is not None and worker.node == node.session:
-            self._begin(worker, message.reason[:MAX_REASON], message.stay, now)
+        known = self.absent.pop(worker.session, None)
+        if known is not None and worker.node == known[0].session:
+            self._begin(worker, known[1], known[2], now)
 
     def forget(self, node: Node, session: str = "") -> None:
         """A worker of the node has ended, or the node itself."""
-        for name in [n for n, (of, _) in self.absent.items() if of is node and session in ("", n)]:
+        for name in [n for n, (of, _, _) in self.absent.items() if of is node and session in ("", n)]:
             del self.absent[name]
 
     def overdue(self, node: Node, message: Overdue, now: float) -> None:
@@ -118,7 +121,8 @@ class Departures:
                     self.tables.tell(node, Dismiss((worker.session,), leave.retire))
                 else:
                     self.tables.tell(worker, Stop(leave.reason))
-        self.look_at = now + LEAVE_PAUSE if self.leaves else None
+        held = sum(len(worker.held) for worker in self.leaves)
+        self.look_at = now + LEAVE_PAUSE * (1 + held / HELD) if self.leaves else None
 
     def _copy(self, worker: Worker, leave: Leave, now: float) -> bool:
         """Have everything that only leaving workers hold copied; whether something of that is still to come."""
@@ -126,6 +130,7 @@ class Departures:
         until = self.recovery.until
         # after a crash it may hold what it has not announced yet, or what clients are about to claim
         left = not worker.subscribed or bool(self.recovery.copies) or (until is not None and now < until)
+        begun = 0
         staying = self._staying()
         if not staying and leave.stay:
             return left  # nobody could take what it holds, and nobody is about to come
@@ -135,12 +140,16 @@ class Departures:
             left = True
             copying = placing.get(task.key)
             if copying is None:
+                if begun == LEAVE_COPIES:
+                    break
+                begun += 1
                 copying = placing[task.key] = Placing(task, frozenset(), 1)
+                self.data.advance(copying)
             elif copying.allowed and not any(
                 w.name in copying.allowed or w.address in copying.allowed for w in staying
             ):
                 copying.allowed = frozenset()  # better elsewhere than nowhere
-            self.data.advance(copying)
+                self.data.advance(copying)
         return left
 
     def _staying(self) -> list[Worker]:

@@ -115,7 +115,7 @@ class ThreadParts:
             elif isinstance(command, EndWorker):
                 self._end_worker(command.session)
             elif isinstance(command, Look):
-                seen = {session: worker.running() for session, worker in self.alive.items()}
+                seen = {session: worker.running() for session, worker in list(self.alive.items())}
                 self._tell(self.machine.seen, seen, {})
             elif isinstance(command, Ended):
                 return

@@ -44,14 +44,28 @@ class Memory:
         self.look_at = 0.0 if limit else float("inf")
         self.largest = 0.0  # bytes of a result, of late
         self.spilling: dict[Key, int] = {}  # bytes that are being written
-        self.stuck: dict[Key, Attempt] = {}  # values that cannot be written
+        self.stuck: dict[Key, Attempt] = {}  # values that could not be written of late
+        self.forgive_at = 0.0
+        self.away = 0  # running tasks that have left the thread pool
         self.full = False  # no task starts
         self.wait = False  # no task starts until something has been written
 
     @property
     def closed(self) -> bool:
         """No task may start now."""
-        return self.full or self.wait
+        return (self.full or self.wait) and not self.away
+
+    @property
+    def paused(self) -> bool:
+        """The broker is to send none."""
+        return self.full and not self.away
+
+    def seceded(self, change: int) -> None:
+        """So many more running tasks wait for others, which may have to run here: that must not depend on memory."""
+        paused = self.paused
+        self.away += change
+        if self.paused != paused:
+            self.changed()
 
     def crowded(self, nbytes: int) -> bool:
         """Whether there is no room for a second copy of a result."""
@@ -69,6 +83,9 @@ class Memory:
         if self.usage is None or not self.limit:
             return
         self.look_at = now + limits.MEASURE
+        if now >= self.forgive_at:  # the disk may have room again
+            self.forgive_at = now + limits.STUCK
+            self.stuck.clear()
         used = self.usage()
         room = limits.PAUSE_MARK * self.limit - self.largest
         self.largest *= 0.99
@@ -79,8 +96,9 @@ class Memory:
         full = used > limits.PAUSE_MARK * self.limit
         self.wait = bool(self.spilling) and used > mark
         if full != self.full:
-            self.full = full
-            self.changed()
+            paused, self.full = self.paused, full
+            if self.paused != paused:
+                self.changed()
 
     def deadline(self) -> float | None:
         """When to look again although nothing happens."""
@@ -107,11 +125,14 @@ class Memory:
 
     def spilled(self, key: Key, attempt: Attempt, blob: Blob | None, now: float) -> None:
         """Answer to Spill: where the value is now, or None if it has to stay."""
-        self.spilling.pop(key, None)
         if blob is not None:
             self.store.spilled(key, attempt, blob)
         else:
-            if len(self.stuck) > limits.STUCK_VALUES:
-                self.stuck.clear()
             self.stuck[key] = attempt
-        self.look(now)
+        self.gone(key, now)
+
+    def gone(self, key: Key, now: float) -> None:
+        """Nothing of it is on its way to disk any more."""
+        self.spilling.pop(key, None)
+        if not self.spilling:
+            self.look(now)

@@ -33,6 +33,7 @@ class Orphans:
         machine.tasks.clear()
         machine.queue.clear()
         machine.lanes.clear()
+        machine.limits.clear()
         machine.inputs.clear(now)
         for digest in [digest for digest, function in machine.functions.items() if not function.known]:
             del machine.functions[digest]
@@ -45,7 +46,7 @@ class Orphans:
     def subscribe(self, machine: WorkerMachine) -> None:
         """Tell the broker what this worker offers."""
         threads = max(0, machine.threads - len(self.tasks))
-        machine.send(CONTROL, m.Subscribe(threads, machine.tags, machine.resources, machine.memory.full))
+        machine.send(CONTROL, m.Subscribe(threads, machine.tags, machine.resources, machine.memory.paused))
 
     def over(self, machine: WorkerMachine, task: Task) -> None:
         """The task has ended, or has left its thread."""

@@ -293,6 +293,7 @@ class Store:
             self._settle(entry, FROZEN, blob, "")
             entry.blob = blob
             entry.has_value, entry.value = False, None
+            self.touch(entry)  # those that may still go to disk stand first
 
     def unshared(self, key: str, attempt: int) -> None:
         """The bytes stay where they are; those who waited are told."""

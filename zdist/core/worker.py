@@ -88,7 +88,6 @@ class WorkerMachine(Machine[Route]):
         self.tasks: dict[Key, Task] = {}  # waiting, queued and running
         self.queue: list[tuple[int, int, Task]] = []  # heap; may hold tasks that are queued no more
         self.serial = 0
-        self.away = 0  # running tasks that have left the thread pool
         self.functions: dict[m.Digest, Function] = {}  # least recently used first
         self.function_bytes = 0
         self.store = Store(self.send, token, self._freeze, self.log, self._share if shared else None, shared)
@@ -199,6 +198,7 @@ class WorkerMachine(Machine[Route]):
         lanes = self.lanes
         known = function.known
         for key, attempt, priority, deliver, args, deps in message.rows:
+            limit = self.limits.pop(attempt, 0.0) if self.limits else 0.0
             if lanes and (seen := lanes.get(attempt >> limits.LANE_BITS)) is not None:
                 if attempt in seen:
                     continue  # its early copy has come
@@ -210,8 +210,7 @@ class WorkerMachine(Machine[Route]):
                 self.remove(old, now)
             task = tasks[key] = Task(key, attempt, priority, deliver, args, function)
             function.users += 1
-            if self.limits:
-                task.limit = self.limits.pop(attempt, 0.0)
+            task.limit = limit
             if deps:
                 task.blockers = 1  # so that nothing releases it half way
                 self.inputs.need(task, deps, now)
@@ -229,7 +228,7 @@ class WorkerMachine(Machine[Route]):
             self.send(CONTROL, m.WhichFunction(function.digest))
 
     def _time_limit(self, message: m.TimeLimit, now: float) -> None:
-        self.limits = {attempt: seconds for _key, attempt, seconds in message.rows}
+        self.limits |= {attempt: seconds for _key, attempt, seconds in message.rows}
 
     def _release(self, waiters: dict[Key, Task]) -> None:
         """One thing that these tasks waited for is there."""
@@ -378,16 +377,16 @@ class WorkerMachine(Machine[Route]):
                 self.inputs.unneed(task, now)
         if task.seceded:
             task.seceded = False
-            self.away -= 1
+            self.memory.seceded(-1)
         return state
 
     def seceded(self, task: Task, back: bool) -> bool:
         """A running task leaves the thread pool, or comes back; False if too many are away already."""
-        if not back and self.away >= limits.SECEDED_PER_WORKER:
+        if not back and self.memory.away >= limits.SECEDED_PER_WORKER:
             return False
         task.seceded = not back
         self.orphans.over(self, task)
-        self.away += -1 if back else 1
+        self.memory.seceded(-1 if back else 1)
         if task.state == RUNNING:
             task.untold = False
             self.send(CONTROL, m.Seceded(task.key, task.attempt, back))

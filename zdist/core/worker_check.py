@@ -42,7 +42,7 @@ def check_worker(machine: WorkerMachine) -> None:
     total = sum(function.nbytes for function in machine.functions.values())
     if total != machine.function_bytes:
         raise InvariantError(f"functions have {total} bytes, {machine.function_bytes} are counted")
-    if machine.away < 0:
+    if machine.memory.away < 0:
         raise InvariantError("more tasks came back into the pool than have left it")
     check_inputs(machine.inputs, machine.tasks)
     machine.store.check()

@@ -24,6 +24,7 @@ __all__ = ["SpillDirectory", "Spilled", "memory_in_use", "sweep_spilled"]
 
 ALIGN: Final = 64
 VECTOR: Final = 256  # buffers of one write
+MAPPED: Final = 1 << 20  # bytes from which a value is mapped instead of read
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -69,7 +70,8 @@ class Spilled:
     def pieces(self) -> list[memoryview]:
         """All of it, mapped; the taker may write to it, which changes nothing here."""
         with open(self.path, "rb") as file:
-            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+            small = self.nbytes < MAPPED  # a mapping keeps a descriptor
+            view = memoryview(bytearray(file.read()) if small else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
         found, at = [], 0
         for size in self.sizes:
             found.append(view[at : at + size])

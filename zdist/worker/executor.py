@@ -140,7 +140,7 @@ class Executor:
             if not self.machine.seceded(task, back=False):
                 raise SecededLimit(
                     f"task {task.key} cannot leave the thread pool of worker {self.worker.name}: "
-                    f"{self.machine.away} tasks have left it already and wait; nest fewer levels of tasks within tasks"
+                    f"{self.machine.memory.away} tasks have left it already and wait; nest fewer tasks within tasks"
                 )
         if not self.closing:
             self.spawn()
@@ -218,10 +218,13 @@ class Executor:
                 entry = machine.store.get(key)
                 value = None if entry is None else entry.value
                 blob = None if entry is None else entry.blob
-            if entry is None or entry.attempt != attempt:
-                continue
+                live = entry is not None and entry.has_value
+                if entry is None or entry.attempt != attempt:
+                    if type(command) is Spill:
+                        machine.memory.gone(key, driver.now())
+                    continue
             if type(command) is Spill:
-                self._spill(command, value, blob)
+                self._spill(command, value if live else blob, live)
                 del entry, value, blob
                 continue
             memory, keep, error = self.memory if type(command) is Share else None, True, ""
@@ -237,13 +240,14 @@ class Executor:
             driver.wake()
             del entry, value, blob  # nothing stays alive while the next one is waited for
 
-    def _spill(self, command: Spill, value: Any, blob: Any) -> None:
+    def _spill(self, command: Spill, value: Any, live: bool) -> None:
+        """Write a blob, or a ``live`` object."""
         key, attempt = command
-        if blob is None:
-            with contextlib.suppress(Exception):  # what cannot be pickled has to stay
-                blob = dumps(value, what=f"result {key}", share=True)  # there is no room for a copy
-        refs = getattr(blob, "refs", ())  # futures inside it live as long as the object does
-        spilled = None if blob is None or refs else self.spill.write(blob.pieces)
+        spilled = None
+        with contextlib.suppress(Exception):  # what cannot be pickled has to stay
+            blob = dumps(value, what=f"result {key}", share=True) if live else value  # there is no room for a copy
+            if not (live and blob.refs):  # futures inside it live as long as the object does
+                spilled = self.spill.write(blob.pieces)
         with self.driver.lock:
             self.machine.memory.spilled(key, attempt, spilled, self.driver.now())
         self.driver.wake()

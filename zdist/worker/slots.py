@@ -24,6 +24,10 @@ class Slot:
         self._flag = start + slot.FLAG
         self._key = start + slot.KEY
 
+    def claim(self) -> None:
+        """A thread has this record: those who read go on to the next one, although nothing has run here yet."""
+        _pack(self._memory, self._start, 0, 0.0, 1, 0)
+
     def begin(self, key: Key, attempt: Attempt, until: float = 0.0) -> None:
         """The thread runs this now, ``until`` then at most; the key is in place before the flag is set."""
         data = key.encode()[: slot.LENGTH]
@@ -64,7 +68,9 @@ class Slots:
     def take(self) -> Slot:
         """A record for a thread that begins; beyond the last one a record that nobody reads."""
         try:
-            return self._free.pop()
+            record = self._free.pop()
+            record.claim()
+            return record
         except IndexError:
             return Slot(memoryview(mmap.mmap(-1, slot.RECORD)), 0)
 

@@ -31,7 +31,7 @@ from zdist.protocol.messages import (
 TIMED = tuple(Options(timeout=2.0))
 
 
-def later(w: World, seconds: float = LEAVE_PAUSE) -> None:
+def later(w: World, seconds: float = 2 * LEAVE_PAUSE) -> None:
     w.now += seconds
     w.broker.tick(w.now)
     w.turn()

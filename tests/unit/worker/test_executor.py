@@ -18,6 +18,7 @@ from zdist.protocol import messages as m
 from zdist.serialize import Blob, dumps, dumps_args, dumps_function, loads, loads_error, register_reference
 from zdist.worker import executor
 from zdist.worker.logs import Records, recent
+from zdist.worker.slots import Slots
 
 
 class Ref:
@@ -491,3 +492,14 @@ def test_a_defect_in_a_thread_of_the_pool_ends_the_worker() -> None:
     thread.join(DEADLINE)
     assert not thread.is_alive()
     assert pool.ended == ("a thread of the pool failed: ZeroDivisionError: oh", 1)
+
+
+def test_a_task_on_the_second_thread_is_seen_before_the_first_has_run_any() -> None:
+    slots = Slots(None, 2)
+    first, second = slots.take(), slots.take()
+    second.begin("b", 7, 5.0)
+    assert slots.running() == [("b", 7, 5.0)]
+    first.begin("a", 8)
+    assert [row[0] for row in slots.running()] == ["a", "b"]
+    second.end()
+    assert [row[0] for row in slots.running()] == ["a"]

@@ -389,7 +389,7 @@ def test_seceding_is_told_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker.seceded(first, back=True) and worker.seceded(second, back=False)
     assert said(worker) == [m.Seceded("a", 1, False), m.Seceded("a", 1, True), m.Seceded("b", 1, False)]
     worker.finished(second, 1, 1, "int", SMALL, 0.0)
-    assert worker.away == 0 and worker.seceded(first, back=False)
+    assert worker.memory.away == 0 and worker.seceded(first, back=False)
 
 
 def test_a_value_asked_for_by_a_peer_is_frozen_then_served() -> None:
@@ -563,7 +563,7 @@ class Life(RuleBasedStateMachine):
         if hasattr(self, "worker"):
             self.worker.turn(0.0)
             self.worker.check()
-            assert self.worker.away == sum(task.seceded for task in self.running)
+            assert self.worker.memory.away == sum(task.seceded for task in self.running)
 
     def teardown(self) -> None:
         """When all is over and dropped, nothing is left."""
@@ -576,7 +576,7 @@ class Life(RuleBasedStateMachine):
         worker.handle(CONTROL, m.Drop(tuple(KEYS)), 0.0)
         worker.turn(0.0)
         worker.check()
-        assert not worker.tasks and not worker.store.entries and not worker.inputs.table and not worker.away
+        assert not worker.tasks and not worker.store.entries and not worker.inputs.table and not worker.memory.away
         assert not any(worker.fetcher.wants(key) for key in KEYS) and worker.next_task(0.0) is None
 
 
@@ -584,3 +584,16 @@ Life.TestCase.settings = settings(
     max_examples=200, stateful_step_count=40, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate]
 )
 TestLife = Life.TestCase
+
+
+def test_time_limits_of_several_messages_all_count_and_are_forgotten_with_their_broker() -> None:
+    worker = machine()
+    define(worker)
+    control(worker, m.TimeLimit((("a", 1, 5.0),)))
+    control(worker, m.TimeLimit((("b", 2, 6.0),)))
+    control(worker, m.Run(FN, tuple((key, n, n, 0, b"", ()) for key, n in (("a", 1), ("b", 2), ("c", 3)))))
+    assert [worker.tasks[key].limit for key in "abc"] == [5.0, 6.0, 0.0]
+    assert worker.limits == {}
+    control(worker, m.TimeLimit((("d", 4, 5.0),)))
+    worker.welcomed(m.Welcome(2, 0, True, {}), 1.0)
+    assert worker.limits == {}

@@ -160,6 +160,38 @@ def test_it_always_comes_to_rest(sizes: list[int], other: int) -> None:
     assert values == 0 or bench.used() <= limits.SPILL_MARK * LIMIT
 
 
+def test_a_value_that_was_dropped_before_it_was_written_holds_nothing_up() -> None:
+    bench = Bench()
+    bench.put("a", 70)
+    bench.memory.look(0.0)
+    bench.store.drop("a", 0.0)
+    bench.other = 61 * MIB
+    bench.memory.gone("a", 0.0)
+    assert not bench.memory.wait and bench.memory.spilling == {}
+
+
+def test_what_could_not_be_written_is_tried_again_after_a_while() -> None:
+    bench = Bench()
+    bench.put("a", 70)
+    bench.memory.look(1.0)
+    bench.answer(ok=False)
+    bench.memory.look(limits.STUCK)
+    assert bench.orders == []
+    bench.memory.look(1.0 + limits.STUCK)
+    assert bench.orders == [Spill("a", 1)]
+
+
+def test_while_running_tasks_wait_for_others_memory_stops_nobody() -> None:
+    bench = Bench()
+    bench.other = 90 * MIB
+    bench.memory.look(0.0)
+    assert bench.memory.closed and bench.memory.paused
+    bench.memory.seceded(1)
+    assert not bench.memory.closed and not bench.memory.paused and bench.changes == [True, True]
+    bench.memory.seceded(-1)
+    assert bench.memory.closed and len(bench.changes) == 3
+
+
 # --- files --------------------------------------------------------------------------------------------
 
 
