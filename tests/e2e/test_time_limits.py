@@ -142,6 +142,21 @@ def test_a_retired_worker_takes_nothing_with_it() -> None:
         client.wait_for_workers(2, timeout=PATIENCE)
 
 
+def test_a_node_does_not_wait_for_a_broker_that_has_gone(ground: Ground) -> None:  # noqa: F811
+    first, second = ground.node(), ground.node()
+    with ground.client() as client:
+        client.wait_for_workers(2, timeout=PATIENCE)
+        client.submit(time.sleep, 60)
+        first.terminate()
+        read_until(first.stderr, b"node.draining")
+        began = time.monotonic()
+        ground.broker.close(PATIENCE)
+        second.terminate()
+        first.communicate(timeout=PATIENCE)
+        second.communicate(timeout=PATIENCE)
+        assert time.monotonic() - began < 15
+
+
 def test_sigterm_drains_a_node(ground: Ground, tmp_path: Path) -> None:  # noqa: F811
     def held(folder: str) -> str:
         Path(folder, str(os.getpid())).touch()

@@ -105,6 +105,7 @@ class Supervisor:
         os.set_blocking(self.wake_read, False)
         os.set_blocking(self.wake_write, False)
         self.ended: Ended | None = None
+        self.alone_since = time.monotonic()  # without a broker
         self.logger = get_logger(role="node", name=name)
 
     # --- the loop ----------------------------------------------------------------------------------
@@ -204,7 +205,8 @@ class Supervisor:
                 self._look()
             elif isinstance(item, StopNode):
                 if item.drain:
-                    self._tell(self.machine.drain, item.reason, self.settings.drain)
+                    there = self.driver is not None and self.driver.connected
+                    self._tell(self.machine.drain, item.reason, self.settings.drain if there else 0.0)
                 else:
                     self._tell(self.machine.stop, item.reason)
             elif isinstance(item, Ended):
@@ -250,6 +252,10 @@ class Supervisor:
                 late = self.machine.seen(seen, memory, self.driver.now())
             if late:
                 self.driver.wake()
+            if self.machine.stopping is None or self.driver.connected:
+                self.alone_since = self.driver.now()
+            elif self.driver.now() - self.alone_since > limits.NOTICE:  # nobody is there to copy data, or to dismiss
+                self._tell(self.machine.stop, self.machine.stopping)
 
     def _clean_up(self, session: str) -> None:
         """A killed worker leaves its socket's file and its shared memory behind."""
