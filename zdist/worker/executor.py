@@ -26,7 +26,7 @@ from zdist.serialize import dumps, dumps_error, loads, loads_args, loads_functio
 from zdist.transport.shm import SharedMemory
 from zdist.transport.spill import SpillDirectory
 from zdist.worker.calls import run_call
-from zdist.worker.results import freeze, freeze_kept, raw, sizeof, type_name
+from zdist.worker.results import freeze, freeze_kept, raw, type_name
 from zdist.worker.slots import Slots
 
 __all__ = ["Executor", "Running"]
@@ -328,6 +328,7 @@ class Runner:
         self.slot.begin(task.key, task.attempt, started + task.limit if task.limit else 0.0)
         set_current(Running(executor, task))
         frozen = None
+        crowded = machine.memory.crowded if machine.memory.limit else None
         try:
             call = function.loaded
             if call is None:
@@ -338,9 +339,7 @@ class Runner:
             del args, kwargs
             # what a task here waits for stays an object, which it gets as it is
             deliver = 0 if context.wanted_here(executor.worker, task.key) else task.deliver
-            if machine.memory.limit and deliver and machine.memory.crowded(sizeof(value)):
-                deliver = 0  # it goes to disk from where it is
-            frozen = freeze(value, deliver, task.key, machine.inline_result, executor.memory, task.attempt)
+            frozen = freeze(value, deliver, task.key, machine.inline_result, executor.memory, task.attempt, crowded)
         except BaseException as exc:  # also SystemExit: it is the task that ends, never the worker
             error, text = _described(exc)
         ended = now()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from zdist import limits
@@ -67,15 +68,17 @@ def freeze(
     inline: int = limits.INLINE_RESULT,
     memory: SharedMemory | None = None,
     attempt: Attempt = 0,
+    crowded: Callable[[int], bool] | None = None,
 ) -> Frozen:
     """Make the bytes of a task's value if they are ``inline`` at most, or with ``deliver`` in any case: with 2 in
-    shared ``memory``, if there is room."""
+    shared ``memory``, if there is room. Where memory is ``crowded`` for that size no copy is made: the value goes to
+    disk from where it is."""
     try:
         if inline and (type(value) not in CONTAINERS or len(value) <= inline // 2):  # two bytes an item at least
             payload = dumps_inline(value, inline, what="result")
             if payload is not None:
                 return payload, None, "", len(payload), True
-        if deliver:
+        if deliver and not (crowded is not None and crowded(sizeof(value))):
             unshared = _unshared(value)  # on its own: as an argument beside `value` it would count one reference more
             near = deliver > 1 and memory is not None
             blob = dumps(value, what="result", share=unshared or near)
