@@ -156,9 +156,9 @@ class Departures:
         return [w for w in self.tables.workers.values() if w.subscribed and not w.leaving]
 
     def _only_here(self, task: Task, leaving: Any) -> bool:
-        """Whether the task's data would be lost with these workers."""
+        """Whether no worker would have the task's data (that the broker has a value at hand ends when it is killed)."""
         needed = task.state == MEMORY and bool(task.who or task.users)
-        return needed and task.value is None and all(holder in leaving for holder in task.holders)
+        return needed and all(holder in leaving for holder in task.holders)
 
     def gone(self, worker: Worker) -> None:
         """It is out of the tables."""

@@ -80,11 +80,12 @@ def test_what_only_a_leaving_worker_holds_is_copied_first() -> None:
     assert w.states() == {"a": "memory"} and [h.session for h in w.task("a").holders] == [other]
 
 
-def test_small_results_that_the_broker_has_need_no_copy() -> None:
+def test_small_results_that_the_broker_has_are_copied_too_as_it_may_be_killed() -> None:
     w = World(workers=2)
     w.submit("a")
-    leave(w, w.finish("a", value=b"small"))
-    assert len(dismissed(w)) == 1
+    first = w.finish("a", value=b"small")
+    leave(w, first)
+    assert dismissed(w) == [] and len(w.rows("w-1" if first == "w-0" else "w-0", Replicate)) == 1
 
 
 def test_queued_tasks_are_taken_back_and_running_ones_awaited() -> None:
