@@ -54,9 +54,10 @@ class Program:
         end = time.monotonic() + PATIENCE
         while (found := re.compile(pattern).search(self.log.decode(), more)) is None:
             left = max(0.0, end - time.monotonic())
-            assert select.select([self.process.stderr], [], [], left)[0], (pattern, self.log)
-            data = os.read(self.process.stderr.fileno(), 1 << 16)
-            assert data, (pattern, self.log)
+            data = b""
+            if select.select([self.process.stderr], [], [], left)[0]:
+                data = os.read(self.process.stderr.fileno(), 1 << 16)
+            assert data, f"{pattern} is not in:\n{self.log.decode()}"
             self.log += data
         return found
 

@@ -70,6 +70,11 @@ class Driver(Loop):
         """Why no broker is there, once that has been logged; "" while one is."""
         return self.peer.away
 
+    @property
+    def confirmed(self) -> bool:
+        """Has the broker confirmed all that it was sent?"""
+        return not self.peer.session.unacked
+
     def retire(self) -> None:
         """The session is over: no broker is greeted any more."""
         self.peer.over = True

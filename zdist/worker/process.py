@@ -20,7 +20,7 @@ from zdist.core.memory import Spill
 from zdist.core.slot import Running
 from zdist.core.transfer import Map
 from zdist.core.worker import Exit, Freeze, RunCall, Share, WorkerMachine
-from zdist.errors import ZdistError
+from zdist.errors import ClusterClosed, ZdistError
 from zdist.protocol.messages import NodeEnded
 from zdist.serialize.assembly import BlobMemory
 from zdist.transport import shm
@@ -184,9 +184,10 @@ class Worker:
         """The node is gone. The broker hears so at once, whatever the tasks here are doing."""
         with self.driver.lock:
             self.machine.send(CONTROL, NodeEnded())
-        self.driver.wake()
+        with contextlib.suppress(ClusterClosed):  # what is unread when a socket closes may take what was sent with it
+            self.driver.drive(lambda: self.driver.confirmed, GRACE / 2)
         self.end("the node has ended", 1)
-        self.close(GRACE / 4)  # the main thread may be busy with a signal or a task's leftovers
+        self.close()  # the main thread may be busy with a signal or a task's leftovers
 
     def _execute(self, command: Any) -> None:
         """Do a command of the machine; the machine's lock is held."""
