@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--advertise")
     parser.add_argument("--insecure", action="store_true")
     parser.add_argument("--inline-result", type=int, default=limits.INLINE_RESULT, metavar="BYTES")
+    parser.add_argument("--allowed-deaths", type=int, default=limits.ALLOWED_DEATHS, metavar="N")
     parser.add_argument("--lifeline", action="store_true", help="end when stdin closes")
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--log-format")
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
             insecure=options.insecure,
             advertise=options.advertise,
             inline_result=options.inline_result,
+            allowed_deaths=options.allowed_deaths,
         )
     except (ZdistError, OSError) as exc:
         print(f"zdist broker: {exc}", file=sys.stderr)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from zdist.limits import ALLOWED_DEATHS, MAX_KEY, MAX_RECOMPUTES, MAX_TEXT, OWN_FRAME
+from zdist.limits import MAX_KEY, MAX_RECOMPUTES, MAX_TEXT, OWN_FRAME
 from zdist.protocol.messages import (
     Abort,
     Cancelled,
@@ -172,11 +172,12 @@ class Lifecycle:
         """The worker died while it ran the task."""
         trouble = task.trouble = task.trouble or Trouble()
         trouble.deaths += 1
-        if trouble.deaths <= ALLOWED_DEATHS:
+        allowed = self.tables.allowed_deaths
+        if trouble.deaths <= allowed:
             self.placement.requeue(task)
             return
         self.placement.unassign(task)
-        times = f"{trouble.deaths} workers died while they ran it ({ALLOWED_DEATHS} deaths are allowed)"
+        times = f"{trouble.deaths} workers died while they ran it ({allowed} deaths are allowed)"
         self.fail(task, (KILLED, b"", task.key, f"{task.key}: {times}; the last was {text}"))
 
     def overdue(self, task: Task) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from zdist.core.machine import Machine
 from zdist.errors import ProtocolError
-from zdist.limits import INLINE_RESULT, MAX_REASON, PARKED_MESSAGES, WINDOW_BYTES, WINDOW_TASKS
+from zdist.limits import ALLOWED_DEATHS, INLINE_RESULT, MAX_REASON, PARKED_MESSAGES, WINDOW_BYTES, WINDOW_TASKS
 from zdist.protocol.messages import (
     Adjusted,
     Ask,
@@ -81,6 +81,7 @@ class BrokerMachine(Machine[str]):
         address: what clients connect to, for ``scheduler_info``.
         relay: the bulk side, for its figures in "counts".
         inline_result: bytes up to which results travel with their completion; 0: none do.
+        allowed_deaths: workers that may die under a task before it fails with KilledWorker.
     """
 
     def __init__(
@@ -91,10 +92,11 @@ class BrokerMachine(Machine[str]):
         address: str = "",
         relay: Relay | None = None,
         inline_result: int = INLINE_RESULT,
+        allowed_deaths: int = ALLOWED_DEATHS,
     ) -> None:
         super().__init__()
         self.cluster = cluster
-        self.tables = tables = Tables(epoch, inline_result)
+        self.tables = tables = Tables(epoch, inline_result, allowed_deaths)
         self.placement = placement = Placement(tables)
         self.taking_back = TakingBack(placement)
         self.lifecycle = lifecycle = Lifecycle(tables, placement)

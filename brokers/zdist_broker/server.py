@@ -32,7 +32,8 @@ class BrokerServer:
     ``bind``: ``tcp://HOST:PORT`` (port 0: a free one) or ``ipc:///PATH``; ``bulk_bind`` likewise for relayed data, by
     default beside it. ``token_file``: where the cluster token lies or is to be written; by default in the user's
     runtime directory, found there by address while the broker lives. ``inline_result``: bytes up to which results
-    travel with their completion, 0 for none. Leases in seconds. Raises AddressRefused for an address that a network can
+    travel with their completion, 0 for none. ``allowed_deaths``: workers that may die under a task before it fails.
+    Leases in seconds. Raises AddressRefused for an address that a network can
     reach unless ``insecure``, AddressUnavailable for a port in use.
     """
 
@@ -46,6 +47,7 @@ class BrokerServer:
         insecure: bool = False,
         advertise: str | None = None,
         inline_result: int = limits.INLINE_RESULT,
+        allowed_deaths: int = limits.ALLOWED_DEATHS,
         lease_node: float = limits.LEASE_NODE,
         lease_client: float = limits.LEASE_CLIENT,
     ) -> None:
@@ -74,7 +76,12 @@ class BrokerServer:
         self.cluster = f"cluster-{secrets.token_hex(4)}"
         relay = Relay()
         self.machine = BrokerMachine(
-            epoch=epoch, cluster=self.cluster, address=self.address, relay=relay, inline_result=inline_result
+            epoch=epoch,
+            cluster=self.cluster,
+            address=self.address,
+            relay=relay,
+            inline_result=inline_result,
+            allowed_deaths=allowed_deaths,
         )
         self.endpoint = BrokerEndpoint(
             self.machine,

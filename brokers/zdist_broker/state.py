@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from zdist.limits import (
     AHEAD_MICROS,
+    ALLOWED_DEATHS,
     BROKER_CACHE,
     FAILED_BYTES,
     FUNCTIONS_DEFINED,
@@ -283,8 +284,9 @@ def failures(rows: list[Any]) -> list[list[Any]]:
 class Tables:
     """All records of one broker, and the rows to send."""
 
-    def __init__(self, epoch: int, inline_result: int = INLINE_RESULT) -> None:
+    def __init__(self, epoch: int, inline_result: int = INLINE_RESULT, allowed_deaths: int = ALLOWED_DEATHS) -> None:
         self.inline_result = inline_result
+        self.allowed_deaths = allowed_deaths
         self.tasks: dict[str, Task] = {}
         self.functions: dict[bytes, Function] = {}
         self.clients: dict[str, Client] = {}

@@ -63,6 +63,7 @@ def command(
         insecure=broker.insecure,
         advertise=host_of(broker.address),
         inline_result=broker.inline_result,
+        allowed_deaths=broker.allowed_deaths,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())

@@ -15,6 +15,7 @@ __all__ = ["cli"]
 COMMANDS: Final = {
     "bench": "zdist.cli.bench",
     "broker": "zdist.cli.broker",
+    "chaos": "zdist.cli.chaos",
     "cluster": "zdist.cli.cluster",
     "config": "zdist.cli.config",
     "demo": "zdist.cli.demo",

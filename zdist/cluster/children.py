@@ -27,12 +27,13 @@ def broker_command(
     token_file: str = "",
     bulk_bind: str = "",
     inline_result: int = limits.INLINE_RESULT,
+    allowed_deaths: int = limits.ALLOWED_DEATHS,
     log_level: str,
     log_format: str,
 ) -> list[str]:
     """Command line of a broker; ``--lifeline`` or ``--insecure`` may be added."""
     out = [*python_command("zdist_broker"), "--bind", bind, "--log-level", log_level, "--log-format", log_format]
-    out += ["--inline-result", str(inline_result)]
+    out += ["--inline-result", str(inline_result), "--allowed-deaths", str(allowed_deaths)]
     if token_file:
         out += ["--token-file", token_file]
     if bulk_bind:

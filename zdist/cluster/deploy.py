@@ -170,6 +170,7 @@ def _start_broker(cluster: Cluster, config: Config, directory: Path, end: float)
         token_file=broker.token_file or "",
         bulk_bind=broker.bulk_bind or "",
         inline_result=broker.inline_result,
+        allowed_deaths=broker.allowed_deaths,
         log_level=config.logging.level,
         log_format=config.logging.format,
     )

@@ -219,8 +219,13 @@ class ProcessParts:
             write_token(cluster.token, token_file)
             ipc = cluster.protocol == "ipc"
             bind = self.directory.ipc("broker") if ipc else "tcp://127.0.0.1:0"
-            logs = {"log_level": cluster.log_level, "log_format": "auto"}
-            command = broker_command(bind, token_file=str(token_file), inline_result=cluster.inline_result, **logs)
+            command = broker_command(
+                bind,
+                token_file=str(token_file),
+                inline_result=cluster.inline_result,
+                log_level=cluster.log_level,
+                log_format="auto",
+            )
             self.broker = Child("the broker", [*command, "--lifeline"])
             if ipc:  # its address is known beforehand, so both come up at the same time
                 self.node = start_node(cluster, bind, self.directory.path, token_file)

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from zdist.errors import ConfigError
-from zdist.limits import DRAIN, INLINE_RESULT, OWN_FRAME
+from zdist.limits import ALLOWED_DEATHS, DRAIN, INLINE_RESULT, OWN_FRAME
 
 __all__ = ["BrokerConfig", "ClientConfig", "Config", "LoggingConfig", "NodeConfig", "parse_ports", "parse_size"]
 
@@ -75,6 +75,9 @@ class BrokerConfig(Section):
 
     inline_result: Annotated[Size, Field(le=OWN_FRAME)] = Field(
         INLINE_RESULT, description="results up to this size travel with the news that they are there; 0: none do"
+    )
+    allowed_deaths: int = Field(
+        ALLOWED_DEATHS, ge=0, description="workers that may die under a task before it fails with KilledWorker"
     )
 
     def reach(self) -> str:
