@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 
@@ -68,7 +67,7 @@ def command(
 
         report = chaos.run(60 * minutes, tell)
         if as_json:
-            click.echo(json.dumps({"seed": seed, **dataclasses.asdict(report)}, indent=2))
+            click.echo(json.dumps({"seed": seed, **vars(report)}, indent=2))
         else:
             show(seed, report)
         if report.wrongs:

@@ -44,7 +44,8 @@ SAMPLE: Final = 5.0  # seconds between two looks at the broker
 LOGS: Final[dict[str, Any]] = {"log_level": "info", "log_format": "json"}
 EMPTY: Final = ("tasks", "data", "held", "wants", "assigned", "placing", "relay")
 LETHAL: Final = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM)
-PLACES: Final = {"ZDIST_RUNTIME_DIR": "runtime", "TMPDIR": "files", "ZDIST_SPILL_DIR": "files"}
+PLACES: Final = {"ZDIST_RUNTIME_DIR": "runtime", "ZDIST_SPILL_DIR": "spilled"}
+MARKS: Final = "marks"  # of what runs on workers; users that are killed leave them behind
 
 
 @dataclass
@@ -151,7 +152,8 @@ class Chaos:
             **{name: str(self.folder / at) for name, at in PLACES.items()},
             "ZDIST_SHM_DIR": str(self.memory),
         }
-        for place in set(PLACES.values()):
+        self.environment["TMPDIR"] = str(self.folder / MARKS)
+        for place in (*PLACES.values(), MARKS):
             (self.folder / place).mkdir(mode=0o700)
         self.before = {name: os.environ.get(name) for name in (*self.environment, "ZDIST_TOKEN")}
         self.later: list[tuple[float, int, Callable[[], object]]] = []  # when, and what is to be done then
@@ -269,7 +271,7 @@ class Chaos:
         for process in self._processes():
             with contextlib.suppress(psutil.Error):
                 self.report.wrongs.append(f"left behind: process {process.pid} {' '.join(process.cmdline())[:200]}")
-        for place in (self.memory, *(self.folder / place for place in sorted(set(PLACES.values())))):
+        for place in (self.memory, *(self.folder / place for place in PLACES.values())):
             files = [path for path in place.rglob("*") if not path.is_dir()]
             left = [path for path in files if not path.name.startswith("token-")]  # a broker's may come again
             if left:

@@ -14,6 +14,7 @@ from zdist.errors import ProtocolError
 from zdist.log import get_logger
 from zdist.protocol.codec import decode, encode
 from zdist.transport import sockets
+from zdist.transport.listeners import Listeners
 from zdist.transport.memory import heaps
 
 __all__ = ["Channels"]
@@ -40,6 +41,7 @@ class Channels:
         self._names: dict[Any, str] = {}
         self._routes: dict[str, Route] = {}
         self._routers: set[str] = set()
+        self._listeners = Listeners(self.log)
         self._poller = zmq.Poller()
         self._dirty = True  # the machine may have something to send since the last turn
 
@@ -52,6 +54,7 @@ class Channels:
         self._routes[channel] = Route(channel)
         if router:
             self._routers.add(channel)
+            self._listeners.add(sock)
         self._poller.register(sock, zmq.POLLIN)
 
     def dial(self, channel: str, address: str) -> Socket:

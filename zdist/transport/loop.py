@@ -84,7 +84,8 @@ class Loop(Channels):
             if self._dirty:
                 self._settle(now)
             heaps.sweep(now)
-            pause = min(self.endpoint.deadline(), heaps.due) - now
+            self._listeners.look(now)
+            pause = min(self.endpoint.deadline(), heaps.due, self._listeners.due) - now
             if timeout is not None and timeout < pause:
                 pause = timeout
             self._polling = True

@@ -77,7 +77,7 @@ def _options(sock: zmq.Socket[bytes], largest: int = limits.MAX_FRAME) -> None:
     sock.setsockopt(zmq.RCVHWM, QUEUE)
     sock.setsockopt(zmq.MAXMSGSIZE, largest)
     sock.setsockopt(zmq.RECONNECT_IVL, 20)
-    sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    sock.setsockopt(zmq.RECONNECT_IVL_MAX, 500)  # so that all are back well within RECOVERY
     sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
     sock.setsockopt(zmq.TCP_MAXRT, UNREAD)
     sock.setsockopt(zmq.IPV6, 1)

@@ -1,0 +1,79 @@
+"""``zdist chaos``: a short one, and that it notices when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zdist.cli import chaos_works
+from zdist.cli.chaos_cluster import FAULTS, Chaos
+from zdist.cli.chaos_works import Tally
+from zdist.node.process import child_environment
+
+COMMAND = [sys.executable, "-P", "-m", "zdist.cli", "chaos"]
+
+
+def test_a_short_one_keeps_every_promise() -> None:
+    done = subprocess.run(
+        [*COMMAND, "--minutes", "0.15", "--every", "1", "--seed", "5", "--broker-share", "0.3", "--json"],
+        stdout=subprocess.PIPE,
+        env=child_environment(),
+        check=False,
+        timeout=300,
+    )
+    report = json.loads(done.stdout)
+    assert report["wrongs"] == []
+    assert done.returncode == 0
+    assert sum(report["faults"].values()) >= 8
+    assert report["futures"] > 0
+    assert report["samples"]
+
+
+def answers_wrongly(number: int) -> int:
+    return number
+
+
+def test_wrong_answers_and_what_is_left_behind_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chaos_works, "square", answers_wrongly)
+    monkeypatch.setattr(chaos_works, "WORKS", (chaos_works.squares,))
+    with Chaos(1, nodes=1, workers=1, users=1, every=60.0) as chaos:
+        (chaos.memory / "segment").touch()
+        report = chaos.run(1.0)
+    assert any("squares: ZdistError: squares: [0, 1, 2" in wrong for wrong in report.wrongs)
+    assert any(wrong == f"left behind: 1 files, such as {chaos.memory / 'segment'}" for wrong in report.wrongs)
+    assert "ZDIST_SHM_DIR" not in os.environ or os.environ["ZDIST_SHM_DIR"] != str(chaos.memory)
+    assert not chaos.memory.exists()
+    assert Path(chaos.folder, "broker.log").exists()  # kept, as something was wrong
+    shutil.rmtree(chaos.folder)
+
+
+class Twice:
+    """A future that is resolved twice, or never."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def add_done_callback(self, call: object) -> None:
+        assert callable(call)
+        for _ in range(self.times):
+            call(self)
+
+
+def test_futures_that_are_resolved_twice_or_never_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chaos_works, "PATIENCE", 0.05)
+    tally = Tally()
+    tally.take([Twice(2), Twice(1), Twice(0)])
+    tally.settle("work")
+    assert tally.wrongs == ["work: 1 futures were resolved 0 times", "work: 1 futures were resolved 2 times"]
+    assert tally.futures == 3
+
+
+def test_each_role_is_killed_and_stopped() -> None:
+    assert {name.split()[0] for name in FAULTS} == {"worker", "node", "user", "broker"}
+    assert {name.split()[1] for name in FAULTS} == {"killed", "stopped"}
