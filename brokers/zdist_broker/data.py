@@ -6,6 +6,7 @@ from zdist.errors import ProtocolError
 from zdist.limits import AHEAD_MICROS, MAX_KEY, MAX_NAMES, MAX_REASON, MAX_TEXT, PLACE_FAN_OUT
 from zdist.protocol.messages import (
     Cancelled,
+    Done,
     Drop,
     Held,
     Hold,
@@ -144,6 +145,9 @@ class Data:
         for key, attempt, nbytes, kind in message.rows:
             task = self.tables.tasks.get(key)
             if key in worker.held:
+                continue
+            if task is not None and task.worker is worker and task.attempt == attempt:  # before it was told of Adopt
+                self.lifecycle.done(worker, Done(((key, attempt, task.cost, nbytes, None, kind),)), now)
                 continue
             if (task is None or is_stub(task)) and self.recovery.keep(worker, (key, attempt, nbytes, kind), now):
                 continue

@@ -10,6 +10,7 @@ from zdist.limits import (
     MAX_REASON,
 )
 from zdist.protocol.messages import (
+    Adopt,
     Buffer,
     Cancel,
     Cancelled,
@@ -222,6 +223,18 @@ class Intake:
                 recovery.take(key, None)
                 tables.order += 1
                 self._create(client, fn, key, args, needs, terms, message.gen)
+            if recovery.runs:
+                self._adopt(key, attempt)
+
+    def _adopt(self, key: str, attempt: int | None) -> None:
+        """What was submitted may run already."""
+        task = self.tables.tasks.get(key)
+        run = self.recovery.adopts(task, attempt) if task is not None else None
+        if task is not None and run is not None:
+            if task.state == READY:
+                self.placement.dequeue(task, WAITING)
+            self.placement.adopt(task, *run)
+            self.tables.post(run[0], Adopt, (key, run[1]))
 
     def _rejoin(self, client: Client, task: Task, fn: Function, attempt: int | None, gen: int) -> bool:
         """A claim for a key that another client has submitted again, as what others were made of."""

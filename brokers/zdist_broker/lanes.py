@@ -216,7 +216,7 @@ class Lanes:
         tables.tasks[key] = task = Task(key, fn, args, (), terms, terms.root + tables.order, READY, client.alone)
         client.wants[key] = gen
         fn.uses += 1
-        placement.adopt(task, worker, attempt)
+        placement.adopt(task, worker, attempt, EARLY)
         self.adopted += 1
         self.young[task] = None
         if worker.session not in fn.workers:

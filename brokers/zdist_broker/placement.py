@@ -381,16 +381,17 @@ class Placement:
                 return False
         return True
 
-    def adopt(self, task: Task, worker: Worker, attempt: int) -> None:
-        """An assignment that the task's client has made itself."""
+    def adopt(self, task: Task, worker: Worker, attempt: int, flags: int = 0) -> None:
+        """An assignment that was made by the task's client itself, or by an earlier broker."""
         assert task.fn is not None
         task.attempt = attempt
         task.state = ASSIGNED
-        task.flags |= EARLY
+        task.flags |= flags
         task.worker = worker
         task.cost = task.fn.cost
         worker.assigned[task.key] = task
-        self.charge(task, worker, 1)
+        if not task.waiting:
+            self.charge(task, worker, 1)
 
     def confirm(self, task: Task) -> None:
         """Order at once what a lane may have brought the worker already: nothing is done twice."""

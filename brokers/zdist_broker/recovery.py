@@ -3,6 +3,7 @@
 A broker that takes another's place knows no key. Workers announce what they hold, clients submit again what they want,
 and say of what had been finished which attempt it was (`Claim`): if a worker holds that attempt, it counts, and nothing
 is computed. Clients wait with that until workers have had the time to come back. What nobody has claimed is dropped.
+What workers run on is adopted when a client submits it: the attempt goes on as one of this broker's.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import Final
 
 from zdist.core.machine import require
 from zdist.limits import COPIES_KEPT, COPIES_MOST, MAX_KEY, RECOVERY
-from zdist.protocol.messages import ANY, ANY_SPEC, SPEC, Drop, Payload
+from zdist.protocol.messages import ANY, ANY_SPEC, SPEC, Drop, Payload, Unowned
 from zdist_broker.parse import fit_key
-from zdist_broker.state import LAZY, MEMORY, RELEASED, Client, Function, Tables, Task, Terms, Worker
+from zdist_broker.state import LAZY, MEMORY, READY, RELEASED, Client, Function, Tables, Task, Terms, Worker
 
 __all__ = ["LAZILY", "Recovery", "is_stub"]
 
@@ -32,6 +33,7 @@ class Recovery:
         self.tables = tables
         self.copies: dict[str, dict[Worker, tuple[int, int, str]]] = {}
         self.rows = 0
+        self.runs: dict[str, tuple[Worker, int]] = {}  # of unknown keys: which attempt runs where
         self.until: float | None = None  # when they are dropped; None: no broker was here before this one
 
     def begin(self, now: float) -> float:
@@ -64,8 +66,18 @@ class Recovery:
                 self.tables.post(worker, Drop, key)
         return good
 
+    def runs_on(self, worker: Worker, message: Unowned, now: float) -> None:
+        """What a worker runs of keys that are in no table; an attempt of one that is known has been given up."""
+        if self.until is None or now >= self.until:
+            return
+        for key, attempt in message.rows[: COPIES_MOST - len(self.runs)]:
+            task = self.tables.tasks.get(key)
+            if not fit_key(key) and attempt >= 0 and (task is None or is_stub(task)):
+                self.runs[key] = (worker, attempt)
+
     def gone(self, worker: Worker) -> None:
-        """The worker is gone, and its copies with it."""
+        """The worker is gone, and its copies with it, and what it ran."""
+        self.runs = {key: run for key, run in self.runs.items() if run[0] is not worker}
         for key in [key for key, copies in self.copies.items() if worker in copies]:
             copies = self.copies[key]
             del copies[worker]
@@ -75,11 +87,12 @@ class Recovery:
 
     def deadline(self) -> float | None:
         """When `tick` is needed."""
-        return self.until if self.copies else None
+        return self.until if self.copies or self.runs else None
 
     def tick(self, now: float) -> None:
         """Nobody has claimed these in time."""
         if self.until is not None and now >= self.until:
+            self.runs.clear()
             for key in list(self.copies):
                 self.take(key, None)
 
@@ -110,6 +123,11 @@ class Recovery:
             return None
         self.tables.tasks[key] = task
         return task
+
+    def adopts(self, task: Task, attempt: int | None) -> tuple[Worker, int] | None:
+        """The worker and the attempt of the task that runs since before this broker, if any attempt counts."""
+        run = self.runs.pop(task.key, None)
+        return run if attempt == ANY and task.state <= READY else None
 
     @staticmethod
     def stub(key: str) -> Task:
@@ -154,5 +172,6 @@ class Recovery:
         """Raise InvariantError if the books do not agree."""
         require(self.rows == sum(map(len, self.copies.values())), "recovery: copies are not the sum")
         require(all(self.copies.values()), "recovery: an empty table was kept")
+        require(all(not worker.gone for worker, _ in self.runs.values()), "recovery: who runs it is gone")
         known = (self.tables.tasks.get(key) for key in self.copies)
         require(all(t is None or is_stub(t) for t in known), "recovery: a copy of a key that is known")

@@ -236,7 +236,7 @@ def test_the_workers_of_a_killed_node_say_goodbye_and_their_tasks_run_elsewhere(
 def test_nothing_is_lost_or_computed_again_when_the_broker_is_killed(
     start: Callable[..., Program], address: str, tmp_path: Path, shown: io.StringIO
 ) -> None:
-    """Twice: results on workers, scattered data, what runs, and what is made of them after."""
+    """Twice: results on workers, scattered data, what runs (it runs on), and what is made of them after."""
     log_file, gate = tmp_path / "runs", tmp_path / "gate"
 
     def note(name: str) -> None:
@@ -253,6 +253,7 @@ def test_nothing_is_lost_or_computed_again_when_the_broker_is_killed(
         return len(value)
 
     def wait_for_gate() -> str:
+        note("gate")
         while not os.path.exists(gate):
             time.sleep(0.01)
         return "through"
@@ -278,7 +279,7 @@ def test_nothing_is_lost_or_computed_again_when_the_broker_is_killed(
         gate.touch()
         assert open_.result(PATIENCE) == "through"
     runs = Counter(log_file.read_text().splitlines())
-    assert runs == Counter({f"make {i}": 1 for i in range(100)} | {"length": 14})
+    assert runs == Counter({f"make {i}": 1 for i in range(100)} | {"length": 14, "gate": 1})
 
 
 def test_tokens_of_killed_brokers_are_swept_and_those_of_free_ports_go_with_theirs(

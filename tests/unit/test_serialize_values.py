@@ -9,6 +9,7 @@ import itertools
 import subprocess
 import sys
 import threading
+import types
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from hypothesis.extra import numpy as npst
 from zdist import serialize
 from zdist.errors import SerializationError
 from zdist.limits import INLINE_RESULT, OWN_FRAME
+from zdist.serialize import values
 from zdist.serialize.blob import MAX_BUFFERS
 
 
@@ -357,3 +359,10 @@ def test_loading_the_package_loads_neither_cloudpickle_nor_numpy() -> None:
     code = "import sys, zdist.serialize; print([m for m in ('cloudpickle', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_another_thread_may_be_importing_cloudpickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module is there before what it defines is."""
+    monkeypatch.setattr(values, "_cloud", None)
+    monkeypatch.setitem(sys.modules, "cloudpickle", types.ModuleType("cloudpickle"))
+    assert list(values.by_value_modules()) == []

@@ -1,9 +1,10 @@
-"""Tasks that a worker runs on for a broker that is no more. PURE."""
+"""Tasks that a worker runs on for a broker that is no more, until the next one adopts them. PURE."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zdist import limits
 from zdist.core.machine import CONTROL
 from zdist.core.task import GONE, ORPHAN, RUNNING, Task
 from zdist.protocol import messages as m
@@ -11,22 +12,21 @@ from zdist.protocol import messages as m
 if TYPE_CHECKING:
     from zdist.core.worker import WorkerMachine
 
-__all__ = ["Orphans"]
+__all__ = ["Orphans", "adopt"]
 
 
 class Orphans:
-    """Those that have a thread: the next broker is offered the others only, lest it queues tasks behind these."""
+    """The next broker is offered the threads that these leave free, lest it queues tasks behind them."""
 
     def __init__(self) -> None:
-        self.tasks: dict[Task, None] = {}
+        self.tasks: dict[tuple[m.Key, m.Attempt], Task] = {}
 
     def start_anew(self, machine: WorkerMachine, now: float) -> None:
         """Forget what another broker ordered and nobody has started; what runs, runs on."""
         for task in machine.tasks.values():
             if task.state == RUNNING:
                 task.state = ORPHAN
-                if not task.seceded:
-                    self.tasks[task] = None
+                self.tasks[task.key, task.attempt] = task
             else:
                 task.state = GONE
             task.function.users = 0
@@ -42,14 +42,44 @@ class Orphans:
             function.asked = False
         machine.reports.clear()
         self.subscribe(machine)
+        rows = list(self.tasks)
+        for start in range(0, len(rows), limits.PACKET_RECORDS):
+            machine.send(CONTROL, m.Unowned(tuple(rows[start : start + limits.PACKET_RECORDS])))
 
     def subscribe(self, machine: WorkerMachine) -> None:
         """Tell the broker what this worker offers."""
-        threads = max(0, machine.threads - len(self.tasks))
+        threads = max(0, machine.threads - sum(not task.seceded for task in self.tasks.values()))
         machine.send(CONTROL, m.Subscribe(threads, machine.tags, machine.resources, machine.memory.paused))
 
     def over(self, machine: WorkerMachine, task: Task) -> None:
-        """The task has ended, or has left its thread."""
-        if task in self.tasks:
-            del self.tasks[task]
+        """The task has ended."""
+        del self.tasks[task.key, task.attempt]
+        if not task.seceded:
             self.subscribe(machine)
+
+
+def adopt(machine: WorkerMachine, message: m.Adopt, now: float) -> None:
+    """What the broker knows of again is reported to it like any task; what has failed meanwhile is given back."""
+    returned = []
+    for key, attempt in message.rows:
+        task = machine.orphans.tasks.pop((key, attempt), None)
+        if task is None:
+            entry = machine.store.get(key)
+            if entry is None or entry.attempt != attempt:
+                returned.append((key, attempt))
+            continue
+        if (old := machine.tasks.get(key)) is not None:
+            machine.remove(old, now)
+        function = machine.functions.get(task.function.digest)
+        if function is None:
+            function = machine.functions[task.function.digest] = task.function
+            machine.function_bytes += function.nbytes
+        function.users += 1
+        task.function = function
+        task.state, task.early = RUNNING, None
+        machine.tasks[key] = task
+        if task.seceded:
+            machine.send(CONTROL, m.Seceded(key, attempt, False))
+    if returned:
+        machine.send(CONTROL, m.Returned(tuple(returned)))
+    machine.orphans.subscribe(machine)

@@ -29,7 +29,7 @@ __all__ = [
 WAITING: Final = 0  # for dependencies or its function
 QUEUED: Final = 1
 RUNNING: Final = 2
-ORPHAN: Final = 3  # running for a broker that is no more: its result is kept and announced as held
+ORPHAN: Final = 3  # running for a broker that is no more; unless the next adopts it, its result is announced as Held
 GONE: Final = 4  # finished, taken back or aborted; a thread may still run it
 
 # weight of the newest measurement of a function's duration: an interrupted call must not make a short one look long

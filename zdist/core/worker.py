@@ -19,7 +19,7 @@ from zdist.core.lane import lane_told, run_early
 from zdist.core.links import Host
 from zdist.core.machine import CONTROL, Machine, Route
 from zdist.core.memory import Memory
-from zdist.core.orphans import Orphans
+from zdist.core.orphans import Orphans, adopt
 from zdist.core.reports import Reports
 from zdist.core.store import Store
 from zdist.core.task import (
@@ -103,7 +103,7 @@ class WorkerMachine(Machine[Route]):
             m.Run: self.run, m.Define: self._define, m.Drop: self._drop, m.TakeBack: self._take_back,
             m.Abort: self._abort, m.Replicate: self.inputs.replicate, m.Locate: self.inputs.locate,
             m.Members: self._members, m.Call: self._call, m.Stop: self._stop, m.Pong: self._pong,
-            m.Lane: partial(lane_told, self), m.TimeLimit: self._time_limit,
+            m.Lane: partial(lane_told, self), m.TimeLimit: self._time_limit, m.Adopt: partial(adopt, self),
         }  # fmt: skip
 
     # --- endpoint ----------------------------------------------------------------------------------
@@ -385,7 +385,8 @@ class WorkerMachine(Machine[Route]):
         if not back and self.memory.away >= limits.SECEDED_PER_WORKER:
             return False
         task.seceded = not back
-        self.orphans.over(self, task)
+        if task.state == ORPHAN:
+            self.orphans.subscribe(self)
         self.memory.seceded(-1 if back else 1)
         if task.state == RUNNING:
             task.untold = False

@@ -336,6 +336,19 @@ class Held(NamedTuple):
     rows: tuple[tuple[Key, Attempt, int, str], ...]
 
 
+class Unowned(NamedTuple):
+    """What this worker runs for a broker that is no more: key, attempt."""
+
+    rows: tuple[tuple[Key, Attempt], ...]
+
+
+class Adopt(NamedTuple):
+    """Broker to worker: these Unowned attempts are this broker's from now on. Those that do not run are Returned,
+    unless their results have been announced as Held."""
+
+    rows: tuple[tuple[Key, Attempt], ...]
+
+
 class Missing(NamedTuple):
     """Keys that could not be had from these holders, who answered that they do not have them."""
 
@@ -396,6 +409,7 @@ Message: TypeAlias = (
     | Lane | SubmitEarly | RunEarly | DoneEarly
     | Starved | NodeEnded | Claim
     | TimeLimit | Interrupt | Overdue | Leaving | Dismiss
+    | Unowned | Adopt
 )  # fmt: skip
 
 # The position is the code on the wire: append only, never reorder within a protocol version.

@@ -96,7 +96,8 @@ def cloudpickle() -> Any:
 def by_value_modules() -> Any:
     """Names of modules that the user has told cloudpickle to carry by value."""
     loaded = _cloud or sys.modules.get("cloudpickle")
-    return loaded.list_registry_pickle_by_value() if loaded is not None else ()
+    registered = getattr(loaded, "list_registry_pickle_by_value", None)  # another thread may be importing it just now
+    return registered() if registered is not None else ()
 
 
 def encode(

@@ -10,8 +10,10 @@ from zdist.protocol.messages import (
     ANY,
     ANY_SPEC,
     SPEC,
+    Adopt,
     Cancelled,
     Claim,
+    Done,
     Drop,
     Finished,
     Held,
@@ -19,9 +21,11 @@ from zdist.protocol.messages import (
     Options,
     Rejected,
     Release,
+    Returned,
+    Unowned,
     Want,
 )
-from zdist_broker.state import MEMORY, RELEASED
+from zdist_broker.state import ASSIGNED, MEMORY, READY, RELEASED
 
 
 @pytest.fixture
@@ -130,6 +134,77 @@ def test_whichever_attempt_finished_a_key_that_is_unique_counts(w: World) -> Non
     assert running(w) == ["c"]
     assert [(row[0], row[1]) for row in w.rows("c-0", Finished)] == [("a", 7), ("b", 5)]
     assert w.rows("w-0", Drop) == ["a"]
+
+
+def unowned(w: World, worker: str, *rows: tuple[str, int]) -> None:
+    w.send(worker, Unowned(rows))
+
+
+def test_what_runs_since_before_is_adopted(w: World) -> None:
+    unowned(w, "w-0", ("a", 6), ("b", 6), ("c", 6))
+    claim(w, ("a", ANY), ("b", 5))
+    w.submit("a", "b", "c")  # c is not claimed, and of b another attempt
+    assert running(w) == ["b"] and w.task("c").state == READY  # there is no thread for it
+    assert w.rows("w-0", Adopt) == [("a", 6)] and w.task("a").state == ASSIGNED
+    w.submit("d", deps=("a",), options=tuple(Options()._replace(priority=9)))
+    w.send("w-0", Done((("a", 6, 9, 5, None, "int"),)))
+    assert ("a", 6) in [(row[0], row[1]) for row in w.rows("c-0", Finished)]
+    assert "d" in running(w)
+
+
+def test_what_is_adopted_may_wait_for_inputs_that_it_has_had(w: World) -> None:
+    unowned(w, "w-0", ("a", 6))
+    claim(w, ("input", ANY), ("a", ANY))
+    w.submit("input")
+    claim(w, ("a", ANY))
+    w.submit("a", deps=("input",))
+    assert running(w) == ["input"] and w.rows("w-0", Adopt) == [("a", 6)]
+    assert w.task("a").state == ASSIGNED and w.task("a").waiting == 1
+    w.send("w-0", Done((("a", 6, 9, 5, None, "int"),)))
+    assert [row[0] for row in w.rows("c-0", Finished)] == ["a"]
+    assert w.task("input").state == ASSIGNED  # its client wants it still
+
+
+def test_it_may_have_ended_before_the_worker_heard_of_it(w: World) -> None:
+    unowned(w, "w-0", ("a", 6), ("b", 6))
+    claim(w, ("a", ANY), ("b", ANY))
+    w.submit("a", "b")
+    assert running(w) == []
+    held(w, "w-0", "a", 6)
+    assert [row[0] for row in w.rows("c-0", Finished)] == ["a"]
+    w.send("w-0", Returned((("b", 6),)))
+    assert running(w) == ["b"]
+
+
+def test_what_ended_before_anybody_asked_is_not_adopted(w: World) -> None:
+    unowned(w, "w-0", ("a", 6))
+    held(w, "w-0", "a", 6)
+    claim(w, ("a", ANY))
+    w.submit("a")
+    assert running(w) == [] and w.rows("w-0", Adopt) == []
+    assert [row[0] for row in w.rows("c-0", Finished)] == ["a"]
+
+
+def test_a_worker_that_dies_ends_what_it_ran_for_an_earlier_broker(w: World) -> None:
+    unowned(w, "w-0", ("a", 6), ("b", 6))
+    claim(w, ("a", ANY))
+    w.submit("a")
+    w.die("w-0")
+    claim(w, ("b", ANY))
+    w.submit("b")
+    assert running(w) == ["a"] and w.task("b").state == READY  # one is left, which has one thread
+
+
+def test_nobody_adopts_what_is_known_or_comes_too_late_or_has_no_name(w: World) -> None:
+    w.submit("a")
+    w.turn()
+    unowned(w, "w-1", ("a", 6), ("", 1), ("b", -1), ("k" * 100_000, 1))
+    assert w.broker.recovery.runs == {}
+    unowned(w, "w-1", ("c", 6))
+    tick(w, COPIES_KEPT)
+    assert w.broker.recovery.runs == {} and w.broker.deadline() is None
+    unowned(w, "w-1", ("c", 6))
+    assert w.broker.recovery.runs == {}
 
 
 def test_a_spec_that_somebody_wants_after_all_is_computed(w: World) -> None:

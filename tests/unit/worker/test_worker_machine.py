@@ -332,7 +332,8 @@ def test_a_fresh_broker_is_told_what_is_held_and_queued_work_is_forgotten() -> N
     worker.take()
     worker.welcomed(m.Welcome(2, 0, True, {}), 5.0)
     busy, free = m.Subscribe(0, (), {}, False), m.Subscribe(1, (), {}, False)
-    assert said(worker, 5.0) == [busy, m.Held((("held", 3, 5, "str"),))]
+    unowned = m.Unowned((("a", 1), ("b", 1)))
+    assert said(worker, 5.0) == [busy, unowned, m.Held((("held", 3, 5, "str"),))]
     assert worker.next_task(5.0) is None and not worker.inputs.table and not worker.fetcher.wants("dep")
     worker.finished(succeeds, 1, "late", "str", LIVE, 5.0)
     worker.failed(fails, 1, b"error", "text", 5.0)
@@ -345,6 +346,7 @@ def test_a_result_for_a_former_broker_never_replaces_one_for_the_new() -> None:
     run(worker, "a", attempt=9)
     orphan = start(worker)
     worker.welcomed(m.Welcome(2, 0, True, {}), 0.0)
+    assert said(worker)[1:] == [m.Unowned((("a", 9),))]
     run(worker, "a", attempt=1)
     worker.finished(start(worker), 1, "new", "str", SMALL, 0.0)
     said(worker)
@@ -364,10 +366,59 @@ def test_threads_that_run_on_for_a_former_broker_are_not_offered_to_the_next() -
     worker.take()
     for epoch in (2, 3):
         worker.welcomed(m.Welcome(epoch, 0, True, {}), 0.0)
-        assert said(worker) == [m.Subscribe(1, (), {}, False)]  # a has left its thread
+        everything = m.Unowned((("a", 1), ("b", 1), ("c", 1)))
+        assert said(worker) == [m.Subscribe(1, (), {}, False), everything]  # a has left its thread
     assert worker.seceded(b, back=False)
     worker.failed(c, 1, b"error", "text", 0.0)
     assert said(worker) == [m.Subscribe(2, (), {}, False), m.Subscribe(3, (), {}, False)]
+    assert worker.seceded(a, back=True)
+    assert said(worker) == [m.Subscribe(2, (), {}, False)]
+    worker.finished(b, 1, "late", "str", LIVE, 0.0)
+    assert said(worker) == [m.Held((("b", 1, 100, "str"),))]  # it had no thread to give back
+
+
+def test_what_the_next_broker_adopts_is_reported_to_it() -> None:
+    worker = machine(threads=4)
+    define(worker)
+    for key in "abcd":
+        run(worker, key, deps=[("dep", 6, (OTHER,), b"value")])
+    a, b, c, d = start(worker), start(worker), start(worker), start(worker)
+    assert worker.seceded(b, back=False)
+    worker.welcomed(m.Welcome(2, 0, True, {}), 0.0)
+    worker.finished(c, 1, "value", "str", SMALL, 0.0)
+    worker.failed(d, 1, b"error", "text", 0.0)
+    assert m.Held((("c", 1, 5, "str"),)) in said(worker)
+    control(worker, m.Adopt((("a", 1), ("b", 1), ("c", 1), ("d", 1), ("e", 1), ("a", 2))))
+    assert said(worker) == [
+        m.Seceded("b", 1, False),
+        m.Returned((("d", 1), ("e", 1), ("a", 2))),  # c was announced as held
+        m.Subscribe(4, (), {}, False),
+    ]
+    worker.finished(a, 1, "value", "str", SMALL, 0.0)
+    worker.failed(b, 1, b"error", "text", 0.0)
+    told = said(worker)
+    assert [row[:2] for message in told if isinstance(message, m.Done) for row in message.rows] == [("a", 1)]
+    assert [row[:2] for message in told if isinstance(message, m.Erred) for row in message.rows] == [("b", 1)]
+    assert not worker.tasks
+
+
+def test_what_was_adopted_may_lose_its_broker_again_and_may_be_aborted() -> None:
+    worker = machine(threads=2)
+    define(worker)
+    for key in "ab":
+        run(worker, key)
+    a, b = start(worker), start(worker)
+    for epoch in (2, 3):
+        worker.welcomed(m.Welcome(epoch, 0, True, {}), 0.0)
+        assert said(worker)[1:] == [m.Unowned((("a", 1), ("b", 1)))]
+        control(worker, m.Adopt((("a", 1), ("b", 1))))
+        worker.take()
+    control(worker, m.Abort((("a", 1),)))
+    for task in (a, b):
+        worker.finished(task, 1, "value", "str", SMALL, 0.0)
+    told = said(worker)
+    assert [row[0] for message in told if isinstance(message, m.Done) for row in message.rows] == ["b"]
+    assert worker.store.get("a") is None
 
 
 def test_a_welcome_back_changes_nothing() -> None:
