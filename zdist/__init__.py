@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zdist.client.client import Client
+    from zdist.client.coordination import Event, Queue, Variable
     from zdist.client.future import Future
+    from zdist.client.locks import Lock, MultiLock, Semaphore
     from zdist.client.progress import progress
     from zdist.client.tasks import (
         fire_and_forget,
@@ -65,17 +67,23 @@ __all__ = [
     "ClusterClosed",
     "ConfigError",
     "DoneAndNotDoneFutures",
+    "Event",
     "Future",
     "KeyConflict",
     "KilledWorker",
     "LocalCluster",
+    "Lock",
+    "MultiLock",
     "PeerUnreachable",
     "ProtocolError",
+    "Queue",
     "RemoteError",
     "SecededLimit",
+    "Semaphore",
     "SerializationError",
     "TaskTimeout",
     "UnknownKey",
+    "Variable",
     "VersionMismatch",
     "ZdistError",
     "__version__",
@@ -96,7 +104,9 @@ __all__ = [
 
 _HOMES = {
     "zdist.client.client": ("Client",),
+    "zdist.client.coordination": ("Event", "Queue", "Variable"),
     "zdist.client.future": ("Future",),
+    "zdist.client.locks": ("Lock", "MultiLock", "Semaphore"),
     "zdist.client.progress": ("progress",),
     "zdist.client.tasks": (
         "fire_and_forget",

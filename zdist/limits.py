@@ -162,11 +162,22 @@ QUEUED_REQUESTS: Final = 1024  # relayed requests that wait, per receiver and pe
 PARKED_MESSAGES: Final = 4096  # of a client that has been asked for a function
 FUNCTIONS_DEFINED: Final = 4096  # functions without tasks that one client may have defined; the oldest are forgotten
 CLIENT_FUNCTION_BYTES: Final = 2048 * MIB  # pickled functions of one client's unfinished tasks
-WAITING_ASKS: Final = 256  # questions and calls of one client that wait for their answers
+WAITING_ASKS: Final = 4096  # questions and calls of one client that wait for their answers
 ASK_ENTRIES: Final = 1 << 20  # keys asked about in one question, and names in its answer
 CALL_BYTES: Final = 64 * MIB  # what a call outside the task system may carry, and each worker's answer
 ANSWER_BYTES: Final = 128 * MIB  # all workers' answers together
 LOG_COMPLAINTS: Final = 32  # records about bad input between two sweeps; what is beyond is counted
+
+# --- state that clients share (queues, variables, locks, …) ---------------------------------------------
+SHARED_VALUE: Final = MIB  # bytes of one value
+SHARED_BYTES: Final = 256 * MIB  # of all
+SHARED_CELL: Final = 128  # what the books need for one
+MIRRORS: Final = 2  # nodes that keep a copy
+MIRROR_PATIENCE: Final = 1.0  # seconds until one that does not confirm is replaced, if there is another
+MIRROR_BYTES: Final = 4 * MIB  # of one message
+TOPIC_EVENTS: Final = 1000  # kept of each topic,
+TOPICS: Final = 1000
+TOPIC_BYTES: Final = 16 * MIB  # and all their bytes
 
 # --- strangers, and sessions that do not take what they are sent ---------------------------------------
 STRANGER_HEADER: Final = 64 * KIB  # bytes of a packet from a connection that has not said hello

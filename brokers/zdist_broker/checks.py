@@ -62,6 +62,7 @@ def check(machine: BrokerMachine) -> None:
             raise InvariantError(f"function {fn.name}: its owners are miscounted")
         if not (bool(fn.uses or fn.owners)):
             raise InvariantError(f"function {fn.name} is kept for nobody")
+    machine.shared.check()
     _check_pools(machine, ready)
     _check_rest(machine)
 

@@ -28,6 +28,8 @@ from zdist.protocol.messages import (
     Lane,
     Leaving,
     Message,
+    Mirror,
+    Mirrored,
     Missing,
     NodeEnded,
     Output,
@@ -58,6 +60,7 @@ from zdist_broker.placement import Placement
 from zdist_broker.queries import Queries, Shutdown
 from zdist_broker.recovery import Recovery
 from zdist_broker.relay import Relay
+from zdist_broker.shared import Shared
 from zdist_broker.state import Client, Node, Tables, Worker
 from zdist_broker.taking_back import TakingBack
 
@@ -111,6 +114,7 @@ class BrokerMachine(Machine[str]):
         self.departures = departures = Departures(tables, data, lifecycle, queries)
         self.lanes = lanes = Lanes(tables, placement, intake)
         self.peers: dict[str, Client | Worker | Node] = {}
+        self.shared = shared = Shared(tables, intake, recovery, self.peers, queries, self.log)
         self.client_handlers: Handlers = {
             Submit: intake.submit,
             Claim: intake.claim,
@@ -147,6 +151,8 @@ class BrokerMachine(Machine[str]):
             Adjusted: queries.adjusted,
             Leaving: departures.announced,
             Overdue: departures.overdue,
+            Mirror: shared.mirror,
+            Mirrored: shared.mirrored,
         }
 
     # --- sessions -------------------------------------------------------------------------------------
@@ -220,6 +226,7 @@ class BrokerMachine(Machine[str]):
         if peer is None:
             return
         peer.gone = True
+        self.shared.left(peer)
         if isinstance(peer, Client):
             del self.tables.clients[session]
             self.queries.gone([peer], reason)
@@ -328,6 +335,7 @@ class BrokerMachine(Machine[str]):
         self.notices.turn(now)
         self.queries.turn(now)
         self.lanes.turn(now)
+        self.shared.turn(now)
         tables.flush(self.send)
 
     def tick(self, now: float) -> None:
@@ -339,13 +347,14 @@ class BrokerMachine(Machine[str]):
             self.lanes.sweep(now)
         self.recovery.tick(now)
         self.departures.tick(now)
+        self.shared.tick(now)
 
     def deadline(self) -> float | None:
         """When ``tick`` is next needed."""
         due = self.taking_back.due_at
         for when in (
             self.queries.deadline(), self.lanes.sweep_at, self.notices.deadline(), self.recovery.deadline(),
-            self.departures.look_at,
+            self.departures.look_at, self.shared.deadline(),
         ):  # fmt: skip
             if when is not None and (due is None or when < due):
                 due = when

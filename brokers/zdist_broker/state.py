@@ -285,6 +285,7 @@ class Tables:
     """All records of one broker, and the rows to send."""
 
     def __init__(self, epoch: int, inline_result: int = INLINE_RESULT, allowed_deaths: int = ALLOWED_DEATHS) -> None:
+        self.epoch = epoch
         self.inline_result = inline_result
         self.allowed_deaths = allowed_deaths
         self.tasks: dict[str, Task] = {}

@@ -83,6 +83,8 @@ class Base:
         self._counter = itertools.count()
         self._pid = os.getpid()
         self._pumps: weakref.WeakSet[Any] = weakref.WeakSet()  # threads and tasks that gather queues
+        self._heard: list[int] = []
+        self._subscriptions: dict[str, Any] = {}
         self._awake: dict[asyncio.AbstractEventLoop, list[asyncio.Future[bool]]] = {}
         self._worker: Any = None  # whose tasks use this client
         self._chores: queue.SimpleQueue[Callable[[], object] | None] | None = None

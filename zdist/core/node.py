@@ -12,12 +12,14 @@ import hashlib
 import signal
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from zdist import limits
 from zdist.core.deaths import death_text
 from zdist.core.machine import CONTROL, Machine, Route, require
+from zdist.core.mirror import Copy
 from zdist.core.slot import Running
+from zdist.core.supervised import Ended, EndWorker, Look, StartWorker, WorkerInfo
 from zdist.errors import InvariantError, ProtocolError
 from zdist.protocol.messages import (
     Adjust,
@@ -28,6 +30,7 @@ from zdist.protocol.messages import (
     Key,
     Leaving,
     Message,
+    Mirror,
     Overdue,
     Pong,
     Stop,
@@ -39,55 +42,6 @@ __all__ = ["EndWorker", "Ended", "Look", "NodeMachine", "StartWorker", "WorkerIn
 
 SIGTERM: Final = int(signal.SIGTERM)
 SIGKILL: Final = int(signal.SIGKILL)
-
-
-class StartWorker(NamedTuple):
-    """Command: start a worker process; answered by ``worker_started`` or ``worker_failed``."""
-
-    place: int  # the worker's index; its replacement takes it over
-    session: str
-    name: str
-
-
-class EndWorker(NamedTuple):
-    """Command: send a signal to a worker; its end is reported by ``worker_exited`` as any other."""
-
-    session: str
-    signal: int
-
-
-class Look(NamedTuple):
-    """Command: see what the workers are running; answered by ``seen``."""
-
-
-class Ended(NamedTuple):
-    """Command: the last worker has ended and none will be started; the node's process exits with this code."""
-
-    code: int
-    reason: str
-
-
-class WorkerInfo:
-    """A worker that is alive."""
-
-    __slots__ = (
-        "ending", "given_up", "idle_looks", "index", "interrupted", "kill_at", "leaving", "name", "pid", "session",
-        "started", "why",
-    )  # fmt: skip
-
-    def __init__(self, index: int, session: str, name: str, started: float) -> None:
-        self.index = index
-        self.session = session
-        self.name = name
-        self.started = started
-        self.pid = 0  # until the process is there
-        self.leaving = False  # the broker was told; nothing new starts there
-        self.ending = False  # by order; its death counts against nobody
-        self.kill_at: float | None = None  # when patience with a leaving or ending worker is over
-        self.interrupted: dict[tuple[Key, Attempt], float] = {}  # what is not to run longer than until then
-        self.why = ""  # it was killed
-        self.idle_looks = 0  # how often in a row it ran nothing and used too much memory
-        self.given_up: set[tuple[Key, Attempt]] = set()  # what the broker was told of; never iterated
 
 
 class NodeMachine(Machine[Route]):
@@ -127,6 +81,7 @@ class NodeMachine(Machine[Route]):
         self.retired: dict[int, None] = {}  # indices without a worker, until the next order how many to keep
         self.look_at = 0.0
         self.welcome = False  # a broker has been there: it can move data
+        self.copy = Copy()  # of what clients share
         self.reports: deque[WorkerDied] = deque(maxlen=limits.DEATHS_KEPT)
         self.unanswered: list[int] = []  # Adjust requests whose workers have not all ended yet
         self.stopping: str | None = None
@@ -134,7 +89,7 @@ class NodeMachine(Machine[Route]):
         self.ended = False
         self.handlers: dict[type, Callable[..., None]] = {
             Adjust: self._adjust, Stop: self._stop, Pong: self._pong, Interrupt: self._interrupt,
-            Dismiss: self._dismiss,
+            Dismiss: self._dismiss, Mirror: self._mirror,
         }  # fmt: skip
 
     # --- endpoint ----------------------------------------------------------------------------------
@@ -150,6 +105,9 @@ class NodeMachine(Machine[Route]):
         """A broker that knows nothing of this node may know workers that have died since: tell it again."""
         self.welcome = True
         if welcome.fresh:
+            if welcome.epoch != self.copy.epoch:  # else that broker has it
+                for part in self.copy.offer():
+                    self.send(CONTROL, part)
             for report in self.reports:
                 self.send(CONTROL, report)
             leaving = tuple(w.session for w in self.alive.values() if w.leaving and not w.ending)
@@ -329,6 +287,11 @@ class NodeMachine(Machine[Route]):
                     self._end_worker(worker, now)
         self.unanswered.append(message.req)
         self._settle(now)
+
+    def _mirror(self, message: Mirror, now: float) -> None:
+        confirmed = self.copy.take(message)
+        if confirmed is not None:
+            self.send(CONTROL, confirmed)
 
     def _stop(self, message: Stop, now: float) -> None:
         self._end(message.reason, 0, now)

@@ -34,6 +34,8 @@ from zdist.protocol.nodes import Adjusted as Adjusted
 from zdist.protocol.nodes import Dismiss as Dismiss
 from zdist.protocol.nodes import Interrupt as Interrupt
 from zdist.protocol.nodes import Leaving as Leaving
+from zdist.protocol.nodes import Mirror as Mirror
+from zdist.protocol.nodes import Mirrored as Mirrored
 from zdist.protocol.nodes import Overdue as Overdue
 from zdist.protocol.nodes import WorkerDied as WorkerDied
 
@@ -410,6 +412,7 @@ Message: TypeAlias = (
     | Starved | NodeEnded | Claim
     | TimeLimit | Interrupt | Overdue | Leaving | Dismiss
     | Unowned | Adopt
+    | Mirror | Mirrored
 )  # fmt: skip
 
 # The position is the code on the wire: append only, never reorder within a protocol version.

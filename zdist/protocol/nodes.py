@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zdist.protocol.fields import Attempt, Key, Session
 
@@ -58,3 +58,21 @@ class Adjust(NamedTuple):
 class Adjusted(NamedTuple):
     req: int
     workers: int
+
+
+class Mirror(NamedTuple):
+    """Cells of the state that clients share (queues, locks, …): kind, name, item, value (None: gone). Broker to node,
+    which keeps a copy; node to a broker that takes another's place. ``first``: they begin a whole copy; ``last``: with
+    them it is that of this version, before that they do not count."""
+
+    epoch: int
+    version: int
+    first: bool
+    last: bool
+    rows: tuple[tuple[str, str, Any, Any], ...]
+
+
+class Mirrored(NamedTuple):
+    """Node to broker: its copy has this version."""
+
+    version: int
