@@ -14,6 +14,7 @@ from zdist.errors import InvariantError
 from zdist.protocol.messages import Key
 from zdist.testing.cluster import SimCluster, SimNode, joined, value_of
 from zdist.testing.script import Script, Spec
+from zdist.testing.sharing import judge
 
 __all__ = ["Report", "Schedule"]
 
@@ -181,6 +182,7 @@ class Schedule:
             self._live()
             self._settle()
             self._verdict()
+            self._shared()
             self._empty()
         except InvariantError as exc:
             raise InvariantError(f"seed {self.seed}: {exc}") from exc
@@ -232,6 +234,15 @@ class Schedule:
             budget = 1 + spec.retries + self.cluster.losses + 4 * self.report.faults.total()
             if count > budget:
                 raise InvariantError(f"{key} was started {count} times, {budget} are allowed")
+
+    def _shared(self) -> None:
+        living = self._living()
+        if not self.cluster.run(lambda: not any(s.acts.unanswered for s in living), PATIENCE):
+            hung = [(s.client.name, s.acts.unanswered) for s in living if s.acts.unanswered]
+            raise InvariantError(f"operations on shared state hang: {hung}")
+        judge(self)
+        for script in living:
+            script.acts.close()
 
     def _judge(self, script: Script, entry: Entry, value: bytes | None, broken: tuple[str, str] | None) -> None:
         spec = self.specs[entry.key]
@@ -294,6 +305,9 @@ class Schedule:
                     list(machine.tasks)[:3],
                     list(machine.inputs.table)[:3],
                 )
+        shared = self.cluster.broker.machine.shared
+        if shared.store.items("queue", "it") or shared.pins or shared.waiting:
+            found["shared"] = (list(shared.store.items("queue", "it").values())[:3], shared.pins, shared.waiting)
         tables = self.cluster.broker.machine.tables
         if tables.tasks or tables.cached or tables.placing:
             found["broker"] = (list(tables.tasks.values())[:3], list(tables.placing)[:3], tables.cached)

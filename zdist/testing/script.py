@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zdist.core.entry import CANCELLED, PENDING, Entry, Work
 from zdist.protocol.messages import Key, Options, function_digest
 from zdist.testing.cluster import SimClient
+from zdist.testing.sharing import Acts
 
 if TYPE_CHECKING:
     from zdist.testing.schedule import Schedule
@@ -37,6 +38,7 @@ class Script:
         self.schedule = schedule
         self.client = client
         self.random = schedule.network.random
+        self.acts = Acts(self)
         self.held: list[Entry] = []  # one reference each
         self.collections: list[tuple[list[Entry], Any]] = []
         self.serial = 0
@@ -57,13 +59,17 @@ class Script:
         actions: list[tuple[float, Callable[[], None]]] = [
             (6, self.submit), (2, self.submit_shared), (3, self.collect), (2, self.release),
             (1, self.cancel), (1, self.scatter), (1, self.adopt), (1, self.hold_argument),
-            (0.3, self.submit_timed),
+            (0.3, self.submit_timed), (2, self.share),
         ]  # fmt: skip
         if self.random.random() < 0.1:
             return self.lone(self.random.choice((8, 40)), self.client.network.now + 5.0)
         self.random.choices([a for _, a in actions], [w for w, _ in actions])[0]()
         self.client.soon()
         self.client.network.after(self.random.expovariate(1 / 0.08), self.act)
+
+    def share(self) -> None:
+        """Something with state that clients share."""
+        self.acts.act()
 
     def _deps(self, pool: list[Key]) -> tuple[Key, ...]:
         count = min(len(pool), self.random.choice((0, 0, 1, 1, 2, 3)))
@@ -111,10 +117,12 @@ class Script:
         self.client.soon()
         network.after(max(0.001, 0.5 * network.delay), lambda: self.lone(count - 1, end))
 
-    def _let_go(self, entry: Entry) -> None:
+    def _let_go(self, entry: Entry, pause: float = 0.001) -> None:
         """Release it as soon as it is done."""
         if self.client.alive and entry.status == PENDING:
-            self.client.network.after(max(0.002, self.client.network.delay), lambda: self._let_go(entry))
+            self.client.network.after(
+                max(0.002, self.client.network.delay, pause), lambda: self._let_go(entry, 1.5 * pause)
+            )
         else:
             self._give_up(entry)
 
