@@ -14,11 +14,14 @@ from zdist.core.machine import require
 from zdist.core.mirror import Cells, Row, apply, messages, weigh, whole
 from zdist.limits import MIRROR_PATIENCE, MIRRORS, SHARED_BYTES, SHARED_CELL
 from zdist.protocol.messages import Mirror, Mirrored
+from zdist_broker.parse import fit_cell
 from zdist_broker.state import Node, Tables
 
 __all__ = ["Store"]
 
 
+CELLS_MOST = SHARED_BYTES // SHARED_CELL
+VERSION_MOST = 1 << 62
 VERSIONS = 10  # bits for those between two epochs; a broker's epoch is the millisecond of its start
 
 
@@ -140,7 +143,10 @@ class Store:
     def offered(self, node: Node, message: Mirror, now: float) -> None:
         """Rows of a node's copy from the time of an earlier broker."""
         rows = [] if message.first or node not in self.offers else self.offers[node][2]
-        rows += message.rows
+        if len(rows) > CELLS_MOST or not 0 < message.version < VERSION_MOST:
+            self.tables.ignored += 1
+            return
+        rows += [row for row in message.rows if fit_cell(row)]
         self.offers[node] = (message.epoch, message.version, rows, message.last)
 
     def recover(self) -> list[tuple[str, str]]:

@@ -14,8 +14,8 @@ from zdist.limits import ASK_ENTRIES, CHUNK_ROWS, MAX_KEY, MAX_NAME, MAX_NAMES, 
 from zdist.protocol.messages import Data, Get, Options, Subscribe
 
 __all__ = [
-    "amount", "fit_data", "fit_get", "fit_key", "hello_info", "keys", "names", "options", "shown", "subscription",
-    "text", "whole",
+    "amount", "fit_cell", "fit_data", "fit_get", "fit_key", "hello_info", "keys", "names", "options", "shown",
+    "subscription", "text", "whole",
 ]  # fmt: skip
 
 _DEFAULTS = Options()
@@ -129,6 +129,27 @@ def subscription(message: Subscribe) -> Subscribe:
         _resources(message.resources.items(), len(message.resources)),
         message.paused,
     )
+
+
+def fit_cell(row: tuple[str, str, Any, Any]) -> bool:
+    """Whether a cell of shared state, as a node offers it, is one that a broker may have made."""
+    kind, name, item, value = row
+    if len(kind) > MAX_NAME or len(name) > MAX_KEY:
+        return False
+    if kind == "event":
+        return item == "" and value is True
+    if kind == "metadata":
+        return type(item) is str and type(value) is bytes
+    if type(value) is not tuple or type(item) not in (int, str):
+        return False
+    kinds = [type(part) for part in value]
+    if kind in ("lock", "semaphore", "multilock"):
+        return type(item) is int and kinds == [str, int, int]
+    if kind in ("queue", "variable", "dataset"):
+        fit = kinds == [bytes, tuple] and type(item) is (int if kind == "queue" else str)
+    else:
+        fit = kind == "answer" and type(item) is int and kinds == [str, str, str, tuple, tuple] and len(value[3]) == 2
+    return fit and all(type(key) is str for key in value[-1])
 
 
 def fit_get(message: Get) -> bool:

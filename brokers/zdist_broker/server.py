@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import os
-import secrets
 import threading
 import time
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from zdist import limits
 from zdist.errors import InvariantError
 from zdist.transport import sockets
+from zdist.transport.host import host_id
 from zdist.transport.loop import Loop
 from zdist.transport.scratch import LockedFile
 from zdist.transport.security import new_token, publish_token, token_path, write_token
@@ -73,7 +74,7 @@ class BrokerServer:
         except BaseException:
             context.destroy(0)
             raise
-        self.cluster = f"cluster-{secrets.token_hex(4)}"
+        self.cluster = cluster_id(self.address)
         relay = Relay()
         self.machine = BrokerMachine(
             epoch=epoch,
@@ -171,3 +172,9 @@ class BrokerServer:
             self.loop.interrupt()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(2.0)
+
+
+def cluster_id(address: str) -> str:
+    """Name the cluster, the same for a broker that takes another's place: futures may be pickled in its state."""
+    place = f"{host_id()} {address}"
+    return f"cluster-{hashlib.blake2b(place.encode(), digest_size=4).hexdigest()}"

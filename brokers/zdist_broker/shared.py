@@ -163,9 +163,12 @@ class Shared(State):
 
     def mirror(self, node: Node, message: Mirror, now: float) -> None:
         """A node's copy from the time of an earlier broker."""
+        if self.opened and self.store.version:  # this broker has begun with another copy, and gone on since
+            self.tables.ignored += 1
+            return
         self.store.offered(node, message, now)
-        if not self.opened and self.open_at is None:
-            self.open_at = now + RECOVERY
+        if self.open_at is None:
+            self.open_at = now + (0.0 if self.opened else RECOVERY)
 
     def mirrored(self, node: Node, message: Mirrored, now: float) -> None:
         """A node confirms a version."""

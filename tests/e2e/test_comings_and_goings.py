@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from zdist import CancelledError, Client, LocalCluster, log, wait
+from zdist import CancelledError, Client, LocalCluster, Lock, Queue, log, wait
 from zdist.node.process import child_environment
 
 PATIENCE = 30.0
@@ -236,7 +236,7 @@ def test_the_workers_of_a_killed_node_say_goodbye_and_their_tasks_run_elsewhere(
 def test_nothing_is_lost_or_computed_again_when_the_broker_is_killed(
     start: Callable[..., Program], address: str, tmp_path: Path, shown: io.StringIO
 ) -> None:
-    """Twice: results on workers, scattered data, what runs (it runs on), and what is made of them after."""
+    """Twice: results on workers, scattered data, what runs (it runs on), what is made of them; queues and locks."""
     log_file, gate = tmp_path / "runs", tmp_path / "gate"
 
     def note(name: str) -> None:
@@ -268,7 +268,13 @@ def test_nothing_is_lost_or_computed_again_when_the_broker_is_killed(
         assert client.gather(lengths) == [100_000] * 10
         wait(made, timeout=PATIENCE)
         open_ = client.submit(wait_for_gate, pure=False)
-        for _ in range(2):
+        queue, lock = Queue("left", client), Lock("held", client)
+        assert lock.acquire()
+        client.publish_dataset(made=made[:3])
+        for i in range(6):
+            queue.put(i)
+        for i in range(2):
+            assert queue.get(batch=2) == [2 * i, 2 * i + 1]
             broker.process.kill()
             broker.process.wait()
             broker = start("broker", "--bind", address)
@@ -276,6 +282,10 @@ def test_nothing_is_lost_or_computed_again_when_the_broker_is_killed(
             assert after.result(PATIENCE) == 100_000
             assert client.submit(length, data, pure=False).result(PATIENCE) == 50_000
         assert client.gather(made) == [bytes([i]) * 100_000 for i in range(100)]
+        assert queue.get(batch=True) == [4, 5]
+        assert Lock("held", client).acquire(blocking=False) is False
+        assert [f.key for f in client.get_dataset("made")] == [f.key for f in made[:3]]
+        lock.release()
         gate.touch()
         assert open_.result(PATIENCE) == "through"
     runs = Counter(log_file.read_text().splitlines())

@@ -57,7 +57,7 @@ class _Held(Named):
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self._release()
+        await self._sync(self._release())
 
 
 def _patience(blocking: bool, timeout: float | str | None) -> float | None:
