@@ -63,6 +63,7 @@ def check(machine: BrokerMachine) -> None:
         if not (bool(fn.uses or fn.owners)):
             raise InvariantError(f"function {fn.name} is kept for nobody")
     machine.shared.check()
+    machine.setups.check()
     _check_pools(machine, ready)
     _check_rest(machine)
 

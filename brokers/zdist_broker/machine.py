@@ -60,6 +60,7 @@ from zdist_broker.placement import Placement
 from zdist_broker.queries import Queries, Shutdown
 from zdist_broker.recovery import Recovery
 from zdist_broker.relay import Relay
+from zdist_broker.setups import Setups
 from zdist_broker.shared import Shared
 from zdist_broker.state import Client, Node, Tables, Worker
 from zdist_broker.taking_back import TakingBack
@@ -115,6 +116,8 @@ class BrokerMachine(Machine[str]):
         self.lanes = lanes = Lanes(tables, placement, intake)
         self.peers: dict[str, Client | Worker | Node] = {}
         self.shared = shared = Shared(tables, intake, recovery, self.peers, queries, self.log)
+        self.setups = setups = Setups(tables, shared.store, queries, data)
+        shared.taken_over = setups.again
         self.client_handlers: Handlers = {
             Submit: intake.submit,
             Claim: intake.claim,
@@ -139,9 +142,9 @@ class BrokerMachine(Machine[str]):
             Missing: data.missing,
             Returned: data.returned,
             Seceded: data.seceded,
-            Subscribe: data.subscribe,
+            Subscribe: setups.subscribe,
             WhichFunction: self._which_function,
-            Called: queries.called,
+            Called: setups.called,
             Output: queries.output,
             NodeEnded: self._node_ended,
         }
@@ -253,6 +256,7 @@ class BrokerMachine(Machine[str]):
             self.data.remove(workers, f"worker{'s' if len(workers) > 1 else ''} {names} died: {reason}")
             for worker in workers:
                 self.departures.gone(worker)
+                self.setups.gone(worker)
             self.queries.gone(workers, reason)
             for worker in workers:
                 self.lanes.lost(worker)

@@ -140,6 +140,8 @@ def fit_cell(row: tuple[str, str, Any, Any]) -> bool:
         return item == "" and value is True
     if kind == "metadata":
         return type(item) is str and type(value) is bytes
+    if kind == "plugin":
+        return type(item) is int and type(value) is bytes and (item >= 0 or (len(value) < 8 and value.isdigit()))
     if type(value) is not tuple or type(item) not in (int, str):
         return False
     kinds = [type(part) for part in value]

@@ -59,6 +59,7 @@ class Shared(State):
         self.opened = False  # they have been
         self.orphans_at: float | None = None  # when sessions that have not come back are over
         self.claim_at: float | None = None  # when futures in cells claim what an earlier broker's workers hold
+        self.taken_over: Callable[[], None] = lambda: None  # to be called when an earlier broker's state is here
         queries.asks["shared"] = (_parsed, self._ask)
 
     # --- operations -------------------------------------------------------------------------------------
@@ -260,6 +261,7 @@ class Shared(State):
                 for key in value[-1]:
                     self.pins[key] = self.pins.get(key, 0) + 1
                     self.loose[key] = None
+        self.taken_over()
         early, self.early = self.early, {}
         for (_, req), (client, args) in early.items():
             client.asking -= 1

@@ -4,7 +4,8 @@ Each looks at cells and either changes them, or says that it has to WAIT. A valu
 workers open, and the keys of the futures in it. Kinds and their cells:
 
 queue: number: value, in order · variable, dataset: value · event: true · metadata: path: value ·
-lock, semaphore: fencing token: session, token, most · multilock (one for each of the names): session, token
+lock, semaphore: fencing token: session, token, most · multilock (one for each of the names): session, token ·
+plugin: number: part of a call, -1: how many
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from zdist.limits import ASK_ENTRIES, MAX_KEY, MAX_NAMES, SHARED_CELL, SHARED_VALUE
+from zdist.limits import ASK_ENTRIES, CALL_BYTES, MAX_KEY, MAX_NAMES, SHARED_CELL, SHARED_VALUE
 from zdist_broker import parse
 from zdist_broker.queries import Request
 from zdist_broker.sharing import State
@@ -112,6 +113,11 @@ def _rows_args(args: tuple[Any, ...]) -> Any:
         [(parse.text("path", path, MAX_KEY), _value(payload, ())[0]) for path, payload in pairs],
         [parse.text("path", path, MAX_KEY) for path in gone],
     )
+
+
+def _part_args(args: tuple[Any, ...]) -> Any:
+    number, part = _fields(args, 2)
+    return parse.whole("number", number, 0, CALL_BYTES // SHARED_VALUE), _value(part, ())[0]
 
 
 def _path_args(args: tuple[Any, ...]) -> str:
@@ -237,6 +243,21 @@ def _metadata(shared: State, op: Op) -> Any:
     )
 
 
+# --- what workers are set up with -------------------------------------------------------------------
+
+
+def _part(shared: State, op: Op) -> None:
+    number, part = op.args
+    if not number:
+        _close(shared, op)
+    _room(shared, (part, ()))
+    shared.change(op.kind, op.name, number, part)
+
+
+def _whole_of(shared: State, op: Op) -> None:
+    shared.change(op.kind, op.name, -1, b"%d" % op.args)
+
+
 # --- locks ------------------------------------------------------------------------------------------
 
 
@@ -345,6 +366,9 @@ VERBS: Final[dict[tuple[str, str], Verb]] = {
     ("dataset", "list"): Verb(_nothing, _listed),
     ("metadata", "set"): Verb(_rows_args, _write),
     ("metadata", "get"): Verb(_path_args, _metadata),
+    ("plugin", "part"): Verb(_part_args, _part),
+    ("plugin", "whole"): Verb(_whole, _whole_of),
+    ("plugin", "delete"): Verb(_nothing, _close),
     ("topic", "log"): Verb(_event_args, _log),
     ("topic", "position"): Verb(_nothing, lambda shared, op: (shared.tables.epoch, shared.topics.number)),
     ("topic", "next"): Verb(_position_args, _next),

@@ -160,15 +160,19 @@ class Admin(Base):
         driver.wake()
         if not wait:
             return None
-        answers = await self._answer(reply, None, f"run of {blob.name}")
+        return self._results(await self._answer(reply, None, f"run of {blob.name}"), blob.name, on_error)
+
+    def _results(self, answers: dict[str, Any], name: str, on_error: str, value: Any = None) -> dict[str, Any]:
+        """What a call has brought from each worker; or ``value``, where it went well."""
         results: dict[str, Any] = {}
         for address, (ok, data, *about) in answers.items():
             if ok:
-                results[address] = serialize.loads(_bytes(data), what=f"what {blob.name} returned", owner=self)
+                what = f"what {name} returned"
+                results[address] = value or serialize.loads(_bytes(data), what=what, owner=self)
                 continue
-            error = _run_error(blob.name, address, data, "".join(about))
+            error = _run_error(name, address, data, "".join(about))
             if on_error == "raise":
-                raise raisable(error, f"{blob.name} on {address}")
+                raise raisable(error, f"{name} on {address}")
             if on_error == "return":
                 results[address] = error
         return results

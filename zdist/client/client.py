@@ -15,6 +15,7 @@ from zdist import context, limits
 from zdist.client.admin import Admin
 from zdist.client.base import Wait, open_clients
 from zdist.client.gathering import Gathering
+from zdist.client.plugins import Plugins
 from zdist.client.published import Published
 from zdist.client.scattering import Scattering
 from zdist.client.submitting import Submitting
@@ -38,7 +39,7 @@ __all__ = ["Client"]
 CLOSE_TIMEOUT: Final = 2.0
 
 
-class Client(Submitting, Gathering, Scattering, Published, Admin):
+class Client(Submitting, Gathering, Scattering, Published, Plugins, Admin):
     """Connect to a broker and use its workers. Names and semantics follow ``dask.distributed.Client`` 2021.10.
 
     Parameters:

@@ -31,6 +31,7 @@ from zdist.transport.security import TokenSource
 from zdist.transport.spill import memory_in_use
 from zdist.worker.executor import Executor
 from zdist.worker.logs import Records
+from zdist.worker.plugins import Plugins
 from zdist.worker.slots import Slots
 
 __all__ = ["Settings", "Worker", "main", "parser"]
@@ -99,6 +100,7 @@ class Worker:
         self.machine.fetcher.memory = BlobMemory()
         if own_process:
             self.machine.memory.usage = self.memory_in_use
+        self.plugins = Plugins(self)
         self.slots = Slots(settings.slot or None, settings.threads)
         self.driver = Driver(
             self.machine,
@@ -171,6 +173,7 @@ class Worker:
             return
         self.end(reason or "closed")
         self.executor.stop(timeout / 2)
+        self.plugins.close()
         with contextlib.suppress(ZdistError):  # the broker may be gone already
             context.close_client_of(self)
         self.driver.close(timeout / 2, self.reason)
