@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from cluster_checks import WITHIN, eventually
 
-from zdist import Client, LocalCluster, get_worker
+from zdist import Client, LocalCluster, ZdistError, get_worker
+from zdist.worker.process import Settings, Worker
 
 
 class Marks:
@@ -129,3 +130,18 @@ def test_archives_and_large_files(client: Client, tmp_path: Path) -> None:
     assert client.submit(text, pure=False).result(WITHIN) == "from a zip"
     with pytest.raises(OSError, match="nothing-here"):
         client.upload_file(tmp_path / "nothing-here.py")
+
+
+def test_a_preloaded_file_is_set_up_before_any_task(tmp_path: Path) -> None:
+    module = tmp_path / "preloaded_here.py"
+    module.write_text("def zdist_setup(worker):\n    worker.marks = {'preloaded'}\n")
+    worker = Worker(Settings(control="tcp://127.0.0.1:9", token="t"))
+    try:
+        worker.plugins.preload(str(module))
+        assert marks_of(worker) == ["preloaded"]
+        with pytest.raises(ZdistError, match=r"preload of nothing_of_this_name failed: ModuleNotFoundError"):
+            worker.plugins.preload("nothing_of_this_name")
+    finally:
+        worker.close()
+        sys.path.remove(str(tmp_path))
+        sys.modules.pop("preloaded_here", None)

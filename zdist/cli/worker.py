@@ -23,6 +23,7 @@ __all__ = ["command"]
     "--name", metavar="NAME", help="Name of the node; its workers are named after it [default: the host's name]."
 )
 @click.option("--tag", "tags", metavar="TAG", multiple=True, help="What tasks can ask for; may be given again.")
+@click.option("--preload", metavar="MODULE", multiple=True, help="Module or .py file that each worker loads first.")
 @click.option("--resource", "resources", multiple=True, metavar="NAME=AMOUNT", help="What tasks can claim, per worker.")
 @click.option("--memory-limit", metavar="SIZE", help='Of each worker, such as "4GiB" [default: none].')
 @click.option("--shared-memory", metavar="SIZE", help='Of all workers, such as "4GiB"; 0: none [default: half].')
@@ -43,6 +44,7 @@ def command(
     nthreads: int | None,
     name: str | None,
     tags: tuple[str, ...],
+    preload: tuple[str, ...],
     resources: tuple[str, ...],
     memory_limit: str | None,
     shared_memory: str | None,
@@ -71,6 +73,7 @@ def command(
         "nthreads": nthreads,
         "name": name,
         "tags": tags or None,
+        "preload": preload or None,
         "resources": amounts(resources),
         "memory_limit": memory_limit,
         "shared_memory": shared_memory,
@@ -139,6 +142,7 @@ def serve(settings: Config, node: NodeConfig) -> int:
         drain=node.drain,
         shared_memory=node.shared_memory,
         tags=node.tags,
+        preload=node.preload,
         resources=tuple(node.resources.items()),
         insecure=broker.insecure,
         log_level=settings.logging.level,

@@ -217,6 +217,8 @@ def _start_node(cluster: Cluster, config: Config, node: NodeConfig, index: int, 
     )
     for tag in node.tags:
         command += ["--tag", tag]
+    for module in node.preload:
+        command += ["--preload", module]
     for resource, amount in node.resources.items():
         command += ["--resource", f"{resource}={amount:g}"]
     if config.broker.insecure:

@@ -100,6 +100,7 @@ class NodeConfig(Section):
     nworkers: int | None = Field(None, ge=1, description="worker processes; unset: one per core")
     nthreads: int = Field(1, ge=1, description="threads of each worker")
     tags: Names = Field((), description="labels that submit(workers=...) style restrictions can ask for")
+    preload: Names = Field((), description="modules or .py files that each worker loads before it takes work")
     resources: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="amounts of named resources that tasks can claim, per worker"
     )

@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         memory_limit=args.memory_limit,
         shared_memory=args.shared_memory,
         tags=tuple(args.tags),
+        preload=tuple(args.preload),
         resources=tuple(args.resources),
         insecure=args.insecure,
         log_level=args.log_level,

@@ -38,6 +38,7 @@ class WorkerSettings(NamedTuple):
     memory_limit: int = 0
     shared_memory: int | None = None  # of all workers together; 0: none, None: half of what is free
     tags: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()  # modules or files
     resources: tuple[tuple[str, float], ...] = ()
     insecure: bool = False
     log_level: str = ""
@@ -82,6 +83,8 @@ class WorkerSettings(NamedTuple):
                 out += [option, value]
         for tag in self.tags:
             out += ["--tag", tag]
+        for module in self.preload:
+            out += ["--preload", module]
         for resource, amount in self.resources:
             out += ["--resource", f"{resource}={amount:g}"]
         if self.insecure:

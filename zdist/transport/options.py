@@ -45,6 +45,7 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
     add("--shared-memory", type=int, default=None, metavar="BYTES", help="of all workers; 0: none, default: half")
     add("--tag", action="append", default=[], dest="tags")
     add("--resource", action="append", default=[], type=resource, dest="resources", metavar="NAME=AMOUNT")
+    add("--preload", action="append", default=[], metavar="MODULE", help="module or .py file that each worker loads")
     add("--insecure", action="store_true", help="allow data sockets that a network can reach")
     add("--log-level", default="info", choices=list(log.LEVELS))
     add("--log-format", default="auto", choices=log.FORMATS)

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from zdist.errors import ZdistError
 from zdist.transport.scratch import Scratch
 
 __all__ = ["Plugins", "add", "remove", "upload"]
@@ -47,6 +48,19 @@ class Plugins:
                 del self.plugins[name]
                 raise
             self._watch()
+
+    def preload(self, name: str) -> None:
+        """Load a module, or a ``.py`` file; its ``zdist_setup(worker)`` (or ``dask_setup``) is called now, its
+        ``zdist_teardown`` when the worker ends. Raises ZdistError, which says what has failed."""
+        try:
+            if name.endswith(".py"):
+                path = Path(name).resolve()
+                sys.path.insert(0, str(path.parent))
+                name = path.stem
+            module = importlib.import_module(name)
+            self.add(f"preload {name}", "", _Preloaded(module))
+        except BaseException as exc:
+            raise ZdistError(f"preload of {name} failed: {type(exc).__name__}: {exc}") from exc
 
     def remove(self, name: str) -> None:
         """Tear a plugin down. Raises KeyError if there is none of this name."""
@@ -111,6 +125,26 @@ class Plugins:
             importlib.import_module(module)
         elif not same:
             importlib.reload(loaded)
+
+
+class _Preloaded:
+    """A module as a plugin."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def _call(self, what: str, worker: Any) -> None:
+        for prefix in ("zdist", "dask"):
+            function = getattr(self.module, f"{prefix}_{what}", None)
+            if function is not None:
+                function(worker)
+                return
+
+    def setup(self, worker: Any) -> None:
+        self._call("setup", worker)
+
+    def teardown(self, worker: Any) -> None:
+        self._call("teardown", worker)
 
 
 def add(name: str, version: str, plugin: Any, dask_worker: Any = None) -> None:

@@ -60,6 +60,7 @@ class Settings(NamedTuple):
     memory_limit: int = 0
     shared_memory: int | None = None
     tags: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()
     resources: tuple[tuple[str, float], ...] = ()
     slot: str = ""
     insecure: bool = False
@@ -241,11 +242,14 @@ def main(argv: list[str] | None = None) -> int:
             memory_limit=args.memory_limit,
             shared_memory=args.shared_memory,
             tags=tuple(args.tags),
+            preload=tuple(args.preload),
             resources=tuple(args.resources),
             slot=args.slot,
             insecure=args.insecure,
         )
         worker = Worker(settings, own_process=True)
+        for name in settings.preload:
+            worker.plugins.preload(name)
     except (ZdistError, OSError, ValueError) as exc:
         print(f"zdist worker: {exc}", file=sys.stderr)
         return 1
