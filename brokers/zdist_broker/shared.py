@@ -59,6 +59,7 @@ class Shared(State):
         self.opened = False  # they have been
         self.orphans_at: float | None = None  # when sessions that have not come back are over
         self.claim_at: float | None = None  # when futures in cells claim what an earlier broker's workers hold
+        self.late_at: float | None = None  # when the first of those that wait has waited too long, or earlier
         self.taken_over: Callable[[], None] = lambda: None  # to be called when an earlier broker's state is here
         queries.asks["shared"] = (_parsed, self._ask)
 
@@ -92,6 +93,8 @@ class Shared(State):
         else:
             op.client.asking += 1
             self.waiting.setdefault(op.place, {})[op.client.session, op.req] = op
+            if op.until is not None and (self.late_at is None or op.until < self.late_at):
+                self.late_at = op.until
 
     def _done(self, op: Op) -> bool:
         """Whether it could be done; then its answer is on its way."""
@@ -227,8 +230,7 @@ class Shared(State):
 
     def deadline(self) -> float | None:
         """When `tick` is next needed."""
-        times = [self.open_at, self.orphans_at, self.claim_at, self.store.deadline()]
-        times += [op.until for ops in self.waiting.values() for op in ops.values()]
+        times = (self.open_at, self.orphans_at, self.claim_at, self.late_at, self.store.deadline())
         return min((when for when in times if when is not None), default=None)
 
     def tick(self, now: float) -> None:
@@ -241,6 +243,10 @@ class Shared(State):
             self._over(self._absent())
         if self.claim_at is not None and now >= self.claim_at:
             self.claim_at = None  # the turn that follows does it
+        if self.late_at is not None and now >= self.late_at:
+            self._late(now)
+
+    def _late(self, now: float) -> None:
         for place, ops in list(self.waiting.items()):
             late = [key for key, op in ops.items() if op.until is not None and op.until <= now]
             for key in late:
@@ -250,6 +256,8 @@ class Shared(State):
                 self.touched[place] = None
             if not ops:
                 del self.waiting[place]
+        times = [op.until for ops in self.waiting.values() for op in ops.values() if op.until is not None]
+        self.late_at = min(times, default=None)
 
     def _take_over(self, now: float) -> None:
         self.open_at, self.opened, self.orphans_at = None, True, now + LEASE_CLIENT
