@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zdist.client.client import Client
+    from zdist.client.executor import ZdistExecutor
     from zdist.client.future import Future
     from zdist.client.progress import progress
     from zdist.client.tasks import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         CancelledError,
         ClusterClosed,
         ConfigError,
+        InitializerFailed,
         KeyConflict,
         KilledWorker,
         PeerUnreachable,
@@ -66,6 +68,7 @@ __all__ = [
     "ConfigError",
     "DoneAndNotDoneFutures",
     "Future",
+    "InitializerFailed",
     "KeyConflict",
     "KilledWorker",
     "LocalCluster",
@@ -78,6 +81,7 @@ __all__ = [
     "UnknownKey",
     "VersionMismatch",
     "ZdistError",
+    "ZdistExecutor",
     "__version__",
     "as_completed",
     "default_client",
@@ -96,6 +100,7 @@ __all__ = [
 
 _HOMES = {
     "zdist.client.client": ("Client",),
+    "zdist.client.executor": ("ZdistExecutor",),
     "zdist.client.future": ("Future",),
     "zdist.client.progress": ("progress",),
     "zdist.client.tasks": (
