@@ -22,7 +22,7 @@ from typing import Any, Final
 from zdist import context, serialize
 from zdist.client.base import Wait
 from zdist.client.client import Client
-from zdist.client.delivery import Delivery
+from zdist.client.delivery import Broken, Delivery, is_here
 from zdist.client.future import Future
 from zdist.client.submitting import options_of
 from zdist.client.wrappers import chunked, initialised
@@ -32,6 +32,7 @@ from zdist.errors import ClusterClosed, InitializerFailed
 
 __all__ = ["ExecutorFuture", "ZdistExecutor"]
 
+LOG: Final = logging.getLogger("concurrent.futures")  # where the standard executors tell of the same
 LOOK: Final = 0.25  # seconds between looks, while the interpreter ends, whether waiting is of any use
 
 _executors: weakref.WeakSet[ZdistExecutor] = weakref.WeakSet()
@@ -83,10 +84,24 @@ class ExecutorFuture(concurrent.futures.Future[Any]):
             return not self._claimed and self.set_running_or_notify_cancel()
 
     def sent(self, remote: Future) -> None:
-        """The cluster has it."""
+        """The cluster has it, unless it was cancelled meanwhile."""
         with self._condition:
-            if not self._claimed:
-                self._remote = remote
+            if self._claimed:
+                return
+            self._remote = remote
+        entry = remote._entry
+        with self._executor.client._lock:
+            if entry.status != PENDING:
+                self.resolved(entry)
+            elif entry.waiters is None:
+                entry.waiters = [self]
+            else:
+                entry.waiters.append(self)
+
+    def resolved(self, entry: Entry, /) -> None:
+        """From the driver, with the client's lock held: the task has ended."""
+        if not self._claimed:
+            self._executor._arrived(self, entry)
 
     def end(self, outcome: Outcome) -> None:
         """Give it its result or exception. The caller has claimed it."""
@@ -177,9 +192,11 @@ class ZdistExecutor(concurrent.futures.Executor):
         self._shut = False
         self._unattended = False  # shut down, and nobody waits to close the client
         self._broken = ""  # why
+        self._arrivals: list[tuple[ExecutorFuture, Entry]] = []  # their tasks have ended
         self._deliverer = 0  # the thread for callbacks, once it has worked for us
         self._owns_client = False
         self.client: Client = self._connect(client)
+        self._delivery = Delivery(self.client, None)
         _executors.add(self)
 
     def _connect(self, target: Any) -> Client:
@@ -293,7 +310,6 @@ class ZdistExecutor(concurrent.futures.Executor):
                 raise
             return False
         future.sent(remote)
-        self.client.watch((remote,), partial(self._arrived, future))
         return True
 
     def _prepared(self, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -319,15 +335,25 @@ class ZdistExecutor(concurrent.futures.Executor):
 
     # --- results -------------------------------------------------------------------------------------
 
-    def _arrived(self, future: ExecutorFuture, remote: Future) -> None:
-        """From the driver, with the client's lock held: the task has ended."""
-        if not future._claimed:
-            self.client._chore(partial(self._deliver, future, remote._entry))
+    def _arrived(self, future: ExecutorFuture, entry: Entry) -> None:
+        """With the client's lock held. What comes in one turn of the driver is delivered together."""
+        self._arrivals.append((future, entry))
+        if len(self._arrivals) == 1:
+            self.client._chore(self._deliver)
 
-    def _deliver(self, future: ExecutorFuture, entry: Entry) -> None:
+    def _deliver(self) -> None:
         """On the thread for callbacks."""
-        if future.claim():
-            self._advance(future, self._outcome(entry))
+        self._deliverer = threading.get_ident()
+        with self.client._lock:
+            arrivals, self._arrivals = self._arrivals, []
+        for future, entry in arrivals:
+            if not future.claim():
+                continue
+            if self.client._worker is None and is_here(entry):
+                value = self._delivery.load(entry)
+                self._end(future, (None, value.error) if type(value) is Broken else (value, None))
+            else:
+                self._advance(future, self._outcome(entry))
 
     async def _outcome(self, entry: Entry, end: float | None = None) -> Outcome:
         """Raises TimeoutError after the monotonic ``end``."""
@@ -340,7 +366,6 @@ class ZdistExecutor(concurrent.futures.Executor):
 
     def _advance(self, future: ExecutorFuture, work: Coroutine[Wait, bool, Outcome], ready: bool | None = None) -> None:
         """Go on with this until it has to wait, and then let others have the thread."""
-        self._deliverer = threading.get_ident()
         try:
             while True:
                 signal = work.send(ready).signal  # type: ignore[arg-type]
@@ -355,8 +380,7 @@ class ZdistExecutor(concurrent.futures.Executor):
         except BaseException as exc:  # whatever happens, the future ends and the thread goes on
             work.close()
             outcome = None, exc
-        future.end(outcome)
-        self._over(future, outcome[1])
+        self._end(future, outcome)
 
     def _resume(self, future: ExecutorFuture, work: Coroutine[Wait, bool, Outcome], signal: Signal) -> None:
         """From the driver, with the client's lock held: what was waited for is there."""
@@ -389,8 +413,10 @@ class ZdistExecutor(concurrent.futures.Executor):
 
     def _end(self, future: ExecutorFuture, outcome: Outcome) -> None:
         """On the thread for callbacks."""
-        self._deliverer = threading.get_ident()
-        future.end(outcome)
+        try:
+            future.end(outcome)
+        except BaseException:  # from a callback; of an Exception the standard future has told itself
+            LOG.exception("exception calling callback for %r", future)
         self._over(future, outcome[1])
 
     def _over(self, future: ExecutorFuture, error: BaseException | None = None) -> None:
@@ -418,7 +444,7 @@ class ZdistExecutor(concurrent.futures.Executor):
             self._broken = str(error)
             self._waiting.clear()
             left = list(self._open)
-        logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=error)
+        LOG.critical("Exception in initializer:", exc_info=error)
         for future in left:
             if future.claim():
                 broken = InitializerFailed(self._broken)
