@@ -33,7 +33,8 @@ from zdist.errors import ClusterClosed, InitializerFailed
 __all__ = ["ExecutorFuture", "ZdistExecutor"]
 
 LOG: Final = logging.getLogger("concurrent.futures")  # where the standard executors tell of the same
-LOOK: Final = 0.25  # seconds between looks, while the interpreter ends, whether waiting is of any use
+LOOK: Final = 0.25  # seconds between looks, while the interpreter ends, whether waiting is of any use;
+PATIENCE: Final = 10.0  # after so many without a broker or workers it is not: those that died are replaced faster
 
 _executors: weakref.WeakSet[ZdistExecutor] = weakref.WeakSet()
 _exiting = False
@@ -151,7 +152,7 @@ class ZdistExecutor(concurrent.futures.Executor):
     says why. Calls that cannot be pickled fail by their future. Arguments may hold zdist's futures (not standard ones).
     Callbacks run on the client's thread for them, one after the other (on the loop of an asynchronous client).
 
-    When the interpreter ends it waits for what is unfinished, unless no broker or no worker for it is there.
+    When the interpreter ends it waits for what is unfinished, unless no broker or no worker was there for 10 s.
 
     Raises ValueError for options that cannot be, SerializationError for an initializer that cannot be pickled, and what
     `Client` raises.
@@ -492,8 +493,13 @@ class ZdistExecutor(concurrent.futures.Executor):
 
     def _wait_at_exit(self) -> None:
         client = self.client
-        while self._open and client._driver is not None and not client.hindrance():
+        hindered = time.monotonic()
+        while self._open and client._driver is not None:
             if client.loop is not None and not client.loop.is_running():  # nothing is delivered any more
+                return
+            if not client.hindrance():
+                hindered = time.monotonic()
+            elif time.monotonic() - hindered > PATIENCE:
                 return
             concurrent.futures.wait(list(self._open), LOOK)
 
