@@ -115,6 +115,29 @@ def test_large_results(executor: ZdistExecutor, how: str) -> None:
     assert small.result(WITHIN) == 2
 
 
+def test_a_value_that_does_not_come_holds_up_no_other(cluster: LocalCluster) -> None:
+    """Its worker is stopped after the task, before the value is fetched."""
+    with Client(cluster, shared_memory=0, set_as_default=False) as client:
+        client.wait_for_workers(2, WITHIN)
+        (stopped, pid), (other, _) = client.run(functions.worker_pid).items()
+        busy, go_on = threading.Event(), threading.Event()
+        slow, quick = client.get_executor(workers=stopped), client.get_executor(workers=other)
+        quick.submit(functions.inc, 1).add_done_callback(lambda _: busy.set() or go_on.wait(WITHIN))
+        assert busy.wait(WITHIN)  # the thread for callbacks
+        large = slow.submit(functions.filled, 7, 1 << 20)
+        eventually(lambda: large._remote.status == "finished", "the task is over")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            go_on.set()
+            small = [quick.submit(functions.inc, i) for i in range(5)]
+            assert not standard.wait(small, timeout=WITHIN).not_done
+            with pytest.raises(TimeoutError):
+                large.result(0.1)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert standard.wait([large], timeout=WITHIN).done and large.result()[0] == 7
+
+
 def test_many_threads(executor: ZdistExecutor) -> None:
     with standard.ThreadPoolExecutor(8) as threads:
         sums = threads.map(lambda n: sum(executor.map(functions.inc, range(n))), range(20, 28))
