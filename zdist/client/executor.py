@@ -1,133 +1,33 @@
-"""``concurrent.futures`` on a cluster: an Executor whose futures are the standard ones.
-
-There is no thread of its own: results are made on the client's thread for callbacks, or in the thread that waits for
-them. What takes several steps there (a large value that has to be fetched) leaves it between them.
-"""
+"""``concurrent.futures`` on a cluster: an Executor whose futures are the standard ones."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
 import itertools
-import logging
 import secrets
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
 from zdist import context, serialize
-from zdist.client.base import Wait
 from zdist.client.client import Client
-from zdist.client.delivery import Broken, Delivery, is_here
-from zdist.client.future import Future
+from zdist.client.standard import LOG, ExecutorFuture, Results, seconds_left
 from zdist.client.submitting import options_of
 from zdist.client.wrappers import chunked, initialised
-from zdist.core.collect import Signal
-from zdist.core.entry import PENDING, Entry
-from zdist.errors import ClusterClosed, InitializerFailed
+from zdist.errors import InitializerFailed
 
-__all__ = ["ExecutorFuture", "ZdistExecutor"]
+__all__ = ["ZdistExecutor"]
 
-LOG: Final = logging.getLogger("concurrent.futures")  # where the standard executors tell of the same
 LOOK: Final = 0.25  # seconds between looks, while the interpreter ends, whether waiting is of any use;
 PATIENCE: Final = 10.0  # after so many without a broker or workers it is not: those that died are replaced faster
 
 _executors: weakref.WeakSet[ZdistExecutor] = weakref.WeakSet()
 _exiting = False
-
-Outcome = tuple[Any, BaseException | None]  # value, or why there is none
-
-
-class ExecutorFuture(concurrent.futures.Future[Any]):
-    """A standard future whose result comes from a cluster. Who waits for it drives the client's sockets meanwhile."""
-
-    def __init__(self, executor: ZdistExecutor, call: tuple[Any, ...]) -> None:
-        super().__init__()
-        self._executor = executor
-        self._call: tuple[Any, ...] | None = call  # function, args, kwargs: until the cluster has it
-        self._remote: Future | None = None  # from then on until it is done
-        self._claimed = False  # somebody gives it its end
-
-    def cancel(self) -> bool:
-        """Give it up unless it runs or is done, as far as is known here; see `ZdistExecutor`."""
-        with self._condition:
-            if self._claimed or self.running():
-                return self.cancelled()
-            self._claimed = True
-        super().cancel()
-        self.set_running_or_notify_cancel()
-        self._executor._over(self)
-        return True
-
-    def result(self, timeout: float | None = None) -> Any:
-        """As in concurrent.futures. In a task, its thread is lent to the worker meanwhile."""
-        return super().result(self._help(timeout))
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """As in concurrent.futures. In a task, its thread is lent to the worker meanwhile."""
-        return super().exception(self._help(timeout))
-
-    def claim(self) -> bool:
-        """Is it for the caller to give this future its end?"""
-        with self._condition:
-            if self._claimed:
-                return False
-            self._claimed = True
-            return True
-
-    def begin(self) -> bool:
-        """It goes to the cluster as one of a limited number, so it counts as running; False if it was cancelled."""
-        with self._condition:
-            return not self._claimed and self.set_running_or_notify_cancel()
-
-    def sent(self, remote: Future) -> None:
-        """The cluster has it, unless it was cancelled meanwhile."""
-        with self._condition:
-            if self._claimed:
-                return
-            self._remote = remote
-        entry = remote._entry
-        with self._executor.client._lock:
-            if entry.status != PENDING:
-                self.resolved(entry)
-            elif entry.waiters is None:
-                entry.waiters = [self]
-            else:
-                entry.waiters.append(self)
-
-    def resolved(self, entry: Entry, /) -> None:
-        """From the driver, with the client's lock held: the task has ended."""
-        if not self._claimed:
-            self._executor._arrived(self, entry)
-
-    def end(self, outcome: Outcome) -> None:
-        """Give it its result or exception. The caller has claimed it."""
-        value, error = outcome
-        if error is None:
-            self.set_result(value)
-        else:
-            self.set_exception(error)
-
-    def end_quietly(self, outcome: Outcome) -> bool:
-        """The same, if no callbacks would be called: the thread that waits may hold locks that those want."""
-        with self._condition:
-            if self._done_callbacks:  # type: ignore[attr-defined]
-                return False
-            self.end(outcome)
-            return True
-
-    def _help(self, timeout: float | None) -> float | None:
-        """Bring the result here in this thread, which saves two hand-overs; what is left of the timeout."""
-        remote = self._remote
-        if remote is None:
-            return timeout
-        end = None if timeout is None else time.monotonic() + timeout
-        self._executor._bring(self, remote._entry, end)
-        return _left(end)
 
 
 class ZdistExecutor(concurrent.futures.Executor):
@@ -193,11 +93,9 @@ class ZdistExecutor(concurrent.futures.Executor):
         self._shut = False
         self._unattended = False  # shut down, and nobody waits to close the client
         self._broken = ""  # why
-        self._arrivals: list[tuple[ExecutorFuture, Entry]] = []  # their tasks have ended
-        self._deliverer = 0  # the thread for callbacks, once it has worked for us
         self._owns_client = False
         self.client: Client = self._connect(client)
-        self._delivery = Delivery(self.client, None)
+        self._results = Results(self.client, self._over)
         _executors.add(self)
 
     def _connect(self, target: Any) -> Client:
@@ -222,7 +120,7 @@ class ZdistExecutor(concurrent.futures.Executor):
         """
         if not callable(fn):
             raise TypeError(f"submit takes a function first, got {type(fn).__name__}")
-        future = ExecutorFuture(self, (fn, args, kwargs))
+        future = ExecutorFuture(self._results, (fn, args, kwargs))
         with self._lock:
             if self._broken:
                 raise InitializerFailed(self._broken)
@@ -276,10 +174,10 @@ class ZdistExecutor(concurrent.futures.Executor):
             function = chunked(fn)
             calls = ((chunk,) for chunk in iter(partial(_take, calls, chunksize), []))
         ahead = deque(self.submit(function, *args) for args in itertools.islice(calls, buffersize))
-        results = self._results(function, calls if buffersize is not None else iter(()), ahead, end)
+        results = self._iterate(function, calls if buffersize is not None else iter(()), ahead, end)
         return results if chunksize == 1 else _unchunked(results)
 
-    def _results(
+    def _iterate(
         self,
         function: Callable[..., Any],
         calls: Iterator[tuple[Any, ...]],
@@ -305,8 +203,7 @@ class ZdistExecutor(concurrent.futures.Executor):
             remote = self.client._submit(self._prepared(fn), args, kwargs, None, self._pure, self._options)
         except BaseException as exc:
             if future.claim():
-                future.end((None, exc))
-            self._forget(future)
+                self._results.finish(future, (None, exc))
             if not isinstance(exc, Exception):
                 raise
             return False
@@ -333,92 +230,6 @@ class ZdistExecutor(concurrent.futures.Executor):
                 future = self._waiting.popleft()
             if self._start(future):
                 return
-
-    # --- results -------------------------------------------------------------------------------------
-
-    def _arrived(self, future: ExecutorFuture, entry: Entry) -> None:
-        """With the client's lock held. What comes in one turn of the driver is delivered together."""
-        self._arrivals.append((future, entry))
-        if len(self._arrivals) == 1:
-            self.client._chore(self._deliver)
-
-    def _deliver(self) -> None:
-        """On the thread for callbacks."""
-        self._deliverer = threading.get_ident()
-        with self.client._lock:
-            arrivals, self._arrivals = self._arrivals, []
-        for future, entry in arrivals:
-            if not future.claim():
-                continue
-            if self.client._worker is None and is_here(entry):
-                value = self._delivery.load(entry)
-                self._end(future, (None, value.error) if type(value) is Broken else (value, None))
-            else:
-                self._advance(future, self._outcome(entry))
-
-    async def _outcome(self, entry: Entry, end: float | None = None) -> Outcome:
-        """Raises TimeoutError after the monotonic ``end``."""
-        delivery = Delivery(self.client, None)
-        try:
-            values, failed = await delivery.bring((entry,), True, end)
-        finally:
-            delivery.close()
-        return values.get(entry), failed.get(entry)
-
-    def _advance(self, future: ExecutorFuture, work: Coroutine[Wait, bool, Outcome], ready: bool | None = None) -> None:
-        """Go on with this until it has to wait, and then let others have the thread."""
-        try:
-            while True:
-                signal = work.send(ready).signal  # type: ignore[arg-type]
-                with self.client._lock:
-                    if not signal.ready():
-                        self.client._usable().wake()
-                        signal.notify = partial(self._resume, future, work, signal)
-                        return
-                ready = True
-        except StopIteration as end:
-            outcome = end.value
-        except BaseException as exc:  # whatever happens, the future ends and the thread goes on
-            work.close()
-            outcome = None, exc
-        self._end(future, outcome)
-
-    def _resume(self, future: ExecutorFuture, work: Coroutine[Wait, bool, Outcome], signal: Signal) -> None:
-        """From the driver, with the client's lock held: what was waited for is there."""
-        signal.notify = None
-        self.client._chore(partial(self._advance, future, work, True))
-
-    def _bring(self, future: ExecutorFuture, entry: Entry, end: float | None) -> None:
-        """In a thread that waits for this future: drive until it is done, or until the monotonic ``end``."""
-        client = self.client
-        mine = False
-        try:
-            client.block(lambda: entry.status != PENDING or future.done(), _left(end))
-            if entry.status == PENDING or future.done():
-                return
-            mine = future.claim()
-            if not mine:
-                client._usable().hand_over()  # whoever has it may need the sockets
-                return
-            outcome = client._now(self._outcome(entry, end))
-        except BaseException as exc:
-            if mine:
-                client._chore(partial(self._advance, future, self._outcome(entry)))
-            if isinstance(exc, TimeoutError) or (isinstance(exc, ClusterClosed) and client.status != "forked"):
-                return  # the end of the client is the end of its futures
-            raise
-        if future.end_quietly(outcome):
-            self._over(future, outcome[1])
-        else:
-            client._chore(partial(self._end, future, outcome))
-
-    def _end(self, future: ExecutorFuture, outcome: Outcome) -> None:
-        """On the thread for callbacks."""
-        try:
-            future.end(outcome)
-        except BaseException:  # from a callback; of an Exception the standard future has told itself
-            LOG.exception("exception calling callback for %r", future)
-        self._over(future, outcome[1])
 
     def _over(self, future: ExecutorFuture, error: BaseException | None = None) -> None:
         """This future has its end: let go of what it stood for, and let the next begin."""
@@ -450,7 +261,7 @@ class ZdistExecutor(concurrent.futures.Executor):
             if future.claim():
                 broken = InitializerFailed(self._broken)
                 broken.__cause__ = error.__cause__
-                self.client._chore(partial(self._end, future, (None, broken)))
+                self._results.finish(future, (None, broken))
 
     # --- ending --------------------------------------------------------------------------------------
 
@@ -477,19 +288,9 @@ class ZdistExecutor(concurrent.futures.Executor):
             for future in left:
                 future._help(None)
                 concurrent.futures.wait((future,))
-            self._await_callbacks()
+            self._results.await_callbacks()
         if self._owns_client and (wait or not self._open):
             self.client.close()
-
-    def _await_callbacks(self) -> None:
-        """Wait until the thread for callbacks has done what is queued there."""
-        client = self.client
-        if client._chores is None or self._deliverer in (0, threading.get_ident()):
-            return
-        done = threading.Event()
-        client._chore(done.set)
-        while not done.wait(LOOK) and client._driver is not None:
-            pass
 
     def _wait_at_exit(self) -> None:
         client = self.client
@@ -508,18 +309,13 @@ class ZdistExecutor(concurrent.futures.Executor):
         return f"<ZdistExecutor: {state}, {self.client!r}>"
 
 
-def _left(end: float | None) -> float | None:
-    """Seconds until a monotonic time."""
-    return None if end is None else max(0.0, end - time.monotonic())
-
-
 def _take(calls: Iterator[tuple[Any, ...]], size: int) -> list[tuple[Any, ...]]:
     return list(itertools.islice(calls, size))
 
 
 def _result_or_cancel(future: ExecutorFuture, end: float | None) -> Any:
     try:
-        return future.result(_left(end))
+        return future.result(seconds_left(end))
     finally:
         future.cancel()
         del future  # a traceback would keep it
