@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zdist.client.client import Client
     from zdist.client.coordination import Event, Queue, Variable
+    from zdist.client.executor import ZdistExecutor
     from zdist.client.future import Future
     from zdist.client.locks import Lock, MultiLock, Semaphore
     from zdist.client.progress import progress
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         CancelledError,
         ClusterClosed,
         ConfigError,
+        InitializerFailed,
         KeyConflict,
         KilledWorker,
         PeerUnreachable,
@@ -69,6 +71,7 @@ __all__ = [
     "DoneAndNotDoneFutures",
     "Event",
     "Future",
+    "InitializerFailed",
     "KeyConflict",
     "KilledWorker",
     "LocalCluster",
@@ -86,6 +89,7 @@ __all__ = [
     "Variable",
     "VersionMismatch",
     "ZdistError",
+    "ZdistExecutor",
     "__version__",
     "as_completed",
     "default_client",
@@ -105,6 +109,7 @@ __all__ = [
 _HOMES = {
     "zdist.client.client": ("Client",),
     "zdist.client.coordination": ("Event", "Queue", "Variable"),
+    "zdist.client.executor": ("ZdistExecutor",),
     "zdist.client.future": ("Future",),
     "zdist.client.locks": ("Lock", "MultiLock", "Semaphore"),
     "zdist.client.progress": ("progress",),

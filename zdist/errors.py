@@ -12,6 +12,7 @@ __all__ = [
     "CancelledError",
     "ClusterClosed",
     "ConfigError",
+    "InitializerFailed",
     "InvariantError",
     "KeyConflict",
     "KilledWorker",
@@ -41,6 +42,12 @@ class KilledWorker(ZdistError):
 
 class TaskTimeout(ZdistError, TimeoutError):
     """A task ran for longer than its ``timeout``; its worker was replaced. The text says which, how long and where."""
+
+
+class InitializerFailed(ZdistError, concurrent.futures.BrokenExecutor):
+    """An executor's initializer raised in a worker, and is the cause of this; the executor takes nothing any more."""
+
+    executor = ""  # its id
 
 
 class SerializationError(ZdistError, TypeError):

@@ -386,7 +386,7 @@ def _do_chores(chores: queue.SimpleQueue[Callable[[], object] | None]) -> None:
             return
         try:
             chore()
-        except Exception:
+        except BaseException:  # also SystemExit: others wait for this thread
             import logging
 
             logging.getLogger("zdist.client").exception("a done callback failed")

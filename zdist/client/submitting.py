@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zdist import limits, serialize
 from zdist.client.base import Base
@@ -16,7 +16,10 @@ from zdist.core.store import Blob
 from zdist.errors import SerializationError
 from zdist.protocol.messages import Buffer, Options, Payload
 
-__all__ = ["Submitting"]
+if TYPE_CHECKING:
+    from zdist.client.executor import ZdistExecutor
+
+__all__ = ["Submitting", "options_of"]
 
 
 class Held:
@@ -125,13 +128,25 @@ class Submitting(Base):
         if not callable(func):
             raise TypeError(f"submit takes a function first, got {type(func).__name__}")
         _refuse_actors(actor or actors)
+        options = options_of(workers, resources, retries, priority, allow_other_workers, tags, timeout)
+        return self._submit(func, args, kwargs, key, pure is None or pure, options)
+
+    def _submit(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        key: str | None,
+        pure: bool,
+        options: tuple[Any, ...],
+    ) -> Future:
+        """`submit`, for callers whose keyword arguments may have any name; ``options`` as `options_of` makes them."""
         driver = self._usable()
         blob = serialize.dumps_function(func)
-        options = _options(workers, resources, retries, priority, allow_other_workers, tags, timeout)
         work = self._work(blob, options, key is None)
         own = False  # is the key made for this call alone?
         if key is None:
-            if pure is None or pure:
+            if pure:
                 key = f"{blob.name}-{_token(blob.code_digest(func), blob.name, args, kwargs)}"
                 known = self._known(key)
                 if known is not None:
@@ -188,7 +203,7 @@ class Submitting(Base):
         _refuse_actors(actor or actors)
         self._usable()
         blob = serialize.dumps_function(func)
-        options = _options(workers, resources, retries, priority, allow_other_workers, tags, timeout)
+        options = options_of(workers, resources, retries, priority, allow_other_workers, tags, timeout)
         keys: Iterator[str] | None = None
         if isinstance(key, list | tuple):
             sizes = {len(it) for it in iterables if isinstance(it, Sized)}
@@ -260,6 +275,16 @@ class Submitting(Base):
             origins.client = origins.foreign = None
             held.release()
         return futures
+
+    def get_executor(self, **options: Any) -> ZdistExecutor:
+        """A ``concurrent.futures.Executor`` on this client's cluster. As in dask.distributed 2021.10.
+
+        Parameters: those of `ZdistExecutor` but the client: ``max_workers``, ``initializer``, ``workers``, ``retries``
+        and others. The client stays open when the executor is shut down.
+        """
+        from zdist.client.executor import ZdistExecutor
+
+        return ZdistExecutor(self, **options)
 
     # --- parts of a submission -----------------------------------------------------------------------
 
@@ -348,7 +373,7 @@ def _payload(data: bytes) -> Payload:
     return data if len(data) < limits.OWN_FRAME else Buffer(data)
 
 
-def _options(
+def options_of(
     workers: Any,
     resources: Mapping[str, float] | None,
     retries: int | None,
@@ -357,6 +382,7 @@ def _options(
     tags: Any,
     timeout: float | str | None = None,
 ) -> tuple[Any, ...]:
+    """What `submit` was told of where, when and how often a task may run. Raises ValueError for what cannot be."""
     limit = seconds(timeout) or 0.0
     if timeout is not None and limit <= 0:
         raise ValueError(f"timeout={timeout!r} must be more than 0 seconds")
