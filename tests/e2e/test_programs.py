@@ -22,7 +22,8 @@ EXPECTED = {
     "actors": "Actor 10\n20\n[0, 1, 2, 3, 4]\nraised: an actor's own\n[2, 3] 25\n1 25\n",
     "as_completed_loop": "(216, 2919) 8\n{0: 0, 1: 1, 2: 4, 3: 9, 4: 16}\n",
     "futures": (
-        "99\n{'first': 1, 'rest': [2, (3,)]}\nerror error ZeroDivisionError\nraised: division by zero\n[1, 2]\n4950 4950\n"
+        "99\n{'first': 1, 'rest': [2, (3,)]}\nerror error ZeroDivisionError\nraised: division by zero\n"
+        "[1, 2]\n4950 4950\n"
     ),
     "map_reduce": "[('dog', 180), ('fox', 180), ('the', 600)] 18 2880\n",
     "nested_tasks": f"34\n{sorted((i * 7919) % 101 for i in range(60))}\n",

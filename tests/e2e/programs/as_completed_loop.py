@@ -21,7 +21,7 @@ def main():
         pool = as_completed([client.submit(steps, 1, 400)])
         best, blocks = (0, 0), 0
         for future in pool:
-            start, stop, found = future.result()
+            _, stop, found = future.result()
             blocks += 1
             best = max(best, found)
             if stop < 3000:  # two more from each, until the bound is reached

@@ -1,6 +1,7 @@
 """Futures as arguments, nested gathers, errors, retries."""
 
 import sys
+from itertools import pairwise
 
 from dask.distributed import Client, wait
 
@@ -24,7 +25,7 @@ def total(xs):
 def main():
     with Client(sys.argv[1]) as client:
         numbers = client.map(inc, range(10))
-        pairs = [client.submit(add, a, b) for a, b in zip(numbers, numbers[1:])]
+        pairs = [client.submit(add, a, b) for a, b in pairwise(numbers)]
         result = client.submit(total, pairs)
         print(result.result())
         print(client.gather({"first": numbers[0], "rest": [numbers[1], (numbers[2],)]}))

@@ -13,7 +13,7 @@ class Weights:
         self.pushes = 0
 
     def push(self, gradient, rate):
-        self.values = [w - rate * g for w, g in zip(self.values, gradient)]
+        self.values = [w - rate * g for w, g in zip(self.values, gradient, strict=True)]
         self.pushes += 1
         return self.pushes
 
