@@ -157,7 +157,7 @@ class Departures:
 
     def _only_here(self, task: Task, leaving: Any) -> bool:
         """Whether no worker would have the task's data (that the broker has a value at hand ends when it is killed)."""
-        needed = task.state == MEMORY and bool(task.who or task.users)
+        needed = task.state == MEMORY and bool(task.who or task.users) and not task.stuck
         return needed and all(holder in leaving for holder in task.holders)
 
     def gone(self, worker: Worker) -> None:

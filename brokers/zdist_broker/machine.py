@@ -29,6 +29,7 @@ from zdist.protocol.messages import (
     Leaving,
     Message,
     Missing,
+    NoCopy,
     NodeEnded,
     Output,
     Overdue,
@@ -52,12 +53,14 @@ from zdist_broker.intake import Intake
 from zdist_broker.lanes import Lanes
 from zdist_broker.leaving import Departures
 from zdist_broker.lifecycle import Lifecycle
+from zdist_broker.looking import Looks
 from zdist_broker.notices import Notices
 from zdist_broker.parse import hello_info
 from zdist_broker.placement import Placement
 from zdist_broker.queries import Queries, Shutdown
 from zdist_broker.recovery import Recovery
 from zdist_broker.relay import Relay
+from zdist_broker.replicas import Replicas
 from zdist_broker.state import Client, Node, Tables, Worker
 from zdist_broker.taking_back import TakingBack
 
@@ -109,6 +112,8 @@ class BrokerMachine(Machine[str]):
         )
         self.notices = Notices(tables, placement, self.log, address)
         self.departures = departures = Departures(tables, data, lifecycle, queries)
+        self.replicas = Replicas(tables, data, lifecycle, queries)
+        self.looks = Looks(tables, placement, queries)
         self.lanes = lanes = Lanes(tables, placement, intake)
         self.peers: dict[str, Client | Worker | Node] = {}
         self.client_handlers: Handlers = {
@@ -133,6 +138,7 @@ class BrokerMachine(Machine[str]):
             Held: data.held,
             Unowned: recovery.runs_on,
             Missing: data.missing,
+            NoCopy: data.no_copy,
             Returned: data.returned,
             Seceded: data.seceded,
             Subscribe: data.subscribe,
@@ -223,6 +229,7 @@ class BrokerMachine(Machine[str]):
         if isinstance(peer, Client):
             del self.tables.clients[session]
             self.queries.gone([peer], reason)
+            self.replicas.gone(peer)
             self.intake.leave(peer)
             self.data.leave(peer)
             self.lanes.left(peer)
@@ -339,13 +346,14 @@ class BrokerMachine(Machine[str]):
             self.lanes.sweep(now)
         self.recovery.tick(now)
         self.departures.tick(now)
+        self.replicas.tick(now)
 
     def deadline(self) -> float | None:
         """When ``tick`` is next needed."""
         due = self.taking_back.due_at
         for when in (
             self.queries.deadline(), self.lanes.sweep_at, self.notices.deadline(), self.recovery.deadline(),
-            self.departures.look_at,
+            self.departures.look_at, self.replicas.look_at,
         ):  # fmt: skip
             if when is not None and (due is None or when < due):
                 due = when

@@ -91,7 +91,8 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _bytes(payload: Payload) -> bytes:
+def plain(payload: Payload) -> bytes:
+    """A payload as it may stand in an answer."""
     return bytes(payload.data) if isinstance(payload, Buffer) else payload
 
 
@@ -194,7 +195,7 @@ class Queries:
                 "memory_limit": w.memory_limit,
                 "tags": list(w.tags),
                 "resources": dict(w.resources),
-                "status": "leaving" if w.leaving else "paused" if w.paused else "running",
+                "status": w.status,
                 "processing": len(w.assigned),
                 "held": len(w.held),
                 "last_seen": now - max(w.seen, node.seen if node else 0.0),
@@ -317,7 +318,7 @@ class Queries:
         pending = self.pending.get(message.req)
         if pending is not None and size <= min(pending.room, CALL_BYTES):
             pending.room -= size
-            self.answered(worker, message.req, [message.ok, _bytes(message.payload)])
+            self.answered(worker, message.req, [message.ok, plain(message.payload)])
         else:
             most = f"{CALL_BYTES} are possible from each worker, {ANSWER_BYTES} from all"
             self.answered(worker, message.req, [False, None, f"its answer has {size} bytes; at most {most}"])

@@ -129,7 +129,8 @@ class Admin(Base):
     ) -> Any:
         """Run a function on all workers (or those named), at once and whatever they are doing.
 
-        A parameter ``dask_worker`` of the function gets the worker. Returns results by worker address.
+        A parameter ``dask_worker`` of the function gets the worker. A coroutine function is run to its end, on an event
+        loop of its own. Returns results by worker address.
 
         Parameters:
             wait: False not to wait for the results.
@@ -172,6 +173,10 @@ class Admin(Base):
             if on_error == "return":
                 results[address] = error
         return results
+
+    def run_coroutine(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The same as `run`, which takes coroutine functions too. As in dask.distributed 2021.10."""
+        return self.run(function, *args, **kwargs)
 
     def get_worker_logs(self, n: int | None = None, workers: Any = None, nanny: bool = False) -> Any:
         """The last ``n`` log records of each worker, newest last, as (level, line), by worker address."""

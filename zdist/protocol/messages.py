@@ -355,6 +355,12 @@ class Missing(NamedTuple):
     rows: tuple[tuple[Key, tuple[Session, ...]], ...]
 
 
+class NoCopy(NamedTuple):
+    """Copies that nobody can have, as their holder cannot pickle the value: key, why."""
+
+    rows: tuple[tuple[Key, str], ...]
+
+
 class Returned(NamedTuple):
     """Attempts that had not started and will not."""
 
@@ -409,7 +415,7 @@ Message: TypeAlias = (
     | Lane | SubmitEarly | RunEarly | DoneEarly
     | Starved | NodeEnded | Claim
     | TimeLimit | Interrupt | Overdue | Leaving | Dismiss
-    | Unowned | Adopt
+    | Unowned | Adopt | NoCopy
 )  # fmt: skip
 
 # The position is the code on the wire: append only, never reorder within a protocol version.
