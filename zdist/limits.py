@@ -157,6 +157,7 @@ ASK_BACK_TIMEOUT: Final = 1.0  # a worker that gave nothing back is not asked ag
 COPY_PAUSE: Final = 0.01  # how often the broker looks how far ordered copies are
 MOVES: Final = 10_000  # keys that one rebalance takes from a worker
 FAILURES_KEPT: Final = 32  # last tasks that failed, for those who look
+KEYS_SHOWN: Final = 64  # keys of one worker told to those who look
 COUNTED_TASKS: Final = 20_000  # up to so many are counted by state for those who look
 PLACE_FAN_OUT: Final = 2  # copies pulled from one holder at once while data spreads
 POOLS_KEPT: Final = 64  # placement classes and option sets kept for reuse

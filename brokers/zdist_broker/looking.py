@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from zdist.core.naming import group_of
-from zdist.limits import ASK_ENTRIES, CALL_BYTES, COUNTED_TASKS, LOG_LINES, MAX_KEY
+from zdist.limits import ASK_ENTRIES, CALL_BYTES, COUNTED_TASKS, KEYS_SHOWN, LOG_LINES, MAX_KEY
 from zdist.protocol.messages import payload_size
 from zdist_broker import parse
 from zdist_broker.intake import UNKNOWN
 from zdist_broker.placement import Placement
 from zdist_broker.queries import Queries, Request, plain
-from zdist_broker.state import ASSIGNED, FORGOTTEN, MEMORY, STATES, Client, Tables, Task, Worker
+from zdist_broker.state import ASSIGNED, FORGOTTEN, MEMORY, SECEDED, STATES, Client, Tables, Task, Worker
 
 __all__ = ["Looks"]
 
@@ -37,6 +38,7 @@ class Looks:
         self.versions: Callable[[tuple[str, ...]], dict[str, Any]] = lambda packages: {}
         queries.asks |= {
             "status": (lambda args: None, self._status),
+            "worker": (lambda args: parse.text("worker", args), self._worker),
             "nbytes": (_nbytes_args, self._nbytes),
             "running": (lambda args: None if args is None else parse.keys("keys", args), self._running),
             "spec": (lambda args: parse.text("key", args, MAX_KEY), self._spec),
@@ -78,6 +80,20 @@ class Looks:
             "held": len(worker.held),
             "completed": worker.completed,
             "last_seen": now - max(worker.seen, node.seen if node is not None else 0.0),
+        }
+
+    def _worker(self, client: Client, req: int, args: Any, now: float) -> dict[str, Any]:
+        """The first of what a worker has been given and holds: keys with what is known of them."""
+        (worker,) = self.queries.chosen((args,))[:1]
+        return {
+            **self._row(worker, now),
+            "tags": list(worker.tags),
+            "resources": dict(worker.resources),
+            "assigned": [
+                (t.key, "waiting" if t.waiting else "seceded" if t.flags & SECEDED else "started or queued")
+                for t in islice(worker.assigned.values(), KEYS_SHOWN)
+            ],
+            "keys": [(t.key, t.nbytes, t.type) for t in islice(worker.held.values(), KEYS_SHOWN)],
         }
 
     def _by_state(self) -> dict[str, int]:

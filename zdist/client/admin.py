@@ -12,6 +12,7 @@ from zdist.client.containers import flatten
 from zdist.client.future import Future, raisable
 from zdist.client.submitting import names
 from zdist.client.waiting import seconds
+from zdist.core.entry import Reply
 from zdist.errors import ClusterClosed, ZdistError
 from zdist.limits import OWN_FRAME
 from zdist.protocol.messages import Buffer
@@ -152,6 +153,26 @@ class Admin(Base):
         wait: bool,
         on_error: str,
     ) -> dict[str, Any] | None:
+        reply, name = self._call(function, args, kwargs, workers)
+        if not wait:
+            return None
+        answers = await self._answer(reply, None, f"run of {name}")
+        results: dict[str, Any] = {}
+        for address, (ok, data, *about) in answers.items():
+            if ok:
+                results[address] = serialize.loads(_bytes(data), what=f"what {name} returned", owner=self)
+                continue
+            error = _run_error(name, address, data, "".join(about))
+            if on_error == "raise":
+                raise raisable(error, f"{name} on {address}")
+            if on_error == "return":
+                results[address] = error
+        return results
+
+    def _call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], workers: tuple[str, ...]
+    ) -> tuple[Reply, str]:
+        """Send a function to workers (all of them if none are named): where the answer will be, and its name."""
         driver = self._usable()
         blob = serialize.dumps_function(function)
         packed, _ = serialize.dumps_args(args, kwargs, None, what=f"arguments of {blob.name}")
@@ -159,20 +180,7 @@ class Admin(Base):
         with self._lock:
             reply = self._ledger.call(workers or None, payload if len(payload) < OWN_FRAME else Buffer(payload))
         driver.wake()
-        if not wait:
-            return None
-        answers = await self._answer(reply, None, f"run of {blob.name}")
-        results: dict[str, Any] = {}
-        for address, (ok, data, *about) in answers.items():
-            if ok:
-                results[address] = serialize.loads(_bytes(data), what=f"what {blob.name} returned", owner=self)
-                continue
-            error = _run_error(blob.name, address, data, "".join(about))
-            if on_error == "raise":
-                raise raisable(error, f"{blob.name} on {address}")
-            if on_error == "return":
-                results[address] = error
-        return results
+        return reply, blob.name
 
     def run_coroutine(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The same as `run`, which takes coroutine functions too. As in dask.distributed 2021.10."""
