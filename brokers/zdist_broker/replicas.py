@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from heapq import heapify, heapreplace, nlargest
 from typing import Any, Final, NamedTuple
 
+from zdist.core.machine import require
 from zdist.limits import COPY_PAUSE, LEAVE_COPIES, MAX_SESSIONS, MOVES
 from zdist.protocol.messages import Answer
 from zdist_broker import parse
@@ -112,6 +113,11 @@ class Replicas:
                 self.tables.tell(order.client, Answer(order.req, True, value))
         self.look_at = now + COPY_PAUSE if self.orders else None
 
+    def check(self) -> None:
+        """Raise InvariantError if an order is nobody's, or would never be looked at."""
+        require(not any(order.client.gone for order in self.orders), "copies are ordered by a client that is gone")
+        require(self.look_at is not None or not self.orders, "ordered copies are never looked at")
+
     # --- so many copies -----------------------------------------------------------------------------------
 
     def _copied(self, order: Order, key: str, now: float) -> bool:
@@ -170,7 +176,7 @@ class Replicas:
                     break
                 target = workers[least[0][1]]
                 after = held[target] + task.nbytes
-                if after < held[source] and task.key not in target.held:
+                if TOLERANCE * after < held[source] and task.key not in target.held:
                     moves.append(Move(task, source, target))
                     held[source] -= task.nbytes
                     held[target] = after
