@@ -60,11 +60,12 @@ class Pending:
 
 
 class Restart(NamedTuple):
-    """A restart that waits for as many new workers as there were."""
+    """A restart that waits until workers are gone and there are as many as before."""
 
     client: Client
     req: int
-    old: dict[str, None]  # sessions
+    old: dict[str, None]  # sessions that are to be gone
+    number: int  # of workers that are to be there
     deadline: float | None
 
 
@@ -266,7 +267,8 @@ class Queries:
             task.flags &= ~PINNED
         self.lifecycle.cancel(everything, "cluster restarted")
         client.asking += 1
-        self.restarts.append(Restart(client, req, {w.session: None for w in self._there()}, deadline))
+        old = {w.session: None for w in self._there()}
+        self.restarts.append(Restart(client, req, old, len(old), deadline))
         for node in tables.nodes.values():
             self.req += 1
             tables.tell(node, Adjust(self.req, -1, True))
@@ -387,11 +389,11 @@ class Queries:
         if self.restarts:
             fresh = {w.session: None for w in self._there()}
             for restart in list(self.restarts):
-                back = len(fresh) >= len(restart.old) and not any(session in fresh for session in restart.old)
+                back = len(fresh) >= restart.number and not any(session in fresh for session in restart.old)
                 if back or (restart.deadline is not None and now >= restart.deadline):
                     self.restarts.remove(restart)
                     restart.client.asking -= 1
-                    text = f"restart: {len(fresh)} of {len(restart.old)} workers were back in time"
+                    text = f"restart: {len(fresh)} of {restart.number} workers were back in time"
                     tables.tell(restart.client, Answer(restart.req, back, len(fresh) if back else text))
         if self.stopping:
             for peer in (*tables.nodes.values(), *tables.clients.values()):

@@ -223,3 +223,17 @@ def test_a_worker_that_dies_while_results_move_harms_nothing(client: Client) -> 
     client.run(functions.die, workers=second, wait=False)
     client.rebalance()
     assert [int(array[0]) for array in client.gather(futures, timeout=WITHIN)] == list(range(12))
+
+
+def test_workers_are_replaced_and_lose_nothing(client: Client) -> None:
+    first, _ = client.scheduler_info()["workers"]
+    before = client.run(os.getpid)
+    futures = [client.submit(functions.filled, n, 40_000, workers=first) for n in range(3)]
+    data = client.scatter([b"x" * 1000], workers=first)
+    wait(futures)
+    assert client.restart_workers(first) == {first: "OK"}
+    after = client.run(os.getpid)
+    assert len(set(before.values()) & set(after.values())) == 1 and len(after) == 2
+    assert [int(array[0]) for array in client.gather(futures)] == [0, 1, 2] and client.gather(data) == [b"x" * 1000]
+    with pytest.raises(ZdistError, match="there is no worker 'nobody'"):
+        client.restart_workers(["nobody"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -110,7 +111,7 @@ def table(found: dict[str, Any], view: View, rows: int, live: bool) -> Table:
     names = [row["name"] for row in workers]
     at = names.index(view.selected) if view.selected in names else 0
     start = min(max(0, at - rows // 2), max(0, len(workers) - rows))
-    out = Table(expand=False, pad_edge=False, caption=None)
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(COLUMNS):
         title = f"{column.title} ▾" if live and number == view.column else column.title
         out.add_column(title, justify="right" if column.numeric else "left", no_wrap=True, overflow="ellipsis")

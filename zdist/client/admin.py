@@ -203,6 +203,35 @@ class Admin(Base):
     async def _restart(self, timeout: float | None) -> None:
         await self._asking("restart", timeout, timeout)
 
+    def restart_workers(self, workers: Any, timeout: float | str | None = 30.0, raise_for_error: bool = True) -> Any:
+        """Replace the processes of some workers, and return when others are there instead.
+
+        Their data is copied elsewhere first, if there are other workers, and what they run is started again there; so
+        nothing is lost by it. As in later releases of dask.distributed, which lose what such workers hold.
+
+        Parameters:
+            workers: address or name, or several.
+            timeout: seconds to wait, None for as long as it takes.
+            raise_for_error: False not to raise TimeoutError.
+
+        Returns ``{worker: "OK"}``, or "timed out", with the workers as they were given. Raises TimeoutError, and
+        ZdistError if there is no such worker.
+        """
+        chosen = list(names(workers))
+        if not chosen:
+            raise ValueError("restart_workers needs addresses or names of workers; restart() replaces all of them")
+        return self._sync(self._restart_workers(chosen, seconds(timeout), raise_for_error))
+
+    async def _restart_workers(self, workers: list[str], timeout: float | None, strict: bool) -> dict[str, str]:
+        patience = None if timeout is None else timeout + 1.0  # the broker's; what it says after ours is not heard
+        try:
+            await self._asking("restart_workers", (workers, patience), timeout)
+        except TimeoutError:
+            if strict:
+                raise
+            return dict.fromkeys(workers, "timed out")
+        return dict.fromkeys(workers, "OK")
+
     def retire_workers(self, workers: Any) -> Any:
         """End workers in good order: they get nothing new, what they run comes to an end, and results and data that
         only they have are copied to others first. Their nodes do not replace them.

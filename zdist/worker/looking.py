@@ -24,7 +24,9 @@ def call_stacks(keys: list[str] | None, dask_worker: Any) -> dict[str, tuple[str
     for thread, runner in list(dask_worker.executor.alive.items()):
         task, frame = runner.task, frames.get(thread.ident or 0)
         if task is not None and frame is not None and (wanted is None or task.key in wanted):
-            stacks[task.key] = tuple(traceback.format_list(_own(frame)))
+            stacks[task.key] = tuple(traceback.format_list(_own(frame))) or (
+                f"  in {task.function.name}, without Python\n",
+            )
     return stacks
 
 
@@ -32,7 +34,7 @@ def _own(frame: FrameType) -> traceback.StackSummary:
     """A stack without what the worker has put around the task."""
     frames = list(traceback.walk_stack(frame))
     inside = [n for n, (each, _) in enumerate(frames) if each.f_globals.get("__name__") == "zdist.worker.executor"]
-    frames = frames[: inside[0]] if inside and inside[0] else frames
+    frames = frames[: inside[0]] if inside else frames
     return traceback.StackSummary.extract(iter(frames[::-1]), lookup_lines=True)
 
 
