@@ -155,6 +155,7 @@ STEAL_PAUSE: Final = 0.005
 STEAL_SAMPLE: Final = 32  # busy workers looked at for the most loaded one
 ASK_BACK_TIMEOUT: Final = 1.0  # a worker that gave nothing back is not asked again before
 COPY_PAUSE: Final = 0.01  # how often the broker looks how far ordered copies are
+COPIES_AHEAD: Final = 256  # keys of one order that are under way
 MOVES: Final = 10_000  # keys that one rebalance takes from a worker
 FAILURES_KEPT: Final = 32  # last tasks that failed, for those who look
 KEYS_SHOWN: Final = 64  # keys of one worker told to those who look

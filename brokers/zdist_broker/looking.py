@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from zdist.core.naming import group_of
 from zdist.limits import ASK_ENTRIES, CALL_BYTES, COUNTED_TASKS, KEYS_SHOWN, LOG_LINES, MAX_KEY
@@ -20,6 +20,9 @@ from zdist_broker.queries import Queries, Request, plain
 from zdist_broker.state import ASSIGNED, FORGOTTEN, MEMORY, SECEDED, STATES, Client, Tables, Task, Worker
 
 __all__ = ["Looks"]
+
+
+PACKAGES: Final = 64  # named in one question for versions
 
 
 class Looks:
@@ -43,7 +46,7 @@ class Looks:
             "running": (lambda args: None if args is None else parse.keys("keys", args), self._running),
             "spec": (lambda args: parse.text("key", args, MAX_KEY), self._spec),
             "logs": (lambda args: None if args is None else parse.whole("n", args, 0, LOG_LINES), self._logs),
-            "versions": (lambda args: parse.names("packages", args), self._versions),
+            "versions": (_packages, self._versions),
         }
 
     def _status(self, client: Client, req: int, args: Any, now: float) -> dict[str, Any]:
@@ -161,6 +164,13 @@ class Looks:
 
     def _versions(self, client: Client, req: int, args: Any, now: float) -> dict[str, Any]:
         return self.versions(args)
+
+
+def _packages(args: Any) -> tuple[str, ...]:
+    names = parse.names("packages", args)
+    if len(names) > PACKAGES:
+        raise ValueError(f"packages: {len(names)} names, at most {PACKAGES}, as each is looked up on the disk")
+    return names
 
 
 def _nbytes_args(args: Any) -> tuple[Any, bool]:

@@ -13,7 +13,7 @@ from heapq import heapify, heapreplace, nlargest
 from typing import Any, Final, NamedTuple
 
 from zdist.core.machine import require
-from zdist.limits import COPY_PAUSE, LEAVE_COPIES, MAX_SESSIONS, MOVES
+from zdist.limits import COPIES_AHEAD, COPY_PAUSE, MAX_SESSIONS, MOVES
 from zdist.protocol.messages import Answer
 from zdist_broker import parse
 from zdist_broker.data import Data
@@ -102,7 +102,7 @@ class Replicas:
             active, todo, look = order.active, order.todo, order.look
             while active and look(order, active[0], now):
                 active.popleft()
-            while todo and len(active) < LEAVE_COPIES:
+            while todo and len(active) < COPIES_AHEAD:
                 item = todo.popleft()
                 if not look(order, item, now):
                     active.append(item)

@@ -40,7 +40,7 @@ class Inspecting(Admin):
             keys: keys, or futures; None for all.
             summary: True to add up what functions have made, by their names; False for a number for each key.
         """
-        chosen = None if keys is None else [getattr(key, "key", key) for key in keys]
+        chosen = None if keys is None else [getattr(key, "key", key) for key in _several(keys)]
         return self._ask("nbytes", (chosen, bool(summary)))
 
     def call_stack(self, futures: Any = None, keys: Sequence[str] | None = None) -> Any:
@@ -51,7 +51,7 @@ class Inspecting(Admin):
 
         Workers without such a task are left out. One whose task holds the GIL in C answers when that lets go.
         """
-        wanted = None if futures is None and keys is None else list(keys or ())
+        wanted = None if futures is None and keys is None else list(_several(keys or ()))
         if futures is not None and wanted is not None:
             wanted += [future.key for future in flatten(futures)[0]]
         return self._sync(self._call_stack(wanted))
@@ -81,7 +81,7 @@ class Inspecting(Admin):
         Raises:
             ValueError: with ``check``: a table of what differs.
         """
-        extra = [name if isinstance(name, str) else name[0] for name in packages]
+        extra = [packages] if isinstance(packages, str) else [p if isinstance(p, str) else p[0] for p in packages]
         return self._sync(self._get_versions(check, extra))
 
     async def _get_versions(self, check: bool, packages: list[str]) -> dict[str, Any]:
@@ -104,23 +104,23 @@ class Inspecting(Admin):
         need be. Returns what the task returns, if it does not fail here. Raises ValueError if none has failed. As in
         dask.distributed 2021.10; on an asynchronous client it is awaited, and the task runs on its event loop.
         """
-        return self._replayed(self._error_of(future))
+        return self._replayed(self._error_of, future)
 
     def recreate_task_locally(self, future: Any) -> Any:
         """Run here, in this thread, the task of a future, whether it has failed or not; see `recreate_error_locally`.
 
         Parameters: a future or a key. Raises ValueError for data, which no task has made.
         """
-        return self._replayed(self._task_of(future))
+        return self._replayed(self._task_of, future)
 
-    def _replayed(self, finding: Coroutine[Any, Any, str]) -> Any:
+    def _replayed(self, find: Callable[[Any], Coroutine[Any, Any, str]], future: Any) -> Any:
         if self.asynchronous:
 
             async def later() -> Any:
-                return (await self._later(self._call_of(finding)))()
+                return (await self._later(self._call_of(find, future)))()
 
             return later()
-        call: Any = self._sync(self._call_of(finding))
+        call: Any = self._sync(self._call_of(find, future))
         return call()  # with none of the client's frames but this around it
 
     async def _error_of(self, future: Any) -> str:
@@ -139,8 +139,8 @@ class Inspecting(Admin):
         await self._done([mine])
         return mine.key
 
-    async def _call_of(self, finding: Coroutine[Any, Any, str]) -> Callable[[], Any]:
-        key = await finding
+    async def _call_of(self, find: Callable[[Any], Coroutine[Any, Any, str]], future: Any) -> Callable[[], Any]:
+        key = await find(future)
         with self._lock:
             entry = self._ledger.entries.get(key)
             work, row = (None, None) if entry is None else (entry.work, entry.row)
@@ -236,6 +236,11 @@ def differences(found: dict[str, Any], packages: Sequence[str]) -> str:
 def _shown(name: str, of: dict[str, Any]) -> str:
     version = of.get("packages", {}).get(name) or "none"
     return version.rpartition(".")[0] if name == "python" and version.count(".") > 1 else version
+
+
+def _several(keys: Any) -> Any:
+    """Keys, from one or several."""
+    return [keys] if isinstance(keys, str | Future) else keys
 
 
 def _plain(payload: Any) -> Any:
