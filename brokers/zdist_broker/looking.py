@@ -16,7 +16,7 @@ from zdist.protocol.messages import payload_size
 from zdist_broker import parse
 from zdist_broker.intake import UNKNOWN
 from zdist_broker.placement import Placement
-from zdist_broker.queries import Queries, Request, plain
+from zdist_broker.queries import Queries, Request, nothing, plain
 from zdist_broker.state import ASSIGNED, FORGOTTEN, MEMORY, SECEDED, STATES, Client, Tables, Task, Worker
 
 __all__ = ["Looks"]
@@ -40,7 +40,7 @@ class Looks:
         self.records: deque[tuple[str, str]] = deque(maxlen=LOG_LINES)
         self.versions: Callable[[tuple[str, ...]], dict[str, Any]] = lambda packages: {}
         queries.asks |= {
-            "status": (lambda args: None, self._status),
+            "status": (nothing, self._status),
             "worker": (lambda args: parse.text("worker", args), self._worker),
             "nbytes": (_nbytes_args, self._nbytes),
             "running": (lambda args: None if args is None else parse.keys("keys", args), self._running),

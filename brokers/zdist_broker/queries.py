@@ -72,7 +72,8 @@ class Restart(NamedTuple):
 Handler = Callable[[Client, int, Any, float], Any]
 
 
-def _nothing(args: Any) -> None:
+def nothing(args: Any) -> None:
+    """The arguments of a question that takes none. Raises ValueError."""
     if args is not None and args != ():
         raise ValueError(f"it takes no arguments, not {parse.shown(args)}")
 
@@ -126,19 +127,19 @@ class Queries:
         keys = _optional(lambda args: parse.keys("keys", args))
         names = _optional(lambda args: parse.names("workers", args))
         self.asks: dict[str, tuple[Callable[[Any], Any], Handler]] = {  # how arguments are taken apart, who answers
-            "members": (_nothing, self._members),
-            "workers": (_nothing, self._workers),
+            "members": (nothing, self._members),
+            "workers": (nothing, self._workers),
             "wait_for_workers": (count, self._wait_for_workers),
             "who_has": (keys, self._who_has),
             "has_what": (names, self._has_what),
-            "nthreads": (_nothing, lambda client, req, args, now: {w.address: w.threads for w in self._there()}),
-            "processing": (_nothing, self._processing),
-            "counts": (_nothing, self._counts),
+            "nthreads": (nothing, lambda client, req, args, now: {w.address: w.threads for w in self._there()}),
+            "processing": (nothing, self._processing),
+            "counts": (nothing, self._counts),
             "restart": (seconds, self._restart),
-            "shutdown": (_nothing, self._shutdown),
+            "shutdown": (nothing, self._shutdown),
             "scale": (count, self._scale),
             "log_subscribe": (_single(_flag), self._log_subscribe),
-            "fence": (_nothing, lambda client, req, args, now: True),  # what was sent before it has been taken in
+            "fence": (nothing, lambda client, req, args, now: True),  # what was sent before it has been taken in
         }
 
     # --- questions ------------------------------------------------------------------------------------

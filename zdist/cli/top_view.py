@@ -14,6 +14,9 @@ __all__ = ["COLUMNS", "View", "by_column", "detail", "overview", "size"]
 
 KEYS_SHOWN: Final = 12  # of one worker, of each kind
 RECORDS: Final = 5  # last failures, and last log records
+NAME: Final = 30  # characters of a worker's name that are never cut
+FRAME: Final = 7  # lines of a screen around header, rows and notes
+LEAST: Final = 3  # rows of workers, on however small a screen
 
 
 class Column(NamedTuple):
@@ -112,9 +115,16 @@ def table(found: dict[str, Any], view: View, rows: int, live: bool) -> Table:
     at = names.index(view.selected) if view.selected in names else 0
     start = min(max(0, at - rows // 2), max(0, len(workers) - rows))
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    name = min(max((len(row["name"]) for row in workers[start : start + rows]), default=0), NAME)
     for number, column in enumerate(COLUMNS):
         title = f"{column.title} ▾" if live and number == view.column else column.title
-        out.add_column(title, justify="right" if column.numeric else "left", no_wrap=True, overflow="ellipsis")
+        out.add_column(
+            title,
+            justify="right" if column.numeric else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=0 if number else name,
+        )
     for row in workers[start : start + rows]:
         style = "reverse" if live and row["name"] == view.selected else ""
         out.add_row(*cells(row), style=style)
@@ -150,8 +160,11 @@ def overview(found: dict[str, Any], view: View, height: int | None = None) -> Re
     notes = ["[bold]last failures[/]", *last] if last else []
     notes += ["[bold]log of the broker[/]", *records] if records else []
     top = header(found, view)
-    used = top.plain.count("\n") + 1 + len(notes) + 7
-    rows = len(found["workers"]) or 1 if height is None else max(3, height - used)
+    rows = max(len(found["workers"]), 1)
+    if height is not None:
+        free = height - top.plain.count("\n") - FRAME
+        notes = notes[: max(0, free - LEAST)]  # a small screen is for the workers
+        rows = max(LEAST, free - len(notes))
     parts: list[RenderableType] = [top, table(found, view, rows, height is not None)]
     parts += [Text.from_markup(note, overflow="ellipsis") for note in notes]
     if height is not None:

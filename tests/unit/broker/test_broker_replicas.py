@@ -236,7 +236,7 @@ def test_status_and_one_worker() -> None:
     w.submit("b", "c", fn=SLOW)
     w.submit("d", fn=SLOW, deps=("c",))
     w.turn()
-    order(w, "status")
+    w.send("c-0", Ask(w.gen, "status", None))
     found = answer(w)
     assert found["tasks"] == {
         "total": 4, "waiting": 1, "ready": 1, "assigned": 1, "memory": 1, "failed": 0, "released": 0
@@ -255,7 +255,7 @@ def test_very_many_tasks_are_not_counted_one_by_one() -> None:
     w = World(workers=0)
     w.broker.check = lambda: None  # type: ignore[method-assign]
     w.submit(*[f"k{n}" for n in range(COUNTED_TASKS + 1)])
-    order(w, "status")
+    w.send("c-0", Ask(w.gen, "status", None))
     assert answer(w)["tasks"] == {"total": COUNTED_TASKS + 1, "ready": COUNTED_TASKS + 1, "assigned": 0}
 
 
