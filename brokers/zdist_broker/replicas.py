@@ -140,6 +140,7 @@ class Replicas:
         if not there or (task.stuck and len(copies) < number):
             order.failed[key] = task.stuck or "none of the workers that were to hold it is left"
             return True
+        copies.sort(key=lambda worker: len(worker.held))  # those that hold the most let go
         for worker in copies[number:]:
             self._let_go(task, worker)
         if len(copies) >= number:

@@ -60,8 +60,7 @@ def command(address: str, token_file: str | None, interval: float, as_json: bool
             Top(watcher, interval).run()
             return
         watcher.look(ONCE, patience=ONCE)
-        with contextlib.suppress(TimeoutError):
-            client.block(lambda: False, interval)
+        client.block(lambda: False, interval)
         found = watcher.look(ONCE, patience=ONCE)
         if as_json:
             click.echo(json.dumps(found, indent=2))
@@ -122,8 +121,8 @@ class Top:
             except TimeoutError as exc:
                 with self.lock:
                     self.view.trouble = f"the broker does not answer; what is shown is from before ({exc})"
-            except ZdistError as exc:
-                self.ended = str(exc)
+            except Exception as exc:  # said, instead of a screen that stands still
+                self.ended = str(exc) if isinstance(exc, ZdistError) else f"{type(exc).__name__}: {exc}"
             with contextlib.suppress(OSError):  # the screen is gone
                 os.write(self.draw, b".")
             if self.ended:
