@@ -221,5 +221,6 @@ def _check_rest(machine: BrokerMachine) -> None:
     require(machine.peers == known, "peers are listed by one role and not by the other")
     machine.lanes.check()
     machine.recovery.check()
+    machine.replicas.check()
     for pending in machine.queries.pending.values():
         require(not pending.client.gone and bool(pending.addresses), "an answer is pending for nobody or from nobody")

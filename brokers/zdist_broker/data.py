@@ -13,6 +13,7 @@ from zdist.protocol.messages import (
     Locate,
     Lost,
     Missing,
+    NoCopy,
     Place,
     Rejected,
     Replicate,
@@ -35,6 +36,7 @@ from zdist_broker.state import (
     Placing,
     Tables,
     Task,
+    Trouble,
     Worker,
 )
 
@@ -86,14 +88,18 @@ class Data:
             if task.state != MEMORY or not task.holders:
                 self.tables.ignored += 1
                 continue
-            placing = self.tables.placing.get(key)
-            if placing is None:
-                placing = self.tables.placing[key] = Placing(task, workers, max(message.copies, 0))
-            else:  # two clients scatter the same content: the wider wish covers both
-                both = placing.allowed | workers
-                placing.allowed = both if placing.allowed and workers and len(both) <= MAX_NAMES else frozenset()
-                placing.copies = message.copies and placing.copies and max(message.copies, placing.copies)
-            self.advance(placing)
+            self.copy(task, workers, max(message.copies, 0))
+
+    def copy(self, task: Task, workers: frozenset[str], copies: int) -> None:
+        """Have data in memory copied to so many of these workers (0: all); none are named: to any."""
+        placing = self.tables.placing.get(task.key)
+        if placing is None:
+            placing = self.tables.placing[task.key] = Placing(task, workers, copies)
+        else:  # it is being copied for another reason: the wider wish covers both
+            both = placing.allowed | workers
+            placing.allowed = both if placing.allowed and workers and len(both) <= MAX_NAMES else frozenset()
+            placing.copies = copies and placing.copies and max(copies, placing.copies)
+        self.advance(placing)
 
     def advance(self, placing: Placing) -> None:
         """Ask for the copies that are missing, a few from each holder at a time, or finish."""
@@ -205,6 +211,18 @@ class Data:
                 self.lifecycle.announce(peer, task)
             elif key in peer.wants and not gone:  # else it has been told by now
                 tables.post(peer, Lost, key)
+
+    def no_copy(self, worker: Worker, message: NoCopy, now: float) -> None:
+        """Copies that were ordered, of results that their holders cannot pickle: nobody will have them."""
+        for key, text in message.rows:
+            task, placing = self.tables.tasks.get(key), self.tables.placing.get(key)
+            if task is None or placing is None or worker not in placing.targets:
+                self.tables.ignored += 1
+                continue
+            task.trouble = task.trouble or Trouble()
+            task.trouble.stuck = (task.attempt, text[:MAX_REASON])
+            del placing.targets[worker]
+            self.tables.unplace(key)
 
     def _concerns(self, peer: Worker | Client, task: Task) -> bool:
         if isinstance(peer, Client):

@@ -13,7 +13,7 @@ from zdist.protocol.messages import Dismiss, Leaving, Overdue, Stop
 from zdist_broker import parse
 from zdist_broker.data import Data
 from zdist_broker.lifecycle import Lifecycle
-from zdist_broker.queries import Queries, Request
+from zdist_broker.queries import Queries, Request, Restart
 from zdist_broker.state import MEMORY, Client, Node, Placing, Tables, Task, Worker
 
 HELD = 20_000  # keys that a look at leaving workers may go through without a longer pause
@@ -22,12 +22,13 @@ HELD = 20_000  # keys that a look at leaving workers may go through without a lo
 class Leave:
     """How one worker leaves."""
 
-    __slots__ = ("reason", "reqs", "retire", "stay")
+    __slots__ = ("reason", "replace", "reqs", "retire", "stay")
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
         self.stay = False  # what runs there may come to an end
         self.retire = False  # its node does not replace it
+        self.replace = False  # a client has ordered it, and waits for the next one
         self.reqs: list[int] = []  # clients' orders that wait for its end
 
 
@@ -45,6 +46,7 @@ class Departures:
         self.look_at: float | None = None
         names = parse.names
         queries.asks["retire"] = (lambda args: names("workers", args), self._retire)
+        queries.asks["restart_workers"] = (_names_and_seconds, self._replace)
 
     # --- it is announced, or asked for ----------------------------------------------------------------
 
@@ -97,6 +99,18 @@ class Departures:
             leave.reqs.append(self.queries.req)
         return self.queries
 
+    def _replace(self, client: Client, req: int, args: Any, now: float) -> Any:
+        names, seconds = args
+        chosen = self.queries.chosen(names)
+        number = sum(worker.subscribed for worker in self.tables.workers.values())
+        deadline = None if seconds is None else now + seconds
+        client.asking += 1
+        self.queries.restarts.append(Restart(client, req, {w.session: None for w in chosen}, number, deadline))
+        for worker in chosen:
+            self._begin(worker, f"restarted by client {client.name}", False, now)
+            self.leaves[worker].replace = True
+        return self.queries
+
     def _begin(self, worker: Worker, reason: str, stay: bool, now: float) -> None:
         leave = self.leaves.get(worker)
         if leave is None:
@@ -132,8 +146,8 @@ class Departures:
         left = not worker.subscribed or bool(self.recovery.copies) or (until is not None and now < until)
         begun = 0
         staying = self._staying()
-        if not staying and leave.stay:
-            return left  # nobody could take what it holds, and nobody is about to come
+        if not staying and (leave.stay or leave.replace):
+            return left  # nobody could take what it holds, and nobody is about to come before it goes
         for task in list(worker.held.values()):
             if not self._only_here(task, self.leaves):
                 continue
@@ -157,7 +171,7 @@ class Departures:
 
     def _only_here(self, task: Task, leaving: Any) -> bool:
         """Whether no worker would have the task's data (that the broker has a value at hand ends when it is killed)."""
-        needed = task.state == MEMORY and bool(task.who or task.users)
+        needed = task.state == MEMORY and bool(task.who or task.users) and not task.stuck
         return needed and all(holder in leaving for holder in task.holders)
 
     def gone(self, worker: Worker) -> None:
@@ -165,3 +179,10 @@ class Departures:
         leave = self.leaves.pop(worker, None)
         for req in leave.reqs if leave is not None else ():
             self.queries.answered(worker, req, worker.name)
+
+
+def _names_and_seconds(args: Any) -> tuple[Any, float | None]:
+    if not isinstance(args, tuple | list) or len(args) != 2:
+        raise ValueError(f"{parse.shown(args)} is not a list of workers and a number of seconds")
+    names, seconds = args
+    return parse.names("workers", names), None if seconds is None else parse.amount("seconds", seconds)

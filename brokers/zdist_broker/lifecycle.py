@@ -73,6 +73,8 @@ class Lifecycle:
             if fn is not last:
                 if last is not None and n:
                     last.learn(total // n)
+                    worker.completed += n
+                    tables.tally.completed += n
                 last, total, n = fn, 0, 0
             total += micros
             n += 1
@@ -116,6 +118,8 @@ class Lifecycle:
                 self.tidy([task])
         if last is not None and n:
             last.learn(total // n)
+            worker.completed += n
+            tables.tally.completed += n
         worker.victim = False
         self.placement.touched[worker] = None
 
@@ -194,6 +198,8 @@ class Lifecycle:
 
     def fail(self, task: Task, failure: Failure) -> None:
         """The task has failed for good, and with it every active task that depends on it. It is assigned no more."""
+        if failure[2] == task.key:  # else it was said of the task that raised
+            self.tables.tally.failure(task.key, failure[3])
         stack: list[Task] = [task]
         loose: list[Task] = []
         while stack:

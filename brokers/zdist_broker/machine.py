@@ -31,6 +31,7 @@ from zdist.protocol.messages import (
     Mirror,
     Mirrored,
     Missing,
+    NoCopy,
     NodeEnded,
     Output,
     Overdue,
@@ -54,12 +55,14 @@ from zdist_broker.intake import Intake
 from zdist_broker.lanes import Lanes
 from zdist_broker.leaving import Departures
 from zdist_broker.lifecycle import Lifecycle
+from zdist_broker.looking import Looks
 from zdist_broker.notices import Notices
 from zdist_broker.parse import hello_info
 from zdist_broker.placement import Placement
 from zdist_broker.queries import Queries, Shutdown
 from zdist_broker.recovery import Recovery
 from zdist_broker.relay import Relay
+from zdist_broker.replicas import Replicas
 from zdist_broker.setups import Setups
 from zdist_broker.shared import Shared
 from zdist_broker.state import Client, Node, Tables, Worker
@@ -113,11 +116,12 @@ class BrokerMachine(Machine[str]):
         )
         self.notices = Notices(tables, placement, self.log, address)
         self.departures = departures = Departures(tables, data, lifecycle, queries)
+        self.replicas = Replicas(tables, data, lifecycle, queries)
+        self.looks = Looks(tables, placement, queries)
         self.lanes = lanes = Lanes(tables, placement, intake)
         self.peers: dict[str, Client | Worker | Node] = {}
         self.shared = shared = Shared(tables, intake, recovery, self.peers, queries, self.log)
-        self.setups = setups = Setups(tables, shared.store, queries, data)
-        shared.taken_over = setups.again
+        self.setups = setups = Setups(tables, shared, queries, data)
         self.client_handlers: Handlers = {
             Submit: intake.submit,
             Claim: intake.claim,
@@ -140,6 +144,7 @@ class BrokerMachine(Machine[str]):
             Held: data.held,
             Unowned: recovery.runs_on,
             Missing: data.missing,
+            NoCopy: data.no_copy,
             Returned: data.returned,
             Seceded: data.seceded,
             Subscribe: setups.subscribe,
@@ -233,6 +238,7 @@ class BrokerMachine(Machine[str]):
         if isinstance(peer, Client):
             del self.tables.clients[session]
             self.queries.gone([peer], reason)
+            self.replicas.gone(peer)
             self.intake.leave(peer)
             self.data.leave(peer)
             self.lanes.left(peer)
@@ -352,13 +358,14 @@ class BrokerMachine(Machine[str]):
         self.recovery.tick(now)
         self.departures.tick(now)
         self.shared.tick(now)
+        self.replicas.tick(now)
 
     def deadline(self) -> float | None:
         """When ``tick`` is next needed."""
         due = self.taking_back.due_at
         for when in (
             self.queries.deadline(), self.lanes.sweep_at, self.notices.deadline(), self.recovery.deadline(),
-            self.departures.look_at, self.shared.deadline(),
+            self.departures.look_at, self.replicas.look_at, self.shared.deadline(),
         ):  # fmt: skip
             if when is not None and (due is None or when < due):
                 due = when

@@ -26,6 +26,7 @@ from zdist.limits import (
 )
 from zdist.protocol.messages import Define, Options, Run, TakeBack, TimeLimit, payload_size
 from zdist_broker.pool import Place, Pool
+from zdist_broker.rows import parts
 from zdist_broker.state import (
     ASSIGNED,
     EARLY,
@@ -38,7 +39,6 @@ from zdist_broker.state import (
     Task,
     Terms,
     Worker,
-    parts,
 )
 
 _LAST = 1 << 80  # after every priority

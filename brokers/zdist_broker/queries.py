@@ -60,18 +60,20 @@ class Pending:
 
 
 class Restart(NamedTuple):
-    """A restart that waits for as many new workers as there were."""
+    """A restart that waits until workers are gone and there are as many as before."""
 
     client: Client
     req: int
-    old: dict[str, None]  # sessions
+    old: dict[str, None]  # sessions that are to be gone
+    number: int  # of workers that are to be there
     deadline: float | None
 
 
 Handler = Callable[[Client, int, Any, float], Any]
 
 
-def _nothing(args: Any) -> None:
+def nothing(args: Any) -> None:
+    """The arguments of a question that takes none. Raises ValueError."""
     if args is not None and args != ():
         raise ValueError(f"it takes no arguments, not {parse.shown(args)}")
 
@@ -91,7 +93,8 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _bytes(payload: Payload) -> bytes:
+def plain(payload: Payload) -> bytes:
+    """A payload as it may stand in an answer."""
     return bytes(payload.data) if isinstance(payload, Buffer) else payload
 
 
@@ -124,19 +127,19 @@ class Queries:
         keys = _optional(lambda args: parse.keys("keys", args))
         names = _optional(lambda args: parse.names("workers", args))
         self.asks: dict[str, tuple[Callable[[Any], Any], Handler]] = {  # how arguments are taken apart, who answers
-            "members": (_nothing, self._members),
-            "workers": (_nothing, self._workers),
+            "members": (nothing, self._members),
+            "workers": (nothing, self._workers),
             "wait_for_workers": (count, self._wait_for_workers),
             "who_has": (keys, self._who_has),
             "has_what": (names, self._has_what),
-            "nthreads": (_nothing, lambda client, req, args, now: {w.address: w.threads for w in self._there()}),
-            "processing": (_nothing, self._processing),
-            "counts": (_nothing, self._counts),
+            "nthreads": (nothing, lambda client, req, args, now: {w.address: w.threads for w in self._there()}),
+            "processing": (nothing, self._processing),
+            "counts": (nothing, self._counts),
             "restart": (seconds, self._restart),
-            "shutdown": (_nothing, self._shutdown),
+            "shutdown": (nothing, self._shutdown),
             "scale": (count, self._scale),
             "log_subscribe": (_single(_flag), self._log_subscribe),
-            "fence": (_nothing, lambda client, req, args, now: True),  # what was sent before it has been taken in
+            "fence": (nothing, lambda client, req, args, now: True),  # what was sent before it has been taken in
         }
 
     # --- questions ------------------------------------------------------------------------------------
@@ -194,7 +197,7 @@ class Queries:
                 "memory_limit": w.memory_limit,
                 "tags": list(w.tags),
                 "resources": dict(w.resources),
-                "status": "leaving" if w.leaving else "paused" if w.paused else "running",
+                "status": w.status,
                 "processing": len(w.assigned),
                 "held": len(w.held),
                 "last_seen": now - max(w.seen, node.seen if node else 0.0),
@@ -265,7 +268,8 @@ class Queries:
             task.flags &= ~PINNED
         self.lifecycle.cancel(everything, "cluster restarted")
         client.asking += 1
-        self.restarts.append(Restart(client, req, {w.session: None for w in self._there()}, deadline))
+        old = {w.session: None for w in self._there()}
+        self.restarts.append(Restart(client, req, old, len(old), deadline))
         for node in tables.nodes.values():
             self.req += 1
             tables.tell(node, Adjust(self.req, -1, True))
@@ -317,7 +321,7 @@ class Queries:
         pending = self.pending.get(message.req)
         if pending is not None and size <= min(pending.room, CALL_BYTES):
             pending.room -= size
-            self.answered(worker, message.req, [message.ok, _bytes(message.payload)])
+            self.answered(worker, message.req, [message.ok, plain(message.payload)])
         else:
             most = f"{CALL_BYTES} are possible from each worker, {ANSWER_BYTES} from all"
             self.answered(worker, message.req, [False, None, f"its answer has {size} bytes; at most {most}"])
@@ -386,11 +390,11 @@ class Queries:
         if self.restarts:
             fresh = {w.session: None for w in self._there()}
             for restart in list(self.restarts):
-                back = len(fresh) >= len(restart.old) and not any(session in fresh for session in restart.old)
+                back = len(fresh) >= restart.number and not any(session in fresh for session in restart.old)
                 if back or (restart.deadline is not None and now >= restart.deadline):
                     self.restarts.remove(restart)
                     restart.client.asking -= 1
-                    text = f"restart: {len(fresh)} of {len(restart.old)} workers were back in time"
+                    text = f"restart: {len(fresh)} of {restart.number} workers were back in time"
                     tables.tell(restart.client, Answer(restart.req, back, len(fresh) if back else text))
         if self.stopping:
             for peer in (*tables.nodes.values(), *tables.clients.values()):

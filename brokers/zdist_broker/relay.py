@@ -81,6 +81,7 @@ class Relay(Machine[str]):
         self.deferred: dict[str, int] = {}  # how many of those by receiver
         self.refusals = Refusals()
         self.ignored = 0
+        self.carried = 0  # bytes that were passed on since the beginning
 
     # --- sessions -------------------------------------------------------------------------------------
 
@@ -216,6 +217,7 @@ class Relay(Machine[str]):
                 self.send(data.receiver, data)
             return
         self.send(data.receiver, data)
+        self.carried += size
         self._count(grant, size - grant.bytes)
         grant.since = now
         del self.grants[name]

@@ -8,16 +8,19 @@ import hashlib
 import os
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 from zdist import limits
 from zdist.errors import InvariantError
+from zdist.log import Logger
 from zdist.transport import sockets
 from zdist.transport.host import host_id
 from zdist.transport.loop import Loop
 from zdist.transport.scratch import LockedFile
 from zdist.transport.security import new_token, publish_token, token_path, write_token
+from zdist.transport.versions import versions
 from zdist_broker.endpoint import BrokerEndpoint
 from zdist_broker.machine import BrokerMachine, Expel, Shutdown
 from zdist_broker.relay import Relay
@@ -25,6 +28,23 @@ from zdist_broker.relay import Relay
 __all__ = ["BrokerServer"]
 
 IDLE_COLLECT = 5.0  # seconds between garbage collections, made while nothing waits
+
+
+class Kept(Logger):
+    """A logger whose records from level "info" on are also kept, as (level, line), for those who ask the broker."""
+
+    __slots__ = ("records",)
+
+    def __init__(self, fields: dict[str, Any], records: deque[tuple[str, str]]) -> None:
+        super().__init__(fields)
+        self.records = records
+
+    def log(self, level: str, event: str, /, **fields: Any) -> None:
+        """Write and keep a record."""
+        if level != "debug":
+            shown = "".join(f" {name}={value}" for name, value in fields.items())
+            self.records.append((level.upper(), f"{time.strftime('%F %T')} {event}{shown}"[: limits.MAX_REASON]))
+        super().log(level, event, **fields)
 
 
 class BrokerServer:
@@ -95,6 +115,9 @@ class BrokerServer:
             lease_client=lease_client,
         )
         self.loop = Loop(self.endpoint, self._execute, name="broker", context=context)
+        looks = self.machine.looks
+        looks.began, looks.versions = self.loop.now(), versions
+        self.loop.log = Kept(self.loop.log.fields, looks.records)
         self.loop.attach("control", control, router=True)
         self.loop.attach("bulk", bulk, router=True)
         self._thread: threading.Thread | None = None

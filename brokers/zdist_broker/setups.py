@@ -9,9 +9,9 @@ from __future__ import annotations
 from zdist.core.machine import require
 from zdist.limits import OWN_FRAME
 from zdist.protocol.messages import Buffer, Call, Called, Subscribe
-from zdist_broker.cells import Store
 from zdist_broker.data import Data
 from zdist_broker.queries import Queries
+from zdist_broker.shared import Shared
 from zdist_broker.state import Tables, Worker
 
 __all__ = ["Setups"]
@@ -33,9 +33,10 @@ class Setup:
 class Setups:
     """Which workers are being set up, and with what."""
 
-    def __init__(self, tables: Tables, store: Store, queries: Queries, data: Data) -> None:
+    def __init__(self, tables: Tables, shared: Shared, queries: Queries, data: Data) -> None:
         self.tables = tables
-        self.store = store
+        self.store = shared.store
+        shared.taken_over = self.again
         self.queries = queries
         self.data = data
         self.open: dict[Worker, Setup] = {}

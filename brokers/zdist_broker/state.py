@@ -17,7 +17,6 @@ from zdist.limits import (
     AHEAD_MICROS,
     ALLOWED_DEATHS,
     BROKER_CACHE,
-    FAILED_BYTES,
     FUNCTIONS_DEFINED,
     HOLDERS_TOLD,
     INLINE_RESULT,
@@ -26,6 +25,8 @@ from zdist.limits import (
 )
 from zdist.protocol.messages import Drop, Failed, Finished, Killed, Members, Options, Payload, payload_size
 from zdist_broker.pool import Pool
+from zdist_broker.rows import failures, parts
+from zdist_broker.tally import Tally
 
 if TYPE_CHECKING:
     from zdist_broker.lanes import Lane
@@ -54,13 +55,14 @@ OVERDUE: Final = 2  # it ran out of time
 class Trouble:
     """What went wrong with a task so far; most tasks never have one."""
 
-    __slots__ = ("deaths", "errors", "failure", "recomputes")
+    __slots__ = ("deaths", "errors", "failure", "recomputes", "stuck")
 
     def __init__(self) -> None:
         self.errors = 0
         self.deaths = 0
         self.recomputes = 0
         self.failure: Failure = (RAISED, b"", "", "")
+        self.stuck: tuple[int, str] = (-1, "")  # the attempt whose result cannot be copied, and why
 
 
 class Function:
@@ -145,6 +147,11 @@ class Task:
         self.type = ""
         self.trouble: Trouble | None = None
 
+    @property
+    def stuck(self) -> str:
+        """Why its result cannot be copied to other workers; "" if nothing is known against it."""
+        return self.trouble.stuck[1] if self.trouble is not None and self.trouble.stuck[0] == self.attempt else ""
+
     def __repr__(self) -> str:
         return f"<{self.key} {STATES[self.state]}>"
 
@@ -205,8 +212,8 @@ class Worker(Peer):
     """A worker: what it can take, what it was given, what it holds."""
 
     __slots__ = (
-        "address", "alone", "asked_back", "assigned", "budget", "count", "free", "held", "inlined", "lane", "late",
-        "leaving", "load", "memory_limit", "node", "paused", "pools", "resources", "row", "runs", "sessions",
+        "address", "alone", "asked_back", "assigned", "budget", "completed", "count", "free", "held", "inlined", "lane",
+        "late", "leaving", "load", "memory_limit", "node", "paused", "pools", "resources", "row", "runs", "sessions",
         "subscribed", "tags", "threads", "victim",
     )  # fmt: skip
 
@@ -221,6 +228,7 @@ class Worker(Peer):
         self.row = (session, self.address, self.name, self.host, self.node)
         self.subscribed = False
         self.paused = False
+        self.completed = 0
         self.leaving = False  # in good order: paused until it goes
         self.threads = 0
         self.budget = 0  # microseconds of work that it may have outstanding beyond one task per thread
@@ -238,6 +246,11 @@ class Worker(Peer):
         self.victim = False  # something was taken back and it has completed nothing since
         self.lane: Lane | None = None
         self.late: list[str] | None = None  # Drop rows that wait for company; None: without a lane none do
+
+    @property
+    def status(self) -> str:
+        """In a word, for those who look."""
+        return "leaving" if self.leaving else "paused" if self.paused else "running"
 
 
 class Node(Peer):
@@ -258,29 +271,6 @@ class Placing:
         self.targets: dict[Worker, None] = {}  # asked to fetch it
 
 
-def parts(rows: list[Any], most: int) -> list[list[Any]]:
-    """Rows in runs that one message may have."""
-    return [rows] if len(rows) <= most else [rows[i : i + most] for i in range(0, len(rows), most)]
-
-
-def failures(rows: list[Any]) -> list[list[Any]]:
-    """The same for rows of Failed or Killed, whose errors are as large as users make them."""
-    runs: list[list[Any]] = []
-    room = 0
-    for row in rows:
-        size = sum(
-            payload_size(field) if not isinstance(field, str) else len(field)
-            for field in row[1:]
-            if field is not True and field is not False
-        )
-        if size > room or len(runs[-1]) >= MESSAGE_ROWS:
-            runs.append([])
-            room = FAILED_BYTES
-        runs[-1].append(row)
-        room -= size
-    return runs
-
-
 class Tables:
     """All records of one broker, and the rows to send."""
 
@@ -298,6 +288,7 @@ class Tables:
         self.cached = 0  # bytes of those values
         self.attempt = (epoch & 0x7FFFFF) << 40
         self.order = 0
+        self.tally = Tally()
         self.ignored = 0  # rows that came too late or made no sense
         self.posted: list[Peer] = []
         self.lates: list[Worker] = []  # those with rows in ``late``

@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "config": "zdist.cli.config",
     "demo": "zdist.cli.demo",
     "doctor": "zdist.cli.doctor",
+    "top": "zdist.cli.top",
     "worker": "zdist.cli.worker",
 }
 

@@ -12,6 +12,7 @@ from zdist.client.containers import flatten
 from zdist.client.future import Future, raisable
 from zdist.client.submitting import names
 from zdist.client.waiting import seconds
+from zdist.core.entry import Reply
 from zdist.errors import ClusterClosed, ZdistError
 from zdist.limits import OWN_FRAME
 from zdist.protocol.messages import Buffer
@@ -129,7 +130,8 @@ class Admin(Base):
     ) -> Any:
         """Run a function on all workers (or those named), at once and whatever they are doing.
 
-        A parameter ``dask_worker`` of the function gets the worker. Returns results by worker address.
+        A parameter ``dask_worker`` of the function gets the worker. A coroutine function is run to its end, on an event
+        loop of its own. Returns results by worker address.
 
         Parameters:
             wait: False not to wait for the results.
@@ -151,16 +153,10 @@ class Admin(Base):
         wait: bool,
         on_error: str,
     ) -> dict[str, Any] | None:
-        driver = self._usable()
-        blob = serialize.dumps_function(function)
-        packed, _ = serialize.dumps_args(args, kwargs, None, what=f"arguments of {blob.name}")
-        payload = serialize.dumps((blob.digest, blob.data, packed), what="call").tobytes()
-        with self._lock:
-            reply = self._ledger.call(workers or None, payload if len(payload) < OWN_FRAME else Buffer(payload))
-        driver.wake()
+        reply, name = self._call(function, args, kwargs, workers)
         if not wait:
             return None
-        return self._results(await self._answer(reply, None, f"run of {blob.name}"), blob.name, on_error)
+        return self._results(await self._answer(reply, None, f"run of {name}"), name, on_error)
 
     def _results(self, answers: dict[str, Any], name: str, on_error: str, value: Any = None) -> dict[str, Any]:
         """What a call has brought from each worker; or ``value``, where it went well."""
@@ -176,6 +172,23 @@ class Admin(Base):
             if on_error == "return":
                 results[address] = error
         return results
+
+    def _call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], workers: tuple[str, ...]
+    ) -> tuple[Reply, str]:
+        """Send a function to workers (all of them if none are named): where the answer will be, and its name."""
+        driver = self._usable()
+        blob = serialize.dumps_function(function)
+        packed, _ = serialize.dumps_args(args, kwargs, None, what=f"arguments of {blob.name}")
+        payload = serialize.dumps((blob.digest, blob.data, packed), what="call").tobytes()
+        with self._lock:
+            reply = self._ledger.call(workers or None, payload if len(payload) < OWN_FRAME else Buffer(payload))
+        driver.wake()
+        return reply, blob.name
+
+    def run_coroutine(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The same as `run`, which takes coroutine functions too. As in dask.distributed 2021.10."""
+        return self.run(function, *args, **kwargs)
 
     def get_worker_logs(self, n: int | None = None, workers: Any = None, nanny: bool = False) -> Any:
         """The last ``n`` log records of each worker, newest last, as (level, line), by worker address."""
@@ -193,6 +206,35 @@ class Admin(Base):
 
     async def _restart(self, timeout: float | None) -> None:
         await self._asking("restart", timeout, timeout)
+
+    def restart_workers(self, workers: Any, timeout: float | str | None = 30.0, raise_for_error: bool = True) -> Any:
+        """Replace the processes of some workers, and return when others are there instead.
+
+        Their data is copied elsewhere first, if there are other workers, and what they run is started again there; so
+        nothing is lost by it. As in later releases of dask.distributed, which lose what such workers hold.
+
+        Parameters:
+            workers: address or name, or several.
+            timeout: seconds to wait, None for as long as it takes.
+            raise_for_error: False not to raise TimeoutError.
+
+        Returns ``{worker: "OK"}``, or "timed out", with the workers as they were given. Raises TimeoutError, and
+        ZdistError if there is no such worker.
+        """
+        chosen = list(names(workers))
+        if not chosen:
+            raise ValueError("restart_workers needs addresses or names of workers; restart() replaces all of them")
+        return self._sync(self._restart_workers(chosen, seconds(timeout), raise_for_error))
+
+    async def _restart_workers(self, workers: list[str], timeout: float | None, strict: bool) -> dict[str, str]:
+        patience = None if timeout is None else timeout + 1.0  # the broker's; what it says after ours is not heard
+        try:
+            await self._asking("restart_workers", (workers, patience), timeout)
+        except TimeoutError:
+            if strict:
+                raise
+            return dict.fromkeys(workers, "timed out")
+        return dict.fromkeys(workers, "OK")
 
     def retire_workers(self, workers: Any) -> Any:
         """End workers in good order: they get nothing new, what they run comes to an end, and results and data that

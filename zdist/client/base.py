@@ -258,6 +258,16 @@ class Base:
                     entry.waiters.append(signal)
         return signal
 
+    async def _done(self, futures: Iterable[Future]) -> None:
+        """Wait until all of these are done, whichever way; the caller keeps them."""
+        entries = list(dict.fromkeys(future._entry for future in futures))
+        with self._lock:
+            signal = self._await_entries(entries)
+        try:
+            await Wait(signal)
+        finally:
+            self._unwait(signal, entries)
+
     def _ask(self, what: str, args: Any = None, timeout: float | None = None, asynchronous: bool | None = None) -> Any:
         """Put a question to the broker and wait for the answer."""
         return self._sync(self._asking(what, args, timeout), asynchronous)

@@ -12,20 +12,22 @@ from types import TracebackType
 from typing import Any, Final
 
 from zdist import context, limits
-from zdist.client.admin import Admin
+from zdist.client.absent import Absent
 from zdist.client.base import Wait, open_clients
 from zdist.client.gathering import Gathering
+from zdist.client.inspecting import Inspecting, read_scheduler_file
 from zdist.client.plugins import Plugins
 from zdist.client.published import Published
+from zdist.client.replicating import Replicating
 from zdist.client.scattering import Scattering
+from zdist.client.settings import configured, paths, refusal
 from zdist.client.submitting import Submitting
 from zdist.client.waiting import seconds
 from zdist.core.collect import Signal
-from zdist.core.gather import PATHS
 from zdist.core.ledger import Ledger, Over
 from zdist.core.links import SHM, Host
 from zdist.core.transfer import Map
-from zdist.errors import AuthenticationError, BrokerUnreachable, VersionMismatch, ZdistError
+from zdist.errors import BrokerUnreachable
 from zdist.protocol.messages import Output
 from zdist.serialize.assembly import BlobMemory
 from zdist.transport import shm
@@ -39,7 +41,7 @@ __all__ = ["Client"]
 CLOSE_TIMEOUT: Final = 2.0
 
 
-class Client(Submitting, Gathering, Scattering, Published, Plugins, Admin):
+class Client(Submitting, Gathering, Scattering, Published, Plugins, Replicating, Inspecting, Absent):
     """Connect to a broker and use its workers. Names and semantics follow ``dask.distributed.Client`` 2021.10.
 
     Parameters:
@@ -58,6 +60,7 @@ class Client(Submitting, Gathering, Scattering, Published, Plugins, Admin):
         fallback: what ``direct=True`` does where the peer path is closed: "relay" (with one warning) or "error".
         shared_memory: bytes (or "4 GiB") of large arguments and scattered data to be put into shared memory, where
             workers of this host find them; 0: none, and none is read. Default: half of what is free.
+        scheduler_file: a file that `write_scheduler_file` has written, instead of ``address``.
 
     Raises:
         BrokerUnreachable: no broker answered in time; says what to check.
@@ -80,14 +83,15 @@ class Client(Submitting, Gathering, Scattering, Published, Plugins, Admin):
         token: str | Callable[[], str] | None = None,
         fallback: str = "relay",
         shared_memory: str | int | None = None,
+        scheduler_file: str | os.PathLike[str] | None = None,
         **cluster_kwargs: Any,
     ) -> None:
         if fallback not in ("relay", "error"):
             raise ValueError(f"fallback={fallback!r}: it is 'relay' or 'error'")
         self.asynchronous = asynchronous
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.direct = _configured("direct_to_workers") if direct_to_workers is None else direct_to_workers
-        self._shared = _configured("shared_memory") if shared_memory is None else shared_memory
+        self.direct = configured("direct_to_workers") if direct_to_workers is None else direct_to_workers
+        self._shared = configured("shared_memory") if shared_memory is None else shared_memory
         self.cluster: Any = None
         self.status = "new"
         self.timeout = limits.HANDSHAKE_TIMEOUT if timeout is None else seconds(timeout) or 0.0
@@ -98,9 +102,11 @@ class Client(Submitting, Gathering, Scattering, Published, Plugins, Admin):
         self._token_file = token_file
         nonce = secrets.token_hex(8)
         self.name = name or f"client-{os.getpid()}-{nonce[:4]}"
-        paths = _paths(_configured("gather_paths") if gather_paths is None else gather_paths)
-        self._options: dict[str, Any] = {"paths": paths, "fallback": fallback == "relay"}
+        usable = paths(configured("gather_paths") if gather_paths is None else gather_paths)
+        self._options: dict[str, Any] = {"paths": usable, "fallback": fallback == "relay"}
         self._set_up(self._new_ledger(nonce, ""), nonce)
+        if scheduler_file is not None:
+            address = read_scheduler_file(scheduler_file, address)
         self.address = self._find(address, cluster_kwargs)
         if not asynchronous:
             self._look_up()
@@ -202,7 +208,7 @@ class Client(Submitting, Gathering, Scattering, Published, Plugins, Admin):
                     "there, that host and port are those it printed, and that no firewall is in between"
                 )
             if not ready.ok:
-                raise _refusal(self.address, *ready.value)
+                raise refusal(self.address, *ready.value)
         except BaseException:
             self._give_up()
             raise
@@ -392,37 +398,6 @@ class _Show:
         from zdist.client.tasks import show
 
         show(self.output.stream, self.output.text, self.output.worker)
-
-
-def _configured(name: str) -> Any:
-    """What the environment says of an option that was not given. Raises ConfigError."""
-    if f"ZDIST_CLIENT__{name.upper()}" not in os.environ:  # pydantic takes a tenth of a second to load
-        return None
-    from zdist.config import load
-
-    return getattr(load().config.client, name)
-
-
-def _paths(given: Sequence[str] | None) -> tuple[str, ...]:
-    if given is None:
-        return tuple(PATHS)
-    if isinstance(given, str):
-        given = (given,)
-    unknown = [path for path in given if path not in ("local", "inline", "shm", *PATHS)]
-    if unknown or not any(path in PATHS for path in given):
-        raise ValueError(f"gather_paths={tuple(given)!r}: name at least one of {', '.join(PATHS)}")
-    return tuple(path for path in PATHS if path in given)
-
-
-def _refusal(address: str, code: str, text: str) -> Exception:
-    if code == "token":
-        return AuthenticationError(
-            f"the broker at {address} refused this client: {text}. Run as the user who started the broker, or give "
-            "token_file= (or ZDIST_TOKEN)"
-        )
-    if code == "version":
-        return VersionMismatch(f"the broker at {address} refused this client: {text}")
-    return ZdistError(f"the broker at {address} refused this client: {text} ({code})")
 
 
 def _after_fork() -> None:

@@ -17,6 +17,7 @@ from zdist.client.future import Future
 from zdist.client.screens import Notebook, Row, Screen, in_notebook, terminal
 from zdist.core.collect import Collection, Signal
 from zdist.core.entry import FINISHED, PENDING, Entry
+from zdist.core.naming import group_of
 
 __all__ = ["progress", "shown"]
 
@@ -118,12 +119,6 @@ class Tally:
             with future.client._lock:
                 if entry.waiters is not None:
                     entry.waiters = [waiter for waiter in entry.waiters if id(waiter) not in mine]
-
-
-def group_of(key: str) -> str:
-    """The function's part of a key such as "name-<hash>"; the key itself if it has no such part."""
-    head, dash, tail = key.rpartition("-")
-    return head if dash and len(tail) >= 8 else key
 
 
 def progress(

@@ -28,6 +28,7 @@ class Scattering(Base):
         hash: bool = True,
         timeout: float | str | None = None,
         asynchronous: bool | None = None,
+        replicas: int | None = None,
     ) -> Any:
         """Copy data to workers. As in dask.distributed 2021.10.
 
@@ -39,6 +40,8 @@ class Scattering(Base):
             direct: accepted; workers pull the data from this client by the broker's relay.
             hash: name objects by content, so that equal data is sent once. False gives each a name of its own.
             timeout: seconds to wait until workers have it (and for a worker to appear).
+            replicas: the same as a number for ``broadcast``: so many copies (or one on each worker, if there are
+                fewer), so that the data outlives all but one of the workers that hold it.
 
         Returns:
             Futures in a container as ``data`` (a list for an iterator), one future for a single object.
@@ -48,6 +51,10 @@ class Scattering(Base):
             SerializationError: an object cannot be pickled.
             CancelledError: the data was lost before it was copied.
         """
+        if replicas is not None:
+            if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 1 or broadcast is not False:
+                raise ValueError(f"replicas={replicas!r} is a number of at least 1, given instead of broadcast=")
+            broadcast = replicas
         return self._sync(self._scatter(data, names(workers), broadcast, hash, seconds(timeout)), asynchronous)
 
     async def _scatter(

@@ -29,13 +29,14 @@ class Report:
     Gathers of one future that follow each other count as one gather, so a loop of them leaves one row for each way.
     """
 
-    __slots__ = ("_alone", "_rows", "_same", "gather")
+    __slots__ = ("_alone", "_rows", "_same", "gather", "totals")
 
     def __init__(self) -> None:
         self.gather = 0
         self._alone = False
         self._rows: deque[list[Any]] = deque(maxlen=ROWS)
         self._same: dict[tuple[str, str, str], list[Any]] = {}  # rows of this gather by path, worker and reason
+        self.totals: dict[str, int] = {}  # bytes by path, since the beginning
 
     def begin(self, alone: bool) -> None:
         """A gather begins; ``alone``: of one future."""
@@ -53,6 +54,7 @@ class Report:
                 self._same = {}
             row = self._same[name] = [path, worker, 0, 0, 0.0, reason, self.gather]
             self._rows.append(row)
+        self.totals[path] = self.totals.get(path, 0) + nbytes
         row[2] += keys
         row[3] += nbytes
         row[4] += seconds

@@ -7,10 +7,22 @@ from typing import Final
 
 from zdist.core.fetch import Fetcher
 from zdist.core.links import SHM
+from zdist.core.machine import CONTROL, Route
 from zdist.core.store import Entry, Pieces, Store
 from zdist.core.task import Input, Task
-from zdist.limits import SPILL_MIN
-from zdist.protocol.messages import Attempt, Key, Locate, Payload, Replicate, Session
+from zdist.limits import MAX_REASON, PACKET_RECORDS, SPILL_MIN
+from zdist.protocol.messages import (
+    Attempt,
+    Held,
+    Key,
+    Locate,
+    Message,
+    Missing,
+    NoCopy,
+    Payload,
+    Replicate,
+    Session,
+)
 
 __all__ = ["Dependency", "Inputs"]
 
@@ -22,7 +34,7 @@ ANY_ATTEMPT: Final = -1
 
 class Inputs:
     """The table of dependencies that are not held. ``release(tasks)`` is called with tasks that one of them no longer
-    blocks. ``held`` and ``missing`` are what the broker is to be told; the owner takes and clears them."""
+    blocks. ``held``, ``missing`` and ``stuck`` are what `tell` is to tell the broker."""
 
     def __init__(
         self, session: Session, store: Store, fetcher: Fetcher, release: Callable[[dict[Key, Task]], None]
@@ -34,6 +46,22 @@ class Inputs:
         self.table: dict[Key, Input] = {}
         self.held: list[tuple[Key, Attempt, int, str]] = []
         self.missing: dict[Key, tuple[Session, ...]] = {}
+        self.stuck: list[tuple[Key, str]] = []  # copies that nobody can have
+
+    def tell(self, send: Callable[[Route, Message], None]) -> None:
+        """Tell the broker what is held now, and what could not be had."""
+        for start in range(0, len(self.held), PACKET_RECORDS):
+            send(CONTROL, Held(tuple(self.held[start : start + PACKET_RECORDS])))
+        if self.missing:
+            send(CONTROL, Missing(tuple(self.missing.items())))
+        if self.stuck:
+            send(CONTROL, NoCopy(tuple(self.stuck)))
+        self._forget_news()
+
+    def _forget_news(self) -> None:
+        self.held.clear()
+        self.missing.clear()
+        self.stuck.clear()
 
     def need(self, task: Task, deps: tuple[Dependency, ...], now: float) -> None:
         """Find a task's dependencies; what is neither here nor came along blocks it."""
@@ -126,6 +154,8 @@ class Inputs:
             if source is None or (source.payload is not None and not source.replica):
                 continue
             if code == "unpicklable":
+                if source.replica:
+                    self.stuck.append((key, text[:MAX_REASON]))
                 source.replica = False
                 source.error = text
                 self.release(source.waiters)
@@ -184,6 +214,5 @@ class Inputs:
     def clear(self, now: float) -> None:
         """Forget all: the orders came from a broker that is no more."""
         self.table.clear()
-        self.held.clear()
-        self.missing.clear()
+        self._forget_news()
         self.fetcher.abandon(TICKET, now)

@@ -164,13 +164,8 @@ class WorkerMachine(Machine[Route]):
         if self.fetcher.arrived or self.fetcher.failed:
             inputs.drain(now)
         self.reports.flush(self.send, now)
-        if inputs.held:
-            for start in range(0, len(inputs.held), limits.PACKET_RECORDS):
-                self.send(CONTROL, m.Held(tuple(inputs.held[start : start + limits.PACKET_RECORDS])))
-            inputs.held.clear()
-        if inputs.missing:
-            self.send(CONTROL, m.Missing(tuple(inputs.missing.items())))
-            inputs.missing.clear()
+        if inputs.held or inputs.missing or inputs.stuck:
+            inputs.tell(self.send)
 
     def deadline(self) -> float | None:
         """When `tick` is next needed."""

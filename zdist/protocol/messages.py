@@ -357,6 +357,12 @@ class Missing(NamedTuple):
     rows: tuple[tuple[Key, tuple[Session, ...]], ...]
 
 
+class NoCopy(NamedTuple):
+    """Copies that nobody can have, as their holder cannot pickle the value: key, why."""
+
+    rows: tuple[tuple[Key, str], ...]
+
+
 class Returned(NamedTuple):
     """Attempts that had not started and will not."""
 
@@ -411,8 +417,7 @@ Message: TypeAlias = (
     | Lane | SubmitEarly | RunEarly | DoneEarly
     | Starved | NodeEnded | Claim
     | TimeLimit | Interrupt | Overdue | Leaving | Dismiss
-    | Unowned | Adopt
-    | Mirror | Mirrored
+    | Unowned | Adopt | Mirror | Mirrored | NoCopy
 )  # fmt: skip
 
 # The position is the code on the wire: append only, never reorder within a protocol version.

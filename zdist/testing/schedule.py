@@ -207,12 +207,18 @@ class Schedule:
         def settled() -> bool:
             return all(e.status != PENDING for s in self._living() for e in s.client.ledger.entries.values() if e.refs)
 
+        def orders() -> list[str]:
+            asked = [reply.what for s in self._living() for reply in s.client.ledger.replies.values()]
+            return [what for what in asked if what in ("replicate", "rebalance")]
+
         if not self.cluster.run(settled, PATIENCE):
             hung = [
                 (s.client.name, e) for s in self._living() for e in s.client.ledger.entries.values()
                 if e.refs and e.status == PENDING
             ]  # fmt: skip
             raise InvariantError(f"{len(hung)} futures hang, {hung[:3]}")
+        if not self.cluster.run(lambda: not orders(), PATIENCE):
+            raise InvariantError(f"{len(orders())} orders of copies are not answered, {orders()[:3]}")
 
     def _verdict(self) -> None:
         for script in self._living():

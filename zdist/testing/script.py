@@ -59,7 +59,7 @@ class Script:
         actions: list[tuple[float, Callable[[], None]]] = [
             (6, self.submit), (2, self.submit_shared), (3, self.collect), (2, self.release),
             (1, self.cancel), (1, self.scatter), (1, self.adopt), (1, self.hold_argument),
-            (0.3, self.submit_timed), (2, self.share),
+            (0.3, self.submit_timed), (2, self.share), (0.5, self.spread),
         ]  # fmt: skip
         if self.random.random() < 0.1:
             return self.lone(self.random.choice((8, 40)), self.client.network.now + 5.0)
@@ -194,6 +194,15 @@ class Script:
         task = f"on-{key}"
         self.schedule.specify(task, (key,), b"inline", 0)
         self.held += self.client.ledger.submit(self.work[0], [(task, b"inline", (key,))])
+
+    def spread(self) -> None:
+        """Order copies of some keys, fewer of them, or an even load."""
+        keys = self._alive_keys()
+        if keys and self.random.random() < 0.7:
+            chosen = tuple(dict.fromkeys(self.random.choices(keys, k=4)))
+            self.client.ledger.ask("replicate", (chosen, self.random.choice((None, 1, 2, 3)), None))
+        else:
+            self.client.ledger.ask("rebalance", (self.random.choice((None, tuple(keys))), None))
 
     def adopt(self) -> None:
         """Import a key that another client has."""

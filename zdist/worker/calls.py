@@ -6,6 +6,7 @@ them. The answer is the stream of the result, or the bytes of the exception.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from typing import Any, NoReturn
 
@@ -18,14 +19,20 @@ __all__ = ["run_call"]
 
 
 def run_call(payload: bytes | bytearray | memoryview, worker: Any) -> tuple[bool, Payload]:
-    """Run it; whether it returned, and the answer. A parameter named ``dask_worker`` gets the worker, as in dask."""
+    """Run it; whether it returned, and the answer. A parameter named ``dask_worker`` gets the worker, as in dask.
+
+    A coroutine is run to its end on an event loop of its own.
+    """
     try:
         digest, data, packed = loads(payload, what="call")
         function = loads_function(data, digest)
         args, kwargs = loads_args(packed, _no_references)
         if _takes_worker(function):
             kwargs.setdefault("dask_worker", worker)
-        blob = dumps(function(*args, **kwargs), what="result of the call")
+        value = function(*args, **kwargs)
+        if inspect.iscoroutine(value):
+            value = asyncio.run(value)
+        blob = dumps(value, what="result of the call")
     except BaseException as exc:  # also SystemExit: a call must not end the worker
         exc.__traceback__ = exc.__traceback__ and exc.__traceback__.tb_next
         return False, dumps_error(exc)

@@ -104,7 +104,7 @@ class Executor:
         self.closing = False
         self.returning: deque[threading.Event] = deque()  # tasks that want back into the pool
         self.loading = threading.RLock()  # functions are loaded one at a time, each once
-        self.alive: dict[threading.Thread, None] = {}
+        self.alive: dict[threading.Thread, Runner] = {}
         self.memory: SharedMemory | None = getattr(worker, "memory", None)
         self.spill = SpillDirectory(getattr(worker, "session", "w"))
         self.jobs: queue.SimpleQueue[Freeze | Share | Spill | None] = queue.SimpleQueue()
@@ -119,7 +119,7 @@ class Executor:
         """One more thread."""
         runner = Runner(self)
         thread = threading.Thread(target=runner.main, name=f"zdist-{self.worker.name}-task", daemon=True)
-        self.alive[thread] = None
+        self.alive[thread] = runner
         thread.start()
 
     def stop(self, timeout: float) -> None:

@@ -16,7 +16,8 @@ FIRST = 1 << 40  # attempts of a broker of epoch 1 lie just above
 TEXTS = (
     "a", "b", "c", "d", "e", "f", "g", "a", "b", "c", "c-1", "c-2", "w-1", "w-2", "n-1", "n-2", "tcp://w-1", "W-1", "",
     "client", "worker", "out", "log", "err", "who_has", "has_what", "restart", "scale", "wait_for_workers", "counts",
-    "log_subscribe", "workers", "processing", "fence", "mem", "k" * (limits.MAX_KEY + 1), "x" * (limits.MAX_TEXT + 1),
+    "log_subscribe", "replicate", "rebalance", "retire", "restart_workers", "status", "running", "spec", "nbytes",
+    "worker", "workers", "processing", "fence", "mem", "k" * (limits.MAX_KEY + 1), "x" * (limits.MAX_TEXT + 1),
     "\n\x1b[31m\0", "\U0001f600", "token",
 )  # fmt: skip
 NUMBERS = (

@@ -302,6 +302,13 @@ def deep(levels: int) -> Any:
         ("has_what", "W-0"), ("has_what", ((("W-0",),),)), ("has_what", MANY),
         ("log_subscribe", 1), ("log_subscribe", ()), ("log_subscribe", deep(60)),
         ("workers", 5), ("counts", "x"), ("fence", deep(9)), ("nthreads", (None,)), ("shutdown", {"now": True}),
+        ("replicate", None), ("replicate", ("x", 1, None)), ("replicate", (("x",), 1 << 40, None)),
+        ("replicate", deep(9)),
+        ("rebalance", ()), ("rebalance", (5, None)), ("rebalance", (None, {"W-0": 1})), ("rebalance", (None, MANY)),
+        ("restart_workers", ("W-0",)), ("restart_workers", (("W-0",), NAN)), ("restart_workers", (("W-9",), 1.0)),
+        ("status", deep(9)), ("worker", ("W-0",)), ("worker", "W-9"), ("running", "x"), ("running", (HUGE,)),
+        ("nbytes", None), ("nbytes", (None, 1)), ("nbytes", ("x", True)), ("spec", None), ("spec", "unknown"),
+        ("logs", -1), ("logs", 1 << 40), ("versions", None), ("versions", tuple(f"p{n}" for n in range(65))),
         (HUGE, None), ("", None), ("__class__", None),
     ],
 )  # fmt: skip

@@ -1,0 +1,270 @@
+"""Copies that clients order: so many of each key, or evenly spread; and what those who look are told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from broker_world import SLOW, World
+
+from zdist.limits import COPY_PAUSE, COUNTED_TASKS
+from zdist.protocol.messages import Answer, Ask, Call, Drop, Finished, Held, Missing, NoCopy, Replicate
+from zdist_broker.state import MEMORY
+
+
+def order(w: World, what: str, *args: Any, client: str = "c-0") -> None:
+    w.gen += 1
+    w.send(client, Ask(w.gen, what, args))
+    later(w)
+
+
+def later(w: World) -> None:
+    w.now += COPY_PAUSE
+    w.broker.tick(w.now)
+    w.turn()
+
+
+def answer(w: World, client: str = "c-0") -> Any:
+    """The answer, if it has come."""
+    later(w)
+    answers = w.got(client, Answer)
+    return (answers[0].value if answers[0].ok else ("error", answers[0].value)) if answers else None
+
+
+def copies(w: World, session: str) -> list[str]:
+    """The keys that a worker is told to fetch."""
+    return [row[0] for row in w.rows(session, Replicate)]
+
+
+def hold(w: World, session: str, *keys: str) -> None:
+    w.send(session, Held(tuple((key, w.task(key).attempt, w.task(key).nbytes, "int") for key in keys)))
+
+
+def on(w: World, key: str) -> set[str]:
+    return {holder.session for holder in w.task(key).holders}
+
+
+def result(w: World, key: str, nbytes: int = 5) -> str:
+    w.submit(key)
+    return w.finish(key, nbytes=nbytes)
+
+
+def test_as_many_copies_as_are_asked_for() -> None:
+    w = World(workers=3)
+    (first,) = {result(w, "a")}
+    order(w, "replicate", ("a",), 2, None)
+    (second,) = [s for s in ("w-0", "w-1", "w-2") if copies(w, s)]
+    assert answer(w) is None and second != first
+    hold(w, second, "a")
+    assert answer(w) == {"failed": {}, "keys": 0, "bytes": 0}
+    assert on(w, "a") == {first, second} and not w.broker.tables.placing
+    order(w, "replicate", ("a",), 1, None)
+    assert answer(w)["failed"] == {} and len(on(w, "a")) == 1
+    assert [s for s in (first, second) if w.rows(s, Drop) == ["a"]] == list({first, second} - on(w, "a"))
+
+
+def test_on_all_of_some_workers() -> None:
+    w = World(workers=3)
+    result(w, "a")
+    order(w, "replicate", ("a",), None, ("W-1", "tcp://w-2"))
+    for session in ("w-1", "w-2"):
+        if copies(w, session):
+            hold(w, session, "a")
+    later(w)
+    for session in ("w-1", "w-2"):
+        if copies(w, session):
+            hold(w, session, "a")
+    assert answer(w)["failed"] == {} and on(w, "a") >= {"w-1", "w-2"}
+
+
+def test_a_worker_that_dies_over_it_is_replaced_by_another() -> None:
+    w = World(workers=3)
+    first = result(w, "a")
+    order(w, "replicate", ("a",), 2, None)
+    (second,) = [s for s in ("w-0", "w-1", "w-2") if copies(w, s)]
+    w.die(second)
+    later(w)
+    (third,) = {"w-0", "w-1", "w-2"} - {first, second}
+    assert copies(w, third) == ["a"]
+    hold(w, third, "a")
+    assert answer(w)["failed"] == {} and on(w, "a") == {first, third}
+
+
+def test_what_only_the_broker_has_is_computed_again() -> None:
+    w = World(workers=2)
+    first = result(w, "a")
+    w.die(first)
+    assert w.task("a").value is not None and not on(w, "a")
+    order(w, "replicate", ("a",), 1, None)
+    assert answer(w) is None
+    second = w.finish("a")
+    assert answer(w)["failed"] == {} and on(w, "a") == {second}
+
+
+def test_what_cannot_be_copied_is_told() -> None:
+    w = World(workers=2)
+    w.submit("a")
+    first = w.finish("a", value=None)
+    result(w, "b")
+    order(w, "replicate", ("a", "b", "unknown"), None, None)
+    (second,) = {"w-0", "w-1"} - {first}
+    assert "a" in copies(w, second)
+    w.send(second, NoCopy((("a", "it is a lock"), ("b" * 5, "of nothing"))))
+    for session in ("w-0", "w-1"):
+        if "b" in copies(w, session) or session not in on(w, "b"):
+            hold(w, session, "b")
+    assert answer(w)["failed"] == {"a": "it is a lock", "unknown": "nobody in the cluster knows this key any more"}
+    assert not w.broker.tables.placing
+    order(w, "replicate", ("a",), 1, None)
+    assert answer(w)["failed"] == {}  # it is there
+
+
+def test_a_worker_with_a_result_that_cannot_be_copied_may_leave() -> None:
+    w = World(workers=2)
+    w.submit("a")
+    first = w.finish("a", value=None)
+    w.gen += 1
+    w.send("c-0", Ask(w.gen, "retire", (first.upper(),)))
+    (second,) = {"w-0", "w-1"} - {first}
+    w.now += 1
+    later(w)
+    assert copies(w, second) == ["a"]
+    w.send(second, NoCopy((("a", "it is a lock"),)))
+    w.now += 1
+    later(w)
+    w.die(first, ordered=True)
+    assert w.where("a") == second  # computed there
+    assert answer(w) == {f"tcp://{first}": first.upper()}
+
+
+@pytest.mark.parametrize("args", [("a", 1, None), (("a",), 0, None), (("a",), 1), (("a",), True, None), (("a",), 1, 5)])
+def test_nonsense_is_refused(args: Any) -> None:
+    w = World(workers=1)
+    order(w, "replicate", *args)
+    assert answer(w)[0] == "error"
+
+
+def test_nobody_waits_for_orders_of_a_client_that_is_gone() -> None:
+    w = World(workers=2, clients=2)
+    result(w, "a")
+    order(w, "replicate", ("a",), 2, None, client="c-1")
+    w.leave("c-1")
+    later(w)
+    assert not w.broker.replicas.orders
+    later(w)
+    assert w.broker.replicas.look_at is None
+
+
+# --- evenly spread --------------------------------------------------------------------------------------
+
+
+def loaded(w: World, *sizes: int) -> list[str]:
+    """Results of these sizes on w-0."""
+    keys = [f"k{n}" for n in range(len(sizes))]
+    for key, nbytes in zip(keys, sizes, strict=True):
+        w.submit(key, options=(0, 0, ("W-0",)))
+        assert w.finish(key, value=None, nbytes=nbytes) == "w-0"
+    w.inbox.clear()
+    return keys
+
+
+def test_results_move_to_who_has_less_and_are_dropped_after_they_were_copied() -> None:
+    w = World(workers=2)
+    loaded(w, 40, 30, 20, 10)
+    order(w, "rebalance", None, None)
+    assert copies(w, "w-1") == ["k0", "k3"] and not w.rows("w-0", Drop)  # 50 bytes on each
+    hold(w, "w-1", "k0", "k3")
+    assert answer(w) == {"failed": {}, "keys": 2, "bytes": 50}
+    assert on(w, "k0") == on(w, "k3") == {"w-1"} and w.rows("w-0", Drop) == ["k0", "k3"]
+    assert [row[4] for row in w.rows("c-0", Finished)][-1] == ("w-1",)  # whoever wants it knows
+    order(w, "rebalance", None, None)
+    assert answer(w) == {"failed": {}, "keys": 0, "bytes": 0}
+
+
+def test_only_the_keys_that_may_move() -> None:
+    w = World(workers=2)
+    loaded(w, 40, 30, 20, 10)
+    order(w, "rebalance", ("k3",), None)
+    assert copies(w, "w-1") == ["k3"]
+
+
+@pytest.mark.parametrize("victim", ["w-0", "w-1"])
+def test_a_death_while_results_move_loses_nothing(victim: str) -> None:
+    w = World(workers=3)
+    loaded(w, *[10] * 9)
+    order(w, "rebalance", None, ("W-0", "W-1"))
+    moving = copies(w, "w-1")
+    assert len(moving) == 4
+    hold(w, "w-1", moving[0])
+    w.die(victim)
+    assert answer(w)["failed"] == {} and not w.broker.tables.placing
+    for n in range(9):
+        assert w.task(f"k{n}").state <= MEMORY  # there, or computed again
+
+
+def test_what_a_task_is_about_to_use_stays_as_well() -> None:
+    w = World(workers=2)
+    loaded(w, 40, 30, 20, 10)
+    order(w, "rebalance", None, None)
+    w.submit("user", deps=("k0",), options=(0, 0, ("W-0",)))
+    assert w.where("user") == "w-0"
+    hold(w, "w-1", "k0", "k3")
+    assert answer(w)["keys"] == 2
+    assert on(w, "k0") == {"w-0", "w-1"} and w.rows("w-0", Drop) == ["k3"]
+
+
+def test_a_holder_that_does_not_have_it_ends_the_move() -> None:
+    w = World(workers=2)
+    loaded(w, 40)
+    order(w, "rebalance", None, None)
+    assert copies(w, "w-1") == []  # it would only change places
+    loaded_more = World(workers=2)
+    loaded(loaded_more, 40, 30)
+    order(loaded_more, "rebalance", None, None)
+    (key,) = copies(loaded_more, "w-1")
+    loaded_more.send("w-1", Missing(((key, ("w-0",)),)))
+    assert answer(loaded_more)["keys"] == 0
+    assert loaded_more.where(key) == "w-0"  # it is computed again
+
+
+# --- looking --------------------------------------------------------------------------------------------
+
+
+def test_status_and_one_worker() -> None:
+    w = World(workers=1, threads=1)
+    result(w, "a")
+    w.submit("b", "c", fn=SLOW)
+    w.submit("d", fn=SLOW, deps=("c",))
+    w.turn()
+    w.send("c-0", Ask(w.gen, "status", None))
+    found = answer(w)
+    assert found["tasks"] == {
+        "total": 4, "waiting": 1, "ready": 1, "assigned": 1, "memory": 1, "failed": 0, "released": 0
+    }  # fmt: skip
+    (row,) = found["workers"]
+    assert (row["name"], row["processing"], row["held"], row["completed"], row["status"]) == ("W-0", 1, 1, 1, "running")
+    w.gen += 1
+    w.send("c-0", Ask(w.gen, "worker", "W-0"))
+    inside = answer(w)
+    assert inside["keys"] == [("a", 5, "int")] and inside["assigned"] == [("b", "started or queued")]
+    w.send("c-0", Ask(w.gen, "worker", "W-9"))
+    assert answer(w) == ("error", "worker: there is no worker 'W-9'; there are W-0")
+
+
+def test_very_many_tasks_are_not_counted_one_by_one() -> None:
+    w = World(workers=0)
+    w.broker.check = lambda: None  # type: ignore[method-assign]
+    w.submit(*[f"k{n}" for n in range(COUNTED_TASKS + 1)])
+    w.send("c-0", Ask(w.gen, "status", None))
+    assert answer(w)["tasks"] == {"total": COUNTED_TASKS + 1, "ready": COUNTED_TASKS + 1, "assigned": 0}
+
+
+def test_what_runs_for_a_key() -> None:
+    w = World(workers=1)
+    w.submit("a")
+    w.submit("b", deps=("a",))
+    w.turn()
+    w.gen += 1
+    w.send("c-0", Ask(w.gen, "running", ("b", "unknown")))
+    assert answer(w) == {"tcp://w-0": ["a"]}
+    assert not w.got("w-0", Call)
