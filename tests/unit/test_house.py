@@ -42,7 +42,7 @@ ALLOWED = {
 }
 ALLOWED_LAZILY = {
     "": {"client", "cluster", "errors", "context"},
-    "client": {"config", "cluster"},  # Client() with nothing starts a LocalCluster; Client.from_yaml
+    "client": {"config", "cluster", "integrations"},  # Client() with nothing starts a LocalCluster; Client.from_yaml
     "cluster": {"config", "zdist_broker"},
     "cli": {"zdist_broker"},
 }
