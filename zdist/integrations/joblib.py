@@ -40,8 +40,8 @@ class ZdistBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
     without a limit on what waits at the workers. As ever with joblib, ``n_jobs=1`` runs in the calling thread, and so
     does -1 on a cluster of one thread.
 
-    Arrays of ``max_nbytes`` (joblib's parameter, 1 MB) or more are sent once for each ``Parallel`` call and are read-only
-    in the tasks, as with joblib's memory mapping; ``mmap_mode=`` other than "r" gives each batch a copy.
+    Arrays of ``max_nbytes`` (joblib's parameter, 1 MB) or more are sent once for each ``Parallel`` call and are
+    read-only in the tasks, as with joblib's memory mapping; ``mmap_mode=`` other than "r" gives each batch a copy.
 
     In a task, ``Parallel(n_jobs=...)`` uses the same cluster, with precedence over what its caller still has to start;
     without ``n_jobs`` it runs in its task.
@@ -77,6 +77,7 @@ class ZdistBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
     ) -> None:
         super().__init__(nesting_level=nesting_level)
         check_options(**submit_options)
+        self.parallel: Any = None
         self._client = client
         self._options = submit_options
         self._workers_timeout = wait_for_workers_timeout
@@ -123,7 +124,7 @@ class ZdistBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         client, chosen = self._current(), self._options.get("workers")
         if self._options.get("allow_other_workers"):
             chosen = None
-        threads = sum(client.nthreads(chosen).values())
+        threads: int = sum(client.nthreads(chosen).values())
         if not threads:
             client.wait_for_workers(1, timeout=self._workers_timeout)
             threads = sum(client.nthreads(chosen).values())
@@ -155,7 +156,9 @@ class ZdistBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         level = (self.nesting_level or 0) + 1
         if level >= LEVELS:
             return SequentialBackend(nesting_level=level), None
-        return _nested(level, self._threads, {name: self._options[name] for name in self._options if name in INHERITED}), None
+        return _nested(
+            level, self._threads, {name: self._options[name] for name in self._options if name in INHERITED}
+        ), None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _nested, (self.nesting_level, self._threads, self._options)
@@ -271,7 +274,9 @@ class _Call:
             else:
                 error, results = _outcome(done)
                 with self.lock:
-                    callback = self.out.pop(done)
+                    callback = self.out.pop(done, None)
+                    if callback is None:  # aborted meanwhile
+                        return
                     while self.waiting and len(self.out) < (self.limit or 0):
                         self._submit(*self.waiting.popleft())
             callback((error, results))
