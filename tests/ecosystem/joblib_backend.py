@@ -1,7 +1,8 @@
 """joblib's own tests of ``Parallel``, as they are, with zdist as the backend.
 
-``python tests/ecosystem/joblib_backend.py``. The tests are those of the installed joblib, from its source distribution if the wheel has none. Lists of backends among
-their parameters become "zdist", and it is the default backend. Arguments go to pytest. Exit code 1 if a test fails.
+``python tests/ecosystem/joblib_backend.py [arguments of pytest]``. The tests are those of the installed joblib, from
+its source distribution if the wheel has none. Lists of backends among their parameters become "zdist", and it is the
+default backend. Exit code 1 if a test fails.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ __all__ = ["ReadOnly", "Sharing", "is_array"]
 
 
 class ReadOnly:
-    """Pickled in place of an array: arrives as that array, which cannot be written to, as all tasks of a worker see it."""
+    """Pickled in place of an array: arrives as that array, not to be written to: all tasks of a worker see it."""
 
     __slots__ = ("array",)
 
