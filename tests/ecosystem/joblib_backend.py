@@ -25,16 +25,37 @@ from zdist import Client
 BACKEND_NAMES = {"backend", "parent_backend", "child_backend", "outer_backend", "inner_backend"}
 
 ALL_THREADS = "expects n_jobs=1 of a backend that is not told; for zdist, as for dask, it is all threads of the cluster"
-POOL = "asks for the pool of processes of this machine, which zdist has not"
+NESTED = "expects threads in tasks; there zdist offers the cluster"
+ELSEWHERE = "a process that the test forks or loky starts has no client"
+MEMMAP = "expects a numpy.memmap; in zdist's tasks a large array is an array"
+PROCESSES = "about processes that the backend starts for a call: pools, initializers, environment, authkey"
+OTHERS = "about another backend alone, or about which one is the default"
 LEFT_OUT: dict[str, str] = {
     "test_effective_n_jobs_None": ALL_THREADS,
     "test_nested_backend_in_sequential": ALL_THREADS,
-    "test_error_capture": POOL,
-    "test_nested_backend_context_manager": "expects threads in tasks; there zdist offers the cluster",
-    "test_nested_loop[multiprocessing-zdist]": "in a forked process there is no client",
-    "test_nested_loop[loky-zdist]": "in a process of loky there is no client",
-    "test_nested_loop[back_compat_backend-zdist]": "in a process of loky there is no client",
-    "test_dispatch_multiprocessing": "its queue can only be used by child processes",
+    "test_nested_backend_context_manager": NESTED,
+    "test_nested_parallelism_limit": NESTED,
+    "test_nested_loop[multiprocessing-zdist]": ELSEWHERE,
+    "test_nested_loop[loky-zdist]": ELSEWHERE,
+    "test_nested_loop[back_compat_backend-zdist]": ELSEWHERE,
+    "test_auto_memmap_on_arrays_from_generator": MEMMAP,
+    "test_memmapping_leaks": MEMMAP,
+    "test_error_capture": PROCESSES,
+    "test_dispatch_multiprocessing": PROCESSES,
+    "test_initializer_context": PROCESSES,
+    "test_initializer_parallel": PROCESSES,
+    "test_initializer_reused": PROCESSES,
+    "test_initializer_not_reused": PROCESSES,
+    "test_threadpool_limitation_in_child_loky": PROCESSES,
+    "test_threadpool_limitation_in_child_context": PROCESSES,
+    "test_threadpool_limitation_in_child_override": PROCESSES,
+    "test_loky_reuse_workers": PROCESSES,
+    "test_nested_parallel_warnings": OTHERS,
+    "test_backend_hinting_and_constraints": OTHERS,
+    "test_warning_about_timeout_not_supported_by_backend": OTHERS,
+    "test_nested_loop_with_exception_with_loky": OTHERS,
+    "test_parallel_with_interactively_defined_functions_loky": OTHERS,
+    "test_parallel_with_interactively_defined_bound_method_loky": OTHERS,
 }
 
 #: Programs that the tests start, and that use zdist, find it registered and a client made.
@@ -70,6 +91,10 @@ class Adapter:
         kept = []
         for item in items:
             reason = LEFT_OUT.get(item.name) or LEFT_OUT.get(item.name.partition("[")[0])
+            params = getattr(item, "callspec", None) and item.callspec.params  # type: ignore[attr-defined]
+            backends = [value for name, value in (params or {}).items() if name in BACKEND_NAMES]
+            if backends and "zdist" not in backends:
+                reason = OTHERS
             if reason is None:
                 kept.append(item)
             else:
