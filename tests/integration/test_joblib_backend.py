@@ -98,7 +98,7 @@ def test_options_reach_the_tasks(client: Client) -> None:
     with joblib.parallel_config("zdist", workers=[address]):
         assert joblib.effective_n_jobs(-1) == 2
         assert set(Parallel(batch_size=1)(delayed(functions.worker_address)() for _ in range(8))) == {address}
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(TypeError, match="no option colour; it takes client"):
         joblib.parallel_config("zdist", colour="red")
     with pytest.raises(ValueError, match="retries"):
         joblib.parallel_config("zdist", retries=-1)

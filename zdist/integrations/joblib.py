@@ -31,6 +31,7 @@ __all__ = ["ZdistBackend"]
 LEVELS: Final = 3  # of Parallel calls within each other that use the cluster; those further down run where they are
 WORKERS_TIMEOUT: Final = 10.0  # seconds to wait for the first worker
 INHERITED: Final = ("workers", "allow_other_workers", "tags", "retries", "priority")  # by calls inside tasks
+OPTIONS: Final = (*INHERITED, "resources", "timeout")
 
 
 class ZdistBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
@@ -76,6 +77,9 @@ class ZdistBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         **submit_options: Any,
     ) -> None:
         super().__init__(nesting_level=nesting_level)
+        if unknown := [name for name in submit_options if name not in OPTIONS]:
+            known = ", ".join(("client", "scatter", "wait_for_workers_timeout", *OPTIONS))
+            raise TypeError(f"the joblib backend 'zdist' has no option {', '.join(unknown)}; it takes {known}")
         check_options(**submit_options)
         self.parallel: Any = None
         self._client = client
