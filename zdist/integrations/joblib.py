@@ -23,7 +23,7 @@ from joblib.parallel import (
 
 from zdist import context
 from zdist.client.future import Future
-from zdist.client.sharing import ReadOnly, Sharing, check_options, is_array
+from zdist.client.shared_arrays import ReadOnly, Sharing, check_options, is_array
 from zdist.errors import ClusterClosed
 
 __all__ = ["ZdistBackend"]
