@@ -42,7 +42,7 @@ ALLOWED = {
 }
 ALLOWED_LAZILY = {
     "": {"client", "cluster", "errors", "context"},
-    "client": {"config", "cluster"},  # Client() with nothing starts a LocalCluster; Client.from_yaml
+    "client": {"config", "cluster", "integrations"},  # Client() with nothing starts a LocalCluster; Client.from_yaml
     "cluster": {"config", "zdist_broker"},
     "cli": {"zdist_broker"},
 }
@@ -54,7 +54,7 @@ BANNED_IN_PURE = {
 }  # fmt: skip
 IMPURE_IN_BROKER = {"__init__", "__main__", "server"}
 ONLY_IN = {"pickle": "zdist.serialize", "cloudpickle": "zdist.serialize", "zmq": "zdist.transport"}
-HEAVY = ("pydantic", "click", "rich", "yaml", "numpy", "structlog", "zmq", "cloudpickle", "psutil")
+HEAVY = ("pydantic", "click", "rich", "yaml", "numpy", "structlog", "zmq", "cloudpickle", "psutil", "joblib")
 
 
 class Import(NamedTuple):
@@ -347,7 +347,9 @@ def test_import_zdist_is_light() -> None:
 
 
 def test_the_client_needs_no_pydantic_click_or_rich() -> None:
-    found = loaded_by("from zdist import Client, LocalCluster", ("pydantic", "click", "rich", "yaml", "numpy"))
+    found = loaded_by(
+        "from zdist import Client, LocalCluster", ("pydantic", "click", "rich", "yaml", "numpy", "joblib")
+    )
     assert found == []
 
 

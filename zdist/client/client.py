@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
+import importlib
 import os
 import secrets
+import sys
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
@@ -215,6 +218,9 @@ class Client(Submitting, Gathering, Scattering, Published, Plugins, Replicating,
         self.status = "running"
         if self._as_default:
             context.push_default(self)
+        if "joblib" in sys.modules:
+            with contextlib.suppress(ImportError):  # a joblib that is too old, or is being imported
+                importlib.import_module("zdist.integrations.joblib")
 
     def _give_up(self) -> None:
         driver, self._driver = self._driver, None

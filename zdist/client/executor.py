@@ -200,7 +200,7 @@ class ZdistExecutor(concurrent.futures.Executor):
             return False
         fn, args, kwargs = call
         try:
-            remote = self.client._submit(self._prepared(fn), args, kwargs, None, self._pure, self._options)
+            remote = self.client._submit_call(self._prepared(fn), args, kwargs, None, self._pure, self._options)
         except BaseException as exc:
             if future.claim():
                 self._results.finish(future, (None, exc))

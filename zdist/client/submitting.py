@@ -44,6 +44,13 @@ class Held:
         if known is not None:
             known[2] += 1
             return str(known[1])
+        entry = self.freeze(obj)
+        self.entries.append(entry)
+        self.known[id(obj)] = [obj, entry.key, 1]
+        return entry.key
+
+    def freeze(self, obj: Any) -> Entry:
+        """Make an object, as it is now, a key that this client holds: the entry, with a reference to it."""
         client = self.client
         blob = serialize.dumps(obj, what="argument", share=True)
         kind = serialize.type_name(obj)
@@ -58,9 +65,7 @@ class Held:
             held = client._ledger.store.get(key)
         kept = keep(client, key, blob) if held is None else held.blob
         with client._lock:
-            self.entries += client._ledger.hold([(key, kept, kind)], finished=True)
-        self.known[id(obj)] = [obj, key, 1]
-        return key
+            return client._ledger.hold([(key, kept, kind)], finished=True)[0]
 
     def forget_single(self) -> None:
         """Between two chunks of one call: objects seen once are probably not coming again; let go of them."""
@@ -129,9 +134,9 @@ class Submitting(Base):
             raise TypeError(f"submit takes a function first, got {type(func).__name__}")
         _refuse_actors(actor or actors)
         options = options_of(workers, resources, retries, priority, allow_other_workers, tags, timeout)
-        return self._submit(func, args, kwargs, key, pure is None or pure, options)
+        return self._submit_call(func, args, kwargs, key, pure is None or pure, options)
 
-    def _submit(
+    def _submit_call(
         self,
         func: Callable[..., Any],
         args: tuple[Any, ...],
@@ -141,10 +146,10 @@ class Submitting(Base):
         options: tuple[Any, ...],
     ) -> Future:
         """`submit`, for callers whose keyword arguments may have any name; ``options`` as `options_of` makes them."""
-        driver = self._usable()
+        self._usable()
         blob = serialize.dumps_function(func)
         work = self._work(blob, options, key is None)
-        own = False  # is the key made for this call alone?
+        own = False
         if key is None:
             if pure:
                 key = f"{blob.name}-{_token(blob.code_digest(func), blob.name, args, kwargs)}"
@@ -152,14 +157,23 @@ class Submitting(Base):
                 if known is not None:
                     return known
             else:
-                key = f"{blob.name}-{self._nonce}{next(self._counter)}"
+                key = self._own_key(blob)
                 own = True
         else:
             _check_key(key)
-        held = Held(self, not work.named)
+        return self._submit(work, key, own, args, kwargs, Held(self, not work.named))
+
+    def _own_key(self, blob: serialize.FunctionBlob) -> str:
+        return f"{blob.name}-{self._nonce}{next(self._counter)}"
+
+    def _submit(
+        self, work: Work, key: str, own: bool, args: tuple[Any, ...], kwargs: dict[str, Any], held: Held
+    ) -> Future:
+        """Hand out one task, whose large arguments become keys of ``held``. ``own``: the key is made for it alone."""
+        driver = self._usable()
         origins.client = self
         try:
-            payload, deps = serialize.dumps_args(args, kwargs, held.find, what=f"arguments of {blob.name}")
+            payload, deps = serialize.dumps_args(args, kwargs, held.find, what=f"arguments of {work.name}")
             kept = self._foreign() if origins.foreign is not None else None
             with self._lock:
                 entry = self._ledger.submit(work, ((key, _payload(payload), deps),), own=own)[0]

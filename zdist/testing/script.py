@@ -197,7 +197,7 @@ class Script:
 
     def spread(self) -> None:
         """Order copies of some keys, fewer of them, or an even load."""
-        keys = self._alive_keys()
+        keys = [key for key in self._alive_keys() if not key.startswith("arg-")]  # of these nobody has futures
         if keys and self.random.random() < 0.7:
             chosen = tuple(dict.fromkeys(self.random.choices(keys, k=4)))
             self.client.ledger.ask("replicate", (chosen, self.random.choice((None, 1, 2, 3)), None))

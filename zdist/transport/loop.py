@@ -89,8 +89,8 @@ class Loop(Channels):
             if timeout is not None and timeout < pause:
                 pause = timeout
             self._polling = True
-            if self._guests and self._yielding:
-                pause = 0  # seen after _polling is set: a guest that came before it wrote no wake-up
+            if self._dirty or (self._guests and self._yielding):
+                pause = 0  # seen after _polling is set: who came before it, by `wake` or as a guest, wrote no wake-up
         ready = self._wait(pause)
         with self.lock:
             self._polling = False

@@ -306,6 +306,7 @@ class Runner:
                 driver.drive(ready, 0)
                 driver.wake()  # if another thread drives: what this one has done is to be sent
             else:
+                driver.wake()  # the same: another idle thread may wait for the sockets, and know nothing of it
                 driver.drive(ready)
             with lock:
                 self.turned = now()

@@ -30,6 +30,7 @@ class FakeDriver:
         self.executor: Executor | None = None
         self.driven_by: set[str] = set()
         self.hand_overs = 0
+        self.drivers = 0  # threads in `drive`
         self.closed = False
 
     def turn(self) -> None:
@@ -56,13 +57,19 @@ class FakeDriver:
 
     def drive(self, until: Callable[[], bool], timeout: float | None = None) -> bool:
         self.driven_by.add(threading.current_thread().name)
-        self.turn()
         with self.lock:
-            while timeout is None and not until():
-                if self.closed:
-                    raise ClusterClosed("closed")
-                self.changed.wait()
-            return until()
+            if not self.drivers:  # as with Loop: who comes while another drives only waits
+                self.turn()
+            self.drivers += 1
+            self.changed.notify_all()
+            try:
+                while timeout is None and not until():
+                    if self.closed:
+                        raise ClusterClosed("closed")
+                    self.changed.wait()
+                return until()
+            finally:
+                self.drivers -= 1
 
     def receive(self, *messages: m.Message) -> None:
         with self.lock:

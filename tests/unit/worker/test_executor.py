@@ -104,6 +104,15 @@ def test_done_tasks_are_reported_while_a_long_one_runs() -> None:
         pool.done(2)
 
 
+def test_a_done_task_is_reported_while_an_idle_thread_has_the_sockets() -> None:
+    with Pool(threads=2) as pool:
+        pool.submit("long", held, "long")
+        began("long")
+        pool.driver.wait_for(lambda: pool.driver.drivers == 1)
+        gate("long").set()
+        assert list(pool.done()) == ["long"]
+
+
 def test_a_queued_task_can_be_taken_back_while_another_runs() -> None:
     with Pool() as pool:
         pool.submit("long", held, "long")
