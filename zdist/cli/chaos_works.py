@@ -88,9 +88,7 @@ class Tally:
         }
 
 
-def use(
-    client: Client, seed: int, tally: Tally, over: Callable[[], bool], works: Sequence[Work] | None = None
-) -> None:
+def use(client: Client, seed: int, tally: Tally, over: Callable[[], bool], works: Sequence[Work] | None = None) -> None:
     """Do one work after the other, of these or all, until it is over."""
     rng = random.Random(seed)
     while not over():
