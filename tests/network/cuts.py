@@ -37,7 +37,7 @@ BEYOND: Final = 3.0  # seconds by which a long cut is longer than a lease
 BEFORE: Final = 2.0  # seconds for which the users are at work before the cut
 LATE: Final = 15.0  # seconds that a work may take beyond what a cut holds it up,
 HUNG: Final = 60.0  # and from the heal until a future hangs
-DROPPED: Final = ("quota cut { over 1 bytes }",)  # counts what a cut drops
+DROPPED: Final = ("quota cut { over 1 bytes }",)  # tells whether the cut has dropped anything
 HEADS: Final = ("link", "way", "cut s", "futures", "wrong", "hung", "lost", "works", "heal s", "longest s", "")
 WIDTHS: Final = (13, 5, 6, 8, 6, 5, 5, 6, 7, 10, 1)
 
@@ -103,7 +103,7 @@ def cut(there: Stage, cell: Cell, seed: int, before: float = BEFORE) -> Row:
     done = there.agent.ask("done")
     time.sleep(cell.seconds)
     works = there.agent.ask("done") - done
-    dropped = there.lab.passed("cut")
+    dropped = there.lab.passed("cut") > 0
     there.lab.firewall()
     told = there.agent.ask("end", patience=2 * (cell.seconds + HUNG))
     # what clients that were given up had asked for goes with their lease, and copies that nobody claims after a while
@@ -111,8 +111,8 @@ def cut(there: Stage, cell: Cell, seed: int, before: float = BEFORE) -> Row:
     wrongs = told["wrongs"]
     hung = sum("was not there after" in wrong or "resolved 0 times" in wrong for wrong in wrongs)
     violations = list(wrongs)
-    if not dropped or told["longest"] < cell.holds_up():
-        violations.append(f"nobody felt the cut: {dropped} bytes were dropped, no work took {cell.holds_up():g} s")
+    if not dropped or told["longest"] < cell.holds_up() / 2:
+        violations.append(f"nobody felt the cut: packets dropped: {dropped}, longest work {told['longest']:.1f} s")
     if told["longest"] > cell.holds_up() + LATE:
         violations.append(f"a work took {told['longest']:.1f} s")
     if after != empty:

@@ -420,7 +420,7 @@ def test_a_broker_that_was_stopped_gives_nobody_up_before_it_has_read() -> None:
 
 
 def test_a_worker_lives_as_long_as_its_node_speaks_for_it() -> None:
-    """It may hold the GIL. Both are given up when both have been silent for a lease, and no more than a second later."""
+    """It may hold the GIL. Both are given up when both have been silent for a lease, and soon then."""
     d = Desk()
     d.hello("n-1", name="n")
     d.hello("w-1", node="n-1", address="tcp://w")
