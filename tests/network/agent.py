@@ -8,6 +8,7 @@ import ctypes
 import gc
 import json
 import os
+import random
 import sys
 import threading
 import time
@@ -20,18 +21,12 @@ import numpy as np
 from zdist import Client, Future, wait
 from zdist.cli import chaos_works
 from zdist.cli.chaos_works import Tally, use
+from zdist.limits import MIB
 
 LARGE: Final = 1 << 16  # values from this size on are arrays
 STRIDE: Final = 512  # of the elements that are looked at: one in each page
 PATIENCE: Final = 60.0
 TABLES: Final = ("tasks", "data", "held", "wants", "assigned", "placing", "relay", "clients", "workers", "nodes")
-# What the users of a network that is cut do, each one kind of it.
-USERS: Final = (
-    (chaos_works.chain, chaos_works.tree, chaos_works.stream),
-    (chaos_works.nests, chaos_works.squares, chaos_works.failing),
-    (chaos_works.arrays,),
-    (chaos_works.passed_on, chaos_works.scattered),
-)
 
 
 # --- what runs on workers (pickled by value, as this is __main__ there too) ------------------------------------
@@ -57,6 +52,26 @@ def hold(flag: str) -> None:
     libc = ctypes.PyDLL(None)
     while os.path.exists(flag):
         libc.usleep(50_000)
+
+
+# --- what the users of a network that is cut do ----------------------------------------------------------------
+
+
+def relayed(client: Client, rng: random.Random, tally: Tally) -> None:
+    """Results that come by the broker and in no other way."""
+    seeds = [rng.randrange(1 << 30) for _ in range(3)]
+    futures = tally.take(client.map(chaos_works.noise, seeds, [MIB] * 3, pure=False))
+    found = client.gather(futures, direct=False, timeout=chaos_works.PATIENCE)
+    chaos_works.expect(found, [chaos_works.noise(seed, MIB) for seed in seeds], "relayed")
+
+
+USERS: Final = (
+    (chaos_works.chain, chaos_works.tree, chaos_works.stream),
+    (chaos_works.nests, chaos_works.squares, chaos_works.failing),
+    (chaos_works.arrays,),
+    (chaos_works.passed_on, chaos_works.scattered),
+    (relayed,),
+)
 
 
 # --- what is asked for -------------------------------------------------------------------------------------------
