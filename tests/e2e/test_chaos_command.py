@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from zdist.cli import chaos_works
-from zdist.cli.chaos_cluster import FAULTS, Chaos
+from zdist.cli.chaos_cluster import FAULTS, Chaos, Program
 from zdist.cli.chaos_works import Tally
 from zdist.node.process import child_environment
 
@@ -60,6 +60,22 @@ def test_wrong_answers_and_what_is_left_behind_are_told(monkeypatch: pytest.Monk
     assert not chaos.memory.exists()
     assert Path(chaos.folder, "broker.log").exists()  # kept, as something was wrong
     shutil.rmtree(chaos.folder)
+
+
+@pytest.mark.parametrize(("command", "begun"), [(["sleep", "600"], False), (["true"], True)])
+def test_only_a_user_that_had_not_begun_may_tell_nothing(command: list[str], begun: bool) -> None:
+    chaos = Chaos(1)
+    try:
+        chaos.user = Program("user", command, chaos.folder)
+        chaos.user.start()
+        if begun:
+            assert chaos.user.process is not None
+            chaos.user.process.wait()
+        chaos._end_user()
+        assert bool(chaos.report.wrongs) == begun
+    finally:
+        shutil.rmtree(chaos.folder)
+        shutil.rmtree(chaos.memory)
 
 
 class Twice:

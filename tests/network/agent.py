@@ -8,7 +8,9 @@ import ctypes
 import gc
 import json
 import os
+import random
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -17,10 +19,14 @@ from typing import Any, Final
 import numpy as np
 
 from zdist import Client, Future, wait
+from zdist.cli import chaos_works
+from zdist.cli.chaos_works import Tally, use
+from zdist.limits import MIB
 
 LARGE: Final = 1 << 16  # values from this size on are arrays
 STRIDE: Final = 512  # of the elements that are looked at: one in each page
 PATIENCE: Final = 60.0
+TABLES: Final = ("tasks", "data", "held", "wants", "assigned", "placing", "relay", "clients", "workers", "nodes")
 
 
 # --- what runs on workers (pickled by value, as this is __main__ there too) ------------------------------------
@@ -48,6 +54,26 @@ def hold(flag: str) -> None:
         libc.usleep(50_000)
 
 
+# --- what the users of a network that is cut do ----------------------------------------------------------------
+
+
+def relayed(client: Client, rng: random.Random, tally: Tally) -> None:
+    """Results that come by the broker and in no other way."""
+    seeds = [rng.randrange(1 << 30) for _ in range(3)]
+    futures = tally.take(client.map(chaos_works.noise, seeds, [MIB] * 3, pure=False))
+    found = client.gather(futures, direct=False, timeout=chaos_works.PATIENCE)
+    chaos_works.expect(found, [chaos_works.noise(seed, MIB) for seed in seeds], "relayed")
+
+
+USERS: Final = (
+    (chaos_works.chain, chaos_works.tree, chaos_works.stream),
+    (chaos_works.nests, chaos_works.squares, chaos_works.failing),
+    (chaos_works.arrays,),
+    (chaos_works.passed_on, chaos_works.scattered),
+    (relayed,),
+)
+
+
 # --- what is asked for -------------------------------------------------------------------------------------------
 
 
@@ -65,7 +91,7 @@ class Actor:
 
     def __init__(self) -> None:
         self.client: Client | None = None
-        self.others: list[Client] = []
+        self.users: list[Client] = []
         self.futures: list[Future] = []
         self.expected: list[tuple[int, int]] = []
         self.address: tuple[str, dict[str, Any]] = ("", {})
@@ -178,8 +204,67 @@ class Actor:
         n = size // 8
         return int(total.result(PATIENCE)) - n * i - n * (n - 1) // 2
 
+    def begin(self, seed: int, within: float) -> dict[str, int]:
+        """Users begin to do works with known answers. The broker's tables before that, but with their clients and those
+        that the workers' processes keep once a task has needed one."""
+        assert self.client is not None
+        self._part()
+        chaos_works.PATIENCE = within  # seconds after which a future hangs
+        address, options = self.address
+        self.users = [Client(address, timeout=PATIENCE, set_as_default=False, **options) for _ in USERS]
+        workers = list(self.client.scheduler_info()["workers"])
+        asked = [self.client.submit(chaos_works.nested, 1, workers=[worker], pure=False) for worker in workers]
+        self.client.gather(asked, timeout=PATIENCE)
+        del asked
+        tables = self.tables({"tasks": 0, "wants": 0, "held": 0}, PATIENCE)
+        self.over = threading.Event()
+        self.tallies = [Tally() for _ in USERS]
+        self.threads = [
+            threading.Thread(target=use, args=(client, seed + i, tally, self.over.is_set, works), daemon=True)
+            for i, (client, tally, works) in enumerate(zip(self.users, self.tallies, USERS, strict=True))
+        ]
+        for thread in self.threads:
+            thread.start()
+        return tables
+
+    def done(self) -> int:
+        """Works that the users have finished so far."""
+        return sum(tally.works.total() for tally in self.tallies)
+
+    def end(self) -> dict[str, Any]:
+        """The users finish the works that they have begun. Seconds until then, and what became of their futures."""
+        begun = time.monotonic()
+        self.over.set()
+        for thread in self.threads:
+            thread.join()
+        seconds = time.monotonic() - begun
+        told = [tally.as_data() for tally in self.tallies]
+        return {
+            "seconds": seconds,
+            "futures": sum(one["futures"] for one in told),
+            "lost": sum(one["lost"] for one in told),
+            "longest": max(one["longest"] for one in told),
+            "wrongs": [wrong for one in told for wrong in one["wrongs"]],
+        }
+
+    def tables(self, wanted: dict[str, int], within: float) -> dict[str, int]:
+        """The broker's tables, as soon as these have come to what is wanted, or after so many seconds."""
+        assert self.client is not None
+        end = time.monotonic() + within
+        while True:
+            counts = self.client.counts()
+            if all(counts[name] == count for name, count in wanted.items()) or time.monotonic() > end:
+                return {name: counts[name] for name in TABLES}
+            time.sleep(0.05)
+
+    def _part(self) -> None:
+        for client in self.users:
+            client.close()
+        self.users = []
+
     def close(self) -> None:
-        """End the client."""
+        """End the clients."""
+        self._part()
         self.futures, self.expected = [], []
         if self.client is not None:
             self.client.close()

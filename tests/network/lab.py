@@ -305,12 +305,12 @@ class Lab:
         for process in reversed(self.processes):
             process.close()
         left: list[str] = []
+        left += [str(p) for p in self.folder.glob("run/**/*") if not p.is_dir() and "token" not in p.name]
         with contextlib.suppress(LabError):
             left += self.segments()
         for host in self._everywhere():
             host.holder.close(kill=True)
         self.log.close()
-        left += [str(p) for p in self.folder.glob("run/**/*") if not p.is_dir() and "token" not in p.name]
         self.processes.clear()
         self.hosts.clear()
         shutil.rmtree(self.folder, ignore_errors=True)

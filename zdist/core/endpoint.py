@@ -57,6 +57,7 @@ class PeerMachine(Protocol):
     out: dict[Route, list[Message]]
     commands: list[Any]
     ahead: bool
+    given_up: bool
 
     def take(self) -> dict[Route, list[Message]]: ...
     def handle(self, route: Route, message: Message, now: float) -> None: ...
@@ -181,6 +182,11 @@ class PeerEndpoint:
             return  # answer to a hello that was sent twice
         if welcome.fresh and self.up and welcome.epoch == self.epoch and self.session.received == 0:
             return  # likewise, before anything was said
+        given_up = welcome.fresh and welcome.epoch == self.epoch and self.session.received > 0
+        if given_up:
+            note = "it heard nothing for longer than the lease, or nothing was read; everything is announced anew"
+            self.commands.append(Log("warning", "session.given_up", {"address": self.address, "note": note}))
+        self.machine.given_up = given_up
         if welcome.epoch != self.epoch:  # also when an earlier, fresh welcome of this broker was lost on its way
             welcome = welcome._replace(fresh=True)
         self.up = True

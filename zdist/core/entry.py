@@ -10,7 +10,9 @@ __all__ = [
     "CANCELLED",
     "ERROR",
     "FINISHED",
+    "GIVEN_UP",
     "PENDING",
+    "UNHELD",
     "UNKNOWN",
     "Entry",
     "Reply",
@@ -25,6 +27,8 @@ ERROR: Final = "error"
 CANCELLED: Final = "cancelled"
 
 UNKNOWN: Final = "nobody in the cluster knows this key any more"
+UNHELD: Final = ", which nobody holds"  # ends the reason of what depends on such a key
+GIVEN_UP: Final = "the broker had given this client up and let go of what only this client wanted"
 
 Row: TypeAlias = tuple[Key, Payload, tuple[Key, ...]]  # a row of Submit: key, arguments, dependencies
 

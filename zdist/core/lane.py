@@ -57,6 +57,7 @@ class Lanes(Lineage):
     ) -> None:
         super().__init__(session, token, name, paths, fallback, host)
         self.lane: Lane | None = None
+        self.left = 0  # first attempt of the last lane that was given back: an extension may be on its way
         self.lone: Entry | None = None  # submitted last, on its own, under a key that nobody else can know
         self.early: tuple[Attempt, Entry, Route] | None = None  # the last to go by a lane, until its copy comes
         self.notes: list[m.SubmitEarly] = []  # what the broker is still to hear of tasks that went by the lane
@@ -182,7 +183,7 @@ class Lanes(Lineage):
 
     def _leave_lane(self, lane: Lane) -> None:
         """No more submissions by this lane; also the acknowledgement that it is over."""
-        self.lane = None
+        self.lane, self.left = None, lane.first
         self.send(CONTROL, m.Lane("", lane.first, lane.next))
         if lane.next - lane.first >= limits.LANE_PROVEN:
             self.ask_after = limits.LANE_AFTER
@@ -196,7 +197,7 @@ class Lanes(Lineage):
                 lane.until = until
             else:
                 self._leave_lane(lane)
-        elif session:
+        elif session and first != self.left:
             link = self.fetcher.links.peer(session)
             if link is None or lane is not None or PEER not in self.fetcher.paths:
                 self.send(CONTROL, m.Lane("", first, first))

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from zdist import limits
 from zdist.core.collect import Collection
-from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, UNKNOWN, Entry, Reply
+from zdist.core.entry import CANCELLED, ERROR, FINISHED, GIVEN_UP, PENDING, UNHELD, UNKNOWN, Entry, Reply
 from zdist.core.gather import PATHS
 from zdist.core.links import Host
 from zdist.core.machine import CONTROL, Route
@@ -232,7 +232,8 @@ class Ledger(Replay):
     def _ask_again(self) -> None:
         for req, reply in list(self.replies.items()):
             if reply.what == "run":
-                self._reply(req, False, "the broker was replaced while this ran; nobody knows how far it came")
+                why = GIVEN_UP if self.given_up else "the broker was replaced while this ran"
+                self._reply(req, False, f"{why}; nobody knows how far it came")
             else:
                 self.send(CONTROL, m.Ask(req, reply.what, reply.args))
 
@@ -309,7 +310,8 @@ class Ledger(Replay):
             if reason == UNKNOWN and entry.work is None and entry.status == PENDING and self._once_more(key, now):
                 entry.gen = 0
             else:
-                self._end(entry, CANCELLED, reason)
+                why = f"{reason}: {GIVEN_UP}" if self.given_up and reason.endswith((UNKNOWN, UNHELD)) else reason
+                self._end(entry, CANCELLED, why)
 
     def _once_more(self, key: Key, now: float) -> bool:
         """An imported key may have come here before its submission reached the broker: ask a few times."""

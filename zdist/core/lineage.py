@@ -9,7 +9,7 @@ from typing import Any
 
 from zdist import limits
 from zdist.core.collect import Collections
-from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Reply, Work
+from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, UNHELD, Entry, Reply, Work
 from zdist.core.fetch import Fetcher
 from zdist.core.links import Host
 from zdist.core.machine import CONTROL, Machine, Route
@@ -80,7 +80,7 @@ class Lineage(Machine[Route]):
         for key in entry.row[2]:
             parent = self.entries.get(key)
             if parent is None:
-                why = f": {self.cancelled[key]}" if key in self.cancelled else ", which nobody holds"
+                why = f": {self.cancelled[key]}" if key in self.cancelled else UNHELD
                 self._end(entry, CANCELLED, f"depends on {key}{why}")
                 return False
             if parent.status == ERROR and not parent.gen:  # failed under a broker that is gone

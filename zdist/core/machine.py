@@ -44,6 +44,7 @@ class Log(NamedTuple):
 class Machine(Generic[Dest]):
     """Outbox and dispatch shared by the machines; ``Dest`` is Route, or for the broker a session id."""
 
+    given_up = False  # the broker that has welcomed it last had known its session, and ended it
     ahead = False  # the other side has yet to confirm many packets: what is not urgent may wait until it has
 
     def __init__(self) -> None:

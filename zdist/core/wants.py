@@ -259,7 +259,7 @@ class Wants(Lanes):
     def _orphaned(self, entry: Entry) -> bool:
         for parent in entry.parents:
             held = entry.status == FINISHED or entry in self.claims  # maybe, though what it was made of is gone
-            if parent.status == CANCELLED and not (held and parent.outcome == UNKNOWN):
+            if parent.status == CANCELLED and not (held and parent.outcome.startswith(UNKNOWN)):
                 self._end(entry, CANCELLED, f"depends on {parent.key}: {parent.outcome}")
                 return True
             if parent.status == ERROR and not parent.gen:  # failed under a broker that is gone

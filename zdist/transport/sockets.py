@@ -21,6 +21,7 @@ __all__ = ["Context", "bind", "bulk_address", "common", "context", "dealer", "mo
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
 UNREAD = 60_000  # milliseconds after which a connection that takes nothing is closed, and what was queued for it goes
+CONNECT = 2_000  # milliseconds after which connecting begins anew: TCP itself would ask at ever longer intervals
 INBOX = 1000  # messages taken in ahead from one connection to a ROUTER; what is beyond waits with its sender
 QUEUE = 100_000  # HWM in messages; a backstop, since the protocol's own windows are in bytes
 
@@ -87,6 +88,7 @@ def dealer(ctx: Context, address: str) -> zmq.Socket[bytes]:
     """A DEALER connected to a broker or a worker's data socket."""
     sock: zmq.Socket[bytes] = ctx.socket(zmq.DEALER)
     _options(sock)
+    sock.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT)
     # the other side closes a connection on which no ping came for that long, and drops what it had queued for it
     sock.setsockopt(zmq.HEARTBEAT_IVL, int(limits.SILENT_PEER * 250))
     sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(limits.SILENT_PEER * 1000))

@@ -417,3 +417,20 @@ def test_a_broker_that_was_stopped_gives_nobody_up_before_it_has_read() -> None:
     for _ in range(3):
         d.turn(1.0)
     assert not d.endpoint.peers
+
+
+def test_a_worker_lives_as_long_as_its_node_speaks_for_it() -> None:
+    """It may hold the GIL. Both are given up when both have been silent for a lease, and soon then."""
+    d = Desk()
+    d.hello("n-1", name="n")
+    d.hello("w-1", node="n-1", address="tcp://w")
+    for _ in range(int(3 * limits.LEASE_NODE)):
+        d.loose("n-1", Ping())
+        d.turn(1.0)
+    assert set(d.endpoint.peers) == {"n-1", "w-1"}
+    for _ in range(int(limits.LEASE_NODE) - 1):
+        d.turn(1.0)
+    assert set(d.endpoint.peers) == {"n-1", "w-1"}
+    d.turn(0.5)
+    d.turn(0.5)
+    assert not d.endpoint.peers

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from zdist import limits
-from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry, Work
+from zdist.core.entry import CANCELLED, ERROR, FINISHED, GIVEN_UP, PENDING, Entry, Work
 from zdist.core.ledger import ASK_AGAIN, UNKNOWN, Ledger, Over
 from zdist.core.machine import BULK, CONTROL
 from zdist.core.store import Pieces
@@ -467,6 +467,31 @@ def test_scattered_data_is_asked_for_as_long_as_somebody_may_bring_it_back() -> 
             assert claim == m.Claim((("x", 0),)) and want.keys == ("x",)
             asked += 1
     assert asked >= 5 and now >= 10.0 + limits.COPIES_KEPT - limits.RECOVERY
+
+
+def test_data_that_went_because_the_client_had_been_given_up_says_so() -> None:
+    ledger = connected()
+    (data,) = ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=False)
+    turn(ledger)
+    finish(ledger, "x", None)
+    ledger.handle(CONTROL, m.Drop(("x",)), 0.0)
+    (made,) = ledger.submit(PURE, [("b", b"", ("x",))])
+    call = ledger.call(None, b"")
+    turn(ledger)
+    ledger.given_up = True
+    ledger.welcomed(m.Welcome(1, 0, True, {}), 0.0)
+    assert turn(ledger)
+    ledger.handle(CONTROL, m.Cancelled((("b", "depends on x, which nobody holds"),)), 0.0)
+    now = 0.0
+    while data.status == PENDING:  # it is asked for a few times
+        ledger.handle(CONTROL, m.Cancelled((("x", UNKNOWN),)), now)
+        now += 2 * ASK_AGAIN * 2**limits.LOST_RETRIES
+        ledger.tick(now)
+        ledger.turn(now)
+    assert data.status == made.status == CANCELLED
+    assert data.outcome == f"{UNKNOWN}: {GIVEN_UP}"
+    assert made.outcome == f"depends on x, which nobody holds: {GIVEN_UP}"
+    assert GIVEN_UP in call.value
 
 
 def test_a_result_is_claimed_though_what_it_was_made_of_is_gone() -> None:

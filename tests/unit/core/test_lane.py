@@ -208,6 +208,20 @@ def test_no_more_than_the_credit_goes_by_a_lane_and_an_empty_block_is_given_back
     assert client.ledger.ask_after == limits.LANE_AFTER
 
 
+def test_an_extension_that_comes_when_the_lane_is_given_back_is_no_new_lane() -> None:
+    """Else its attempts would be used again."""
+    client = Client(until=FIRST + 1)
+    lane = client.ledger.lane
+    assert lane is not None
+    lane.misses = limits.LANE_MISSES
+    client.submit()
+    assert early(client.out()) == [] and client.ledger.lane is None
+    client.control(m.Lane(WORKER, FIRST, FIRST + 2))
+    assert client.ledger.lane is None and CONTROL not in client.out()
+    client.control(m.Lane(WORKER, FIRST + (1 << limits.LANE_BITS), FIRST + (1 << limits.LANE_BITS) + 1))
+    assert client.ledger.lane is not None
+
+
 def test_the_end_of_a_lane_is_acknowledged_behind_what_was_submitted_and_the_copy_under_way_still_counts() -> None:
     client = Client()
     entry = client.submit()

@@ -169,6 +169,25 @@ def test_a_broker_that_answers_soon_is_not_talked_about() -> None:
     assert w.logs == []
 
 
+def test_a_session_that_was_given_up_is_told_so_and_one_whose_broker_is_another_is_not() -> None:
+    w = World()
+    w.turn()
+    w.turn(WELCOME)
+    w.turn(HelloPlease(), WELCOME)  # the first welcome may have been lost
+    assert not w.machine.given_up
+    w.endpoint.receive(CONTROL, Packet("w-1", 1, 0, ()), w.now)
+    w.turn(HelloPlease(), WELCOME._replace(fresh=False))
+    assert not w.machine.given_up
+    assert w.logs == []
+    w.turn(HelloPlease(), WELCOME)
+    assert w.machine.given_up
+    assert [log.event for log in w.logs] == ["session.given_up"]
+    w.endpoint.receive(CONTROL, Packet("w-1", 1, 0, ()), w.now)
+    w.turn(HelloPlease(), WELCOME._replace(epoch=8))
+    assert not w.machine.given_up
+    assert len(w.logs) == 1
+
+
 def test_hellos_do_not_pile_up_for_a_broker_that_is_long_gone() -> None:
     w = World()
     w.turn()
