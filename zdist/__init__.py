@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         VersionMismatch,
         ZdistError,
     )
+    from zdist.integrations.dask import dask_get
 
 __version__ = "0.1.0"
 
@@ -80,6 +81,7 @@ __all__ = [
     "ZdistError",
     "__version__",
     "as_completed",
+    "dask_get",
     "default_client",
     "fire_and_forget",
     "futures_of",
@@ -118,6 +120,7 @@ _HOMES = {
     ),
     "zdist.cluster.local": ("LocalCluster",),
     "zdist.context": ("default_client",),
+    "zdist.integrations.dask": ("dask_get",),
 }
 _HOME = dict.fromkeys(__all__, "zdist.errors") | {name: home for home, names in _HOMES.items() for name in names}
 

@@ -14,9 +14,8 @@ from typing import Any, Final
 from zdist import context, limits
 from zdist.client.admin import Admin
 from zdist.client.base import Wait, open_clients
-from zdist.client.gathering import Gathering
+from zdist.client.graphs import Graphs
 from zdist.client.scattering import Scattering
-from zdist.client.submitting import Submitting
 from zdist.client.waiting import seconds
 from zdist.core.collect import Signal
 from zdist.core.gather import PATHS
@@ -37,7 +36,7 @@ __all__ = ["Client"]
 CLOSE_TIMEOUT: Final = 2.0
 
 
-class Client(Submitting, Gathering, Scattering, Admin):
+class Client(Graphs, Scattering, Admin):
     """Connect to a broker and use its workers. Names and semantics follow ``dask.distributed.Client`` 2021.10.
 
     Parameters:
