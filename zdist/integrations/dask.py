@@ -32,6 +32,14 @@ class DaskGet:
         """What ``dask.persist`` and ``collection.persist`` come to."""
         return self.client.persist(collections, **kwargs)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> DaskGet:
+        """Itself: dask copies the configuration that it stands in."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process its current client: there the same cluster is another client's."""
+        return dask_get, ()
+
     def __repr__(self) -> str:
         return f"<dask_get of {self._client or 'the current client'}>"
 
