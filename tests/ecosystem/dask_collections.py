@@ -44,8 +44,21 @@ MODULES = (
     "array/tests/test_array_core.py",
 )
 
-#: Tests that may fail on zdist although they pass on threads, and why: beginnings of node ids, without the folder.
-ALLOWED: dict[str, str] = {}
+IDENTITY = "compares by identity, or functions, with what went through another process"
+LOCAL = "looks at what tasks change in the test's own process"
+
+#: Tests that may fail on zdist although they pass on threads, and why: beginnings of module and test.
+ALLOWED = {
+    "tests/test_delayed.py::test_traverse_false": IDENTITY,
+    "tests/test_delayed.py::test_callable_obj": IDENTITY,
+    "bag/tests/test_bag.py::test_bag_with_single_callable": IDENTITY,
+    "bag/tests/test_bag.py::test_repartition_partition_size_complex_dtypes": (
+        "compares lists of arrays with ==, which works only while both sides are the same objects"
+    ),
+    "bag/tests/test_bag.py::test_take_npartitions_warn": "the warning is given in the worker's process",
+    "bag/tests/test_bag.py::test_to_delayed_optimize_graph": LOCAL,
+    "bag/tests/test_bag.py::test_reductions_are_lazy": "has a generator in its graph, which cannot be pickled",
+}
 
 SCHEDULER, ADDRESS, REPORT = "ZDIST_ECOSYSTEM_SCHEDULER", "ZDIST_ECOSYSTEM_ADDRESS", "ZDIST_ECOSYSTEM_REPORT"
 TEST_TIMEOUT, MODULE_TIMEOUT = 120, 3600  # seconds
@@ -93,7 +106,7 @@ def pytest_unconfigure() -> None:
 
 
 def run(module: Path, scheduler: str, address: str) -> dict[str, str]:
-    """Outcomes of a module's tests, by node id."""
+    """Outcomes of a module's tests, by name."""
     with tempfile.TemporaryDirectory(prefix="zdist-ecosystem-") as folder:
         ini, report = Path(folder, "pytest.ini"), Path(folder, "report.json")
         ini.write_text("[pytest]\nxfail_strict = true\n")
@@ -111,7 +124,7 @@ def run(module: Path, scheduler: str, address: str) -> dict[str, str]:
             )
         if not report.exists():
             raise SystemExit(f"{module} on {scheduler}: pytest ended with {done.returncode}\n{log.read_text()[-3000:]}")
-        return {name.split("/")[-1]: outcome for name, outcome in json.loads(report.read_text()).items()}
+        return {node.partition("::")[2]: outcome for node, outcome in json.loads(report.read_text()).items()}
 
 
 def reason(test: str) -> str:
@@ -144,7 +157,7 @@ def main(words: list[str]) -> int:
             print(f"{name:<46}{cells[0]:>18}{cells[1]:>18}{seconds[0]:>8.0f}{seconds[1]:>6.0f}", flush=True)
             for test, outcome in found["threads"].items():
                 if outcome == "passed" and found["zdist"].get(test) != "passed":
-                    (excused if reason(test) else worse).append(test)
+                    (excused if reason(f"{name}::{test}") else worse).append(f"{name}::{test}")
     print(f"{'all':<46}{_cell(totals['threads']):>18}{_cell(totals['zdist']):>18}\n")
     for test in excused:
         print(f"allowed: {test}: {reason(test)}")
