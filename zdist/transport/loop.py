@@ -81,6 +81,7 @@ class Loop(Channels):
         wait for the next turn if ``until()`` is true at once."""
         with self.lock:
             now = time.monotonic()
+            self._polling = True  # before _dirty is looked at: whoever sets that then writes a wake-up
             if self._dirty:
                 self._settle(now)
             heaps.sweep(now)
@@ -88,7 +89,6 @@ class Loop(Channels):
             pause = min(self.endpoint.deadline(), heaps.due, self._listeners.due) - now
             if timeout is not None and timeout < pause:
                 pause = timeout
-            self._polling = True
             if self._guests and self._yielding:
                 pause = 0  # seen after _polling is set: a guest that came before it wrote no wake-up
         ready = self._wait(pause)

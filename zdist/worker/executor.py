@@ -304,7 +304,6 @@ class Runner:
         while not executor.give_place():
             if ready():
                 driver.drive(ready, 0)
-                driver.wake()  # if another thread drives: what this one has done is to be sent
             else:
                 driver.drive(ready)
             with lock:
@@ -312,6 +311,7 @@ class Runner:
                 task = machine.next_task(self.turned)
             while task is not None:
                 task = self._run(task)
+            driver.wake()  # another thread may drive, and sleep: it does not know what was done here
             if self.out:
                 return
 
