@@ -61,7 +61,7 @@ ALLOWED = {
 }
 
 SCHEDULER, ADDRESS, REPORT = "ZDIST_ECOSYSTEM_SCHEDULER", "ZDIST_ECOSYSTEM_ADDRESS", "ZDIST_ECOSYSTEM_REPORT"
-TEST_TIMEOUT, MODULE_TIMEOUT = 120, 3600  # seconds
+TEST_TIMEOUT, MODULE_TIMEOUT = 600, 3600  # seconds
 
 # --- the plugin ---------------------------------------------------------------------------------------------
 
