@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         VersionMismatch,
         ZdistError,
     )
+    from zdist.integrations.dask import dask_get
 
 __version__ = "0.1.0"
 
@@ -92,6 +93,7 @@ __all__ = [
     "ZdistExecutor",
     "__version__",
     "as_completed",
+    "dask_get",
     "default_client",
     "fire_and_forget",
     "futures_of",
@@ -133,6 +135,7 @@ _HOMES = {
     ),
     "zdist.cluster.local": ("LocalCluster",),
     "zdist.context": ("default_client",),
+    "zdist.integrations.dask": ("dask_get",),
 }
 _HOME = dict.fromkeys(__all__, "zdist.errors") | {name: home for home, names in _HOMES.items() for name in names}
 

@@ -41,8 +41,8 @@ ALLOWED = {
     "zdist_broker": {"errors", "limits", "protocol", "core", "transport", "config", "log"},
 }
 ALLOWED_LAZILY = {
-    "": {"client", "cluster", "errors", "context"},
-    "client": {"config", "cluster", "integrations"},  # Client() with nothing starts a LocalCluster; Client.from_yaml
+    "": {"client", "cluster", "errors", "context", "integrations"},
+    "client": {"config", "cluster", "integrations"},  # Client() starts a LocalCluster; Client.from_yaml; dask
     "cluster": {"config", "zdist_broker"},
     "cli": {"zdist_broker"},
 }
@@ -54,7 +54,7 @@ BANNED_IN_PURE = {
 }  # fmt: skip
 IMPURE_IN_BROKER = {"__init__", "__main__", "server"}
 ONLY_IN = {"pickle": "zdist.serialize", "cloudpickle": "zdist.serialize", "zmq": "zdist.transport"}
-HEAVY = ("pydantic", "click", "rich", "yaml", "numpy", "structlog", "zmq", "cloudpickle", "psutil", "joblib")
+HEAVY = ("pydantic", "click", "rich", "yaml", "numpy", "structlog", "zmq", "cloudpickle", "psutil", "joblib", "dask")
 
 
 class Import(NamedTuple):
@@ -347,9 +347,8 @@ def test_import_zdist_is_light() -> None:
 
 
 def test_the_client_needs_no_pydantic_click_or_rich() -> None:
-    found = loaded_by(
-        "from zdist import Client, LocalCluster", ("pydantic", "click", "rich", "yaml", "numpy", "joblib")
-    )
+    heavy = ("pydantic", "click", "rich", "yaml", "numpy", "joblib", "dask")
+    found = loaded_by("from zdist import Client, LocalCluster", heavy)
     assert found == []
 
 

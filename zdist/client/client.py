@@ -17,14 +17,13 @@ from typing import Any, Final
 from zdist import context, limits
 from zdist.client.absent import Absent
 from zdist.client.base import Wait, open_clients
-from zdist.client.gathering import Gathering
+from zdist.client.graphs import Graphs
 from zdist.client.inspecting import Inspecting, read_scheduler_file
 from zdist.client.plugins import Plugins
 from zdist.client.published import Published
 from zdist.client.replicating import Replicating
 from zdist.client.scattering import Scattering
 from zdist.client.settings import configured, paths, refusal
-from zdist.client.submitting import Submitting
 from zdist.client.waiting import seconds
 from zdist.core.collect import Signal
 from zdist.core.ledger import Ledger, Over
@@ -44,7 +43,7 @@ __all__ = ["Client"]
 CLOSE_TIMEOUT: Final = 2.0
 
 
-class Client(Submitting, Gathering, Scattering, Published, Plugins, Replicating, Inspecting, Absent):
+class Client(Graphs, Scattering, Published, Plugins, Replicating, Inspecting, Absent):
     """Connect to a broker and use its workers. Names and semantics follow ``dask.distributed.Client`` 2021.10.
 
     Parameters:

@@ -140,6 +140,10 @@ class Future:
 
         return f"<b>Future: {escape(self.key)}</b> status: {self.status}, type: {escape(self.type or '')}"
 
+    def __dask_tokenize__(self) -> tuple[str, ...]:
+        """What names it in the names that dask makes of content."""
+        return "zdist.Future", self.key, self.client.cluster_id
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.key, self.client.cluster_id)
 

@@ -1,33 +1,70 @@
-"""Dask graphs: dicts of tasks that name each other, turned into submissions. Semantics: dask 2021.10."""
+"""Dask graphs: dicts of tasks that name each other, turned into calls. Semantics: dask 2021.10.
+
+Here are graphs of tuples, for which dask need not be there; `zdist.integrations.dask` adds those of its newer releases.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Final
 
+from zdist.client.batch import Batch, Call, is_global
 from zdist.client.future import Future
+from zdist.client.program import Builder, Program, apply, identity, make_list, sorted_keys
 
-__all__ = ["Graph"]
+__all__ = ["Graph", "text"]
 
-Submit = Callable[[str, Callable[..., Any], list[Any]], Future]
+OWN_FUNCTIONS: Final = 128  # of one graph: closures, partials, programs and so on that are functions of zdist
+OWN_NAMES: Final = 64  # of one graph: names by which those that stand for several are known
 
 
 class Graph:
-    """One graph; ``submit(name, function, args)`` is called once for each task that the wanted keys need."""
+    """One graph. ``options``: of its tasks, see `Call`."""
 
-    def __init__(self, dsk: Mapping[Any, Any], submit: Submit) -> None:
+    def __init__(self, dsk: Mapping[Any, Any], options: tuple[Any, ...] = ()) -> None:
         self.dsk = dsk
-        self.submit = submit
-        self.made: dict[Any, Any] = {}  # key: future, or literal
+        self.options = options
+        self.made: dict[Any, Any] = {}  # key: future, or a literal; only while somebody still needs it
+        self.programs: dict[tuple[Any, ...], Program] = {}
+        self._own: dict[int, Callable[..., Any]] = {}
+        self._names: set[str] = set()
+        self._needed: dict[Any, list[Any]] = {}
 
-    def results(self, keys: Any) -> Any:
-        """Futures (or literals) in the shape of ``keys``. Raises KeyError and ValueError."""
+    def results(self, keys: Any, batch: Batch) -> Any:
+        """Submit what the wanted keys need; futures in the shape of ``keys``, a key or a list (of lists) of keys.
+
+        All others are let go of as soon as what depends on them is submitted. Raises KeyError and ValueError.
+        """
+        wanted = dict.fromkeys(self._flat(keys))
+        order = self.arrange(wanted)
+        self.left = Counter(need for key in order for need in self.needs(key))
+        made, left = self.made, self.left
+        for key in order:
+            step = self.step(key)
+            if key in wanted and not isinstance(step, Call | Future):
+                step = self.call(key, identity, [step], {}, text(key))
+            made[key] = batch.add(step) if isinstance(step, Call) else step
+            for need in self.needs(key):
+                left[need] -= 1
+                if not left[need] and need not in wanted:
+                    del made[need]
+        return self._shaped(keys)
+
+    def is_plain(self) -> bool:
+        """Whether all of it is tuples and literals, which can be run without dask, and dask is not used."""
+        return isinstance(self.dsk, dict) and "dask" not in sys.modules
+
+    def _flat(self, keys: Any) -> list[Any]:
         if isinstance(keys, list):
-            return [self.results(key) for key in keys]
+            return [key for part in keys for key in self._flat(part)]
         if not self._is_key(keys):
             raise KeyError(f"the graph has no key {keys!r}")
-        self._make(keys)
-        return self.made[keys]
+        return [keys]
+
+    def _shaped(self, keys: Any) -> Any:
+        return [self._shaped(key) for key in keys] if isinstance(keys, list) else self.made[keys]
 
     def _is_key(self, item: Any) -> bool:
         try:
@@ -35,59 +72,82 @@ class Graph:
         except TypeError:  # unhashable
             return False
 
-    def _make(self, key: Any) -> None:
-        """Submit a key's task after those it needs, without recursion: graphs may be deep."""
-        stack = [(key, False)]
-        inside: set[Any] = set()
-        while stack:
-            key, ready = stack.pop()
-            if key in self.made:
-                continue
-            if not ready:
-                if key in inside:
-                    raise ValueError(f"the graph has a cycle through {key!r}")
-                inside.add(key)
-                stack.append((key, True))
-                needed = self._needs(self.dsk[key])
-                for need in needed:
-                    if need in inside and need not in self.made:
-                        raise ValueError(f"the graph has a cycle through {need!r}")
-                stack += [(need, False) for need in needed if need not in self.made]
+    def arrange(self, wanted: Iterable[Any]) -> list[Any]:
+        """The keys that are needed, in the order in which they are submitted: each after those that it needs."""
+        return sorted_keys(wanted, self.dsk, self.needs)
+
+    def call(self, key: Any, func: Callable[..., Any], args: Iterable[Any], kwargs: dict[str, Any], name: str) -> Call:
+        """The call for a key. ``name``: how a function that stands for several is known.
+
+        What cannot be imported is a function of its own as long as there are few of them, since those that many tasks
+        share are to be pickled once; then it is an argument like others, since workers keep a limited number.
+        """
+        if not is_global(func):
+            if id(func) in self._own or len(self._own) < OWN_FUNCTIONS:
+                self._own[id(func)] = func
             else:
-                inside.discard(key)
-                self.made[key] = self._value(key, self.dsk[key])
+                func, args = apply, (func, *args)
+        elif func is not identity:
+            name = ""
+        if name and name not in self._names:
+            if len(self._names) < OWN_NAMES:
+                self._names.add(name)
+            else:
+                name = ""
+        return Call(text(key), func, tuple(args), kwargs, self.options_for(key), name)
 
-    def _needs(self, expr: Any) -> list[Any]:
-        found: dict[Any, None] = {}
-        ahead = [expr]
-        while ahead:
-            item = ahead.pop()
-            if is_task(item):
-                ahead += item[1:]
-            elif isinstance(item, list):
-                ahead += item
-            elif self._is_key(item):
-                found[item] = None
-        return list(found)
+    # --- tasks that are tuples -----------------------------------------------------------------------
 
-    def _value(self, key: Any, expr: Any) -> Any:
-        name = key if isinstance(key, str) else str(key[0]) if isinstance(key, tuple) and key else "task"
-        if is_task(expr):
-            args = [self._fill(arg) for arg in expr[1:]]
-            if any(_has_task(arg) for arg in expr[1:]):
-                return self.submit(name, evaluate, [(expr[0], *args)])
-            return self.submit(name, expr[0], args)
-        if isinstance(expr, list) and (_has_task(expr) or self._needs(expr)):
-            return self.submit(name, evaluate, [self._fill(expr)])
-        return self.made[expr] if self._is_key(expr) and expr != key else expr
+    def options_for(self, key: Any) -> tuple[Any, ...]:
+        """The options of a key's task."""
+        return self.options
+
+    def needs(self, key: Any) -> Collection[Any]:
+        """The keys that a key's task needs, each once."""
+        known = self._needed.get(key)
+        if known is None:
+            found: dict[Any, None] = {}
+            ahead = [self.dsk[key]]
+            while ahead:
+                item = ahead.pop()
+                if is_task(item):
+                    ahead += item[1:]
+                elif isinstance(item, list):
+                    ahead += item
+                elif self._is_key(item):
+                    found[item] = None
+            known = self._needed[key] = list(found)
+        return known
+
+    def step(self, key: Any) -> Any:
+        """What a key stands for once those that it needs are made: a call, a future or a literal."""
+        expr = self.dsk[key]
+        if is_task(expr) and not any(_has_task(arg) for arg in expr[1:]):
+            return self.call(key, expr[0], [self._fill(arg) for arg in expr[1:]], {}, "")
+        if _has_task(expr):
+            builder = Builder()
+            self._build(builder, expr)
+            return self.call(key, builder.finish(self.programs), builder.inputs, {}, text(key))
+        value = self._fill(expr)
+        return self.call(key, identity, [value], {}, text(key)) if isinstance(expr, list) and self.needs(key) else value
 
     def _fill(self, item: Any) -> Any:
-        """The expression with futures or literals in place of keys."""
-        if is_task(item):
-            return (item[0], *[self._fill(arg) for arg in item[1:]])
+        """An expression without tasks, with futures or literals in place of keys."""
         if isinstance(item, list):
             return [self._fill(arg) for arg in item]
         return self.made[item] if self._is_key(item) else item
+
+    def _build(self, builder: Builder, item: Any) -> int:
+        if is_task(item):
+            return builder.call(item[0], [self._build(builder, arg) for arg in item[1:]])
+        if _has_task(item):
+            return builder.call(make_list, [self._build(builder, arg) for arg in item])
+        return builder.input(self._fill(item))
+
+
+def text(key: Any) -> str:
+    """How a key of a graph reads in keys of zdist and in messages."""
+    return key if isinstance(key, str) else str(key)
 
 
 def is_task(item: Any) -> bool:
@@ -97,12 +157,3 @@ def is_task(item: Any) -> bool:
 
 def _has_task(item: Any) -> bool:
     return is_task(item) or (isinstance(item, list) and any(_has_task(arg) for arg in item))
-
-
-def evaluate(expr: Any) -> Any:
-    """Run an expression of nested tasks; on the worker, where its futures are values already."""
-    if is_task(expr):
-        return expr[0](*[evaluate(arg) for arg in expr[1:]])
-    if isinstance(expr, list):
-        return [evaluate(arg) for arg in expr]
-    return expr

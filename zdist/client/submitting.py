@@ -1,11 +1,12 @@
-"""submit, map and get: functions and arguments become rows of the ledger."""
+"""submit and map: functions and arguments become rows of the ledger."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any
+
+from blake3 import blake3
 
 from zdist import limits, serialize
 from zdist.client.base import Base
@@ -19,7 +20,7 @@ from zdist.protocol.messages import Buffer, Options, Payload
 if TYPE_CHECKING:
     from zdist.client.executor import ZdistExecutor
 
-__all__ = ["Submitting", "options_of"]
+__all__ = ["Held", "Submitting", "options_of", "payload_of"]
 
 
 class Held:
@@ -55,10 +56,10 @@ class Held:
         blob = serialize.dumps(obj, what="argument", share=True)
         kind = serialize.type_name(obj)
         if self.content:
-            digest = hashlib.blake2b(digest_size=16)
+            digest = blake3(max_threads=blake3.AUTO)
             for piece in blob.pieces:
                 digest.update(piece)
-            key = f"data-{digest.hexdigest()}"
+            key = f"data-{digest.hexdigest(length=16)}"
         else:
             key = f"data-{client._nonce}{next(client._counter)}"
         with client._lock:
@@ -176,7 +177,7 @@ class Submitting(Base):
             payload, deps = serialize.dumps_args(args, kwargs, held.find, what=f"arguments of {work.name}")
             kept = self._foreign() if origins.foreign is not None else None
             with self._lock:
-                entry = self._ledger.submit(work, ((key, _payload(payload), deps),), own=own)[0]
+                entry = self._ledger.submit(work, ((key, payload_of(payload), deps),), own=own)[0]
             del kept  # pinned
         finally:
             origins.client = origins.foreign = None
@@ -307,7 +308,7 @@ class Submitting(Base):
         last = self._last_work
         if last is not None and last[0] is blob and last[1] == options and last[2] is named:
             return last[3]
-        work = Work(blob.digest, blob.name, _payload(blob.data), options, named)
+        work = Work(blob.digest, blob.name, payload_of(blob.data), options, named)
         self._last_work = (blob, options, named, work)
         return work
 
@@ -327,53 +328,6 @@ class Submitting(Base):
         foreign, origins.foreign = origins.foreign or [], None
         return self._joined(foreign)
 
-    # --- dask graphs -------------------------------------------------------------------------------
-
-    def get(
-        self,
-        dsk: Mapping[Any, Any],
-        keys: Any,
-        workers: Any = None,
-        allow_other_workers: bool = False,
-        resources: Mapping[str, float] | None = None,
-        sync: bool = True,
-        asynchronous: bool | None = None,
-        direct: bool | None = None,
-        retries: int | None = None,
-        priority: int = 0,
-        **kwargs: Any,
-    ) -> Any:
-        """Compute keys of a dask graph.
-
-        Parameters:
-            dsk: ``{key: task}`` where a task is a tuple of a function and its arguments, another key, or a literal.
-                Arguments may be keys, tasks, and lists of these.
-            keys: a key, or a list (of lists) of keys.
-            sync: False to get futures instead of values.
-
-        Raises:
-            KeyError: a key that the graph does not have.
-            ValueError: the graph has a cycle.
-        """
-        from zdist.client.graph import Graph
-
-        def submit(name: str, func: Callable[..., Any], args: list[Any]) -> Future:
-            return self.submit(
-                func,
-                *args,
-                key=f"{name}-{self._nonce}{next(self._counter)}",
-                workers=workers,
-                allow_other_workers=allow_other_workers,
-                resources=resources,
-                retries=retries,
-                priority=priority,
-            )
-
-        results = Graph(dsk, submit).results(keys)
-        if not sync:
-            return results
-        return self.gather(results, direct=direct, asynchronous=asynchronous)  # type: ignore[attr-defined]
-
 
 def _token(code: bytes, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     try:
@@ -383,7 +337,8 @@ def _token(code: bytes, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
         raise
 
 
-def _payload(data: bytes) -> Payload:
+def payload_of(data: bytes) -> Payload:
+    """Bytes as they travel: a frame of their own if they are many."""
     return data if len(data) < limits.OWN_FRAME else Buffer(data)
 
 
@@ -396,7 +351,7 @@ def options_of(
     tags: Any,
     timeout: float | str | None = None,
 ) -> tuple[Any, ...]:
-    """What `submit` was told of where, when and how often a task may run. Raises ValueError for what cannot be."""
+    """The ``Options`` of a task as a tuple, () if all are the defaults. Raises ValueError."""
     limit = seconds(timeout) or 0.0
     if timeout is not None and limit <= 0:
         raise ValueError(f"timeout={timeout!r} must be more than 0 seconds")

@@ -52,24 +52,27 @@ class _Entry(NamedTuple):
 
 
 _MISSING: Final = object()
-_cache: dict[int, _Entry] = {}
+_cache: dict[tuple[int, str], _Entry] = {}  # by identity and title
 _lock = threading.Lock()
 
 
-def dumps_function(fn: Callable[..., Any]) -> FunctionBlob:
+def dumps_function(fn: Callable[..., Any], title: str = "") -> FunctionBlob:
     """Pickle a function for the workers, with this process's import path beside it.
 
     A function is pickled once, and again when it or what it refers to (closure, defaults, globals, also those of
     functions that travel with it) has become another object. A list or dict changed in place is not noticed: pass such
     a thing as an argument. Bound methods, partials and callable instances have state and are pickled each time.
 
+    Args:
+        title: what it is called in messages, and measured as; by default its own name.
+
     Raises:
         SerializationError: neither pickle nor cloudpickle can do it; the text names the function.
     """
-    entry = _cache.get(id(fn))
+    entry = _cache.get((id(fn), title))
     if entry is not None and entry.function() is fn and entry.path == sys.path and _unchanged(fn, entry.watched):
         return entry.blob
-    name = function_name(fn)
+    name = title[:MAX_KEY] or function_name(fn)
     what = f"function {name}"
     serializer, code = encode(fn, what, base_table())
     data = Blob.of(serializer, [code, msgpack.packb([name, import_path()])]).tobytes()
@@ -78,9 +81,9 @@ def dumps_function(fn: Callable[..., Any]) -> FunctionBlob:
         raise SerializationError(f"{what} has {len(data)} bytes pickled, {MAX_FRAME} are possible; {hint}")
     blob = FunctionBlob(function_digest(data), name, data)
     if isinstance(fn, types.FunctionType):
-        _remember(fn, blob, _watch(fn) if serializer & CLOUD else ())
+        _remember(fn, title, blob, _watch(fn) if serializer & CLOUD else ())
     elif importable(fn, by_value_modules()):
-        _remember(fn, blob, ())
+        _remember(fn, title, blob, ())
     return blob
 
 
@@ -112,8 +115,8 @@ def function_name(fn: Any) -> str:
     return (name if isinstance(name, str) else type(fn).__name__)[:MAX_KEY]
 
 
-def _remember(fn: Any, blob: FunctionBlob, watched: tuple[tuple[Any, str, Any], ...]) -> None:
-    key = id(fn)
+def _remember(fn: Any, title: str, blob: FunctionBlob, watched: tuple[tuple[Any, str, Any], ...]) -> None:
+    key = (id(fn), title)
 
     def forget(ref: weakref.ref[Any]) -> None:  # may run inside the lock, so it takes none
         entry = _cache.get(key)

@@ -67,7 +67,7 @@ class _Raw:
 def reduce_array(array: Any) -> Any:
     """A numpy array always comes back writable, also a read-only one; a slice of one goes as a buffer too."""
     flags = array.flags
-    if not flags.writeable or not flags.forc:
+    if not flags.forc or not flags.writeable:  # in this order: some of the first kind warn when they are asked
         array = array.copy(order="F" if flags.fnc else "C")
     return array.__reduce_ex__(PROTOCOL)
 

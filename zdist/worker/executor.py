@@ -304,15 +304,14 @@ class Runner:
         while not executor.give_place():
             if ready():
                 driver.drive(ready, 0)
-                driver.wake()  # if another thread drives: what this one has done is to be sent
             else:
-                driver.wake()  # the same: another idle thread may wait for the sockets, and know nothing of it
                 driver.drive(ready)
             with lock:
                 self.turned = now()
                 task = machine.next_task(self.turned)
             while task is not None:
                 task = self._run(task)
+            driver.wake()  # another thread may drive, and sleep: it does not know what was done here
             if self.out:
                 return
 
