@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zdist.client.actor import Actor, ActorFuture
     from zdist.client.client import Client
     from zdist.client.future import Future
     from zdist.client.progress import progress
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from zdist.cluster.local import LocalCluster
     from zdist.context import default_client
     from zdist.errors import (
+        ActorLost,
         AddressRefused,
         AuthenticationError,
         BrokerUnreachable,
@@ -57,6 +59,9 @@ __version__ = "0.1.0"
 __all__ = [
     "ALL_COMPLETED",
     "FIRST_COMPLETED",
+    "Actor",
+    "ActorFuture",
+    "ActorLost",
     "AddressRefused",
     "AuthenticationError",
     "BrokerUnreachable",
@@ -95,6 +100,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "zdist.client.actor": ("Actor", "ActorFuture"),
     "zdist.client.client": ("Client",),
     "zdist.client.future": ("Future",),
     "zdist.client.progress": ("progress",),

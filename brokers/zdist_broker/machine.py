@@ -14,6 +14,8 @@ from zdist.core.machine import Machine
 from zdist.errors import ProtocolError
 from zdist.limits import ALLOWED_DEATHS, INLINE_RESULT, MAX_REASON, PARKED_MESSAGES, WINDOW_BYTES, WINDOW_TASKS
 from zdist.protocol.messages import (
+    ActorCall,
+    ActorReply,
     Adjusted,
     Ask,
     Call,
@@ -46,6 +48,7 @@ from zdist.protocol.messages import (
     WhichFunction,
     WorkerDied,
 )
+from zdist_broker.actors import Actors
 from zdist_broker.checks import check
 from zdist_broker.data import Data
 from zdist_broker.intake import Intake
@@ -110,6 +113,7 @@ class BrokerMachine(Machine[str]):
         self.notices = Notices(tables, placement, self.log, address)
         self.departures = departures = Departures(tables, data, lifecycle, queries)
         self.lanes = lanes = Lanes(tables, placement, intake)
+        actors = Actors(tables, recovery)
         self.peers: dict[str, Client | Worker | Node] = {}
         self.client_handlers: Handlers = {
             Submit: intake.submit,
@@ -126,6 +130,7 @@ class BrokerMachine(Machine[str]):
             Call: queries.call,
             SubmitEarly: lanes.submit,
             Lane: lanes.lane,
+            ActorCall: actors.call,
         }
         self.worker_handlers: Handlers = {
             Done: lifecycle.done,
@@ -140,6 +145,7 @@ class BrokerMachine(Machine[str]):
             Called: queries.called,
             Output: queries.output,
             NodeEnded: self._node_ended,
+            ActorReply: actors.reply,
         }
         lanes.plain = self.worker_handlers
         self.node_handlers: Handlers = {

@@ -24,7 +24,7 @@ from zdist.limits import (
     MESSAGE_ROWS,
     MIN_MICROS,
 )
-from zdist.protocol.messages import Drop, Failed, Finished, Killed, Members, Options, Payload, payload_size
+from zdist.protocol.messages import ActorGone, Drop, Failed, Finished, Killed, Members, Options, Payload, payload_size
 from zdist_broker.pool import Pool
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ Failure: TypeAlias = tuple[int, Payload, str, str]
 RAISED: Final = 0
 KILLED: Final = 1  # its workers died too often
 OVERDUE: Final = 2  # it ran out of time
+LOST: Final = 3  # it was an actor, or needs one, whose worker is gone
 
 
 class Trouble:
@@ -94,13 +95,14 @@ class Function:
 class Terms:
     """Tasks submitted with equal options share one of these."""
 
-    __slots__ = ("forget", "inner", "pool", "retries", "root", "timeout")
+    __slots__ = ("actor", "forget", "inner", "pool", "retries", "root", "timeout")
 
     def __init__(self, options: Options, pool: Pool) -> None:
         self.pool = pool
         self.retries = options.retries
         self.forget = options.forget
         self.timeout = options.timeout
+        self.actor = options.actor
         self.inner = -2 * options.priority << 40  # priority is this plus the order of arrival
         self.root = (1 - 2 * options.priority) << 40  # tasks without dependencies come after those with
 
@@ -144,6 +146,11 @@ class Task:
         self.value: Payload | None = None
         self.type = ""
         self.trouble: Trouble | None = None
+
+    @property
+    def lives(self) -> bool:
+        """Is it an actor that has come to be? One that is lost, or was released, is not made again."""
+        return self.terms is not None and self.terms.actor and self.type != ""
 
     def __repr__(self) -> str:
         return f"<{self.key} {STATES[self.state]}>"
@@ -264,7 +271,7 @@ def parts(rows: list[Any], most: int) -> list[list[Any]]:
 
 
 def failures(rows: list[Any]) -> list[list[Any]]:
-    """The same for rows of Failed or Killed, whose errors are as large as users make them."""
+    """The same for rows of Failed and its like, whose errors are as large as users make them."""
     runs: list[list[Any]] = []
     room = 0
     for row in rows:
@@ -353,7 +360,7 @@ class Tables:
                 if kind is None:
                     send(peer.session, rows)
                 else:
-                    rare = kind is Failed or kind is Killed
+                    rare = kind is Failed or kind is Killed or kind is ActorGone
                     for part in failures(rows) if rare else parts(rows, MESSAGE_ROWS):
                         send(peer.session, kind(tuple(part)))
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from zdist import context, limits
+from zdist.client.actor import Acting
 from zdist.client.admin import Admin
 from zdist.client.base import Wait, open_clients
 from zdist.client.gathering import Gathering
@@ -37,7 +38,7 @@ __all__ = ["Client"]
 CLOSE_TIMEOUT: Final = 2.0
 
 
-class Client(Submitting, Gathering, Scattering, Admin):
+class Client(Submitting, Gathering, Scattering, Acting, Admin):
     """Connect to a broker and use its workers. Names and semantics follow ``dask.distributed.Client`` 2021.10.
 
     Parameters:

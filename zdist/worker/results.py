@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from zdist import limits
 from zdist.errors import SerializationError
+from zdist.protocol.actors import ACTOR, Seed
 from zdist.protocol.messages import Attempt, Buffer, Key, Payload
 from zdist.serialize import dumps, dumps_inline
 from zdist.transport.shm import SharedMemory
@@ -38,6 +39,8 @@ def type_name(value: Any) -> str:
     if name is None:
         module = kind.__module__
         name = kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+        if kind is Seed:
+            name = ACTOR
         if len(_names) >= NAMES:
             _names.clear()
         _names[kind] = name = name[: limits.MAX_KEY]
@@ -73,6 +76,8 @@ def freeze(
     """Make the bytes of a task's value if they are ``inline`` at most, or with ``deliver`` in any case: with 2 in
     shared ``memory``, if there is room. Where memory is ``crowded`` for that size no copy is made: the value goes to
     disk from where it is."""
+    if type(value) is Seed:  # not inline: whoever looks for an actor has to ask where it lives
+        return None, None, "", sizeof(value), True
     try:
         if inline and (type(value) not in CONTAINERS or len(value) <= inline // 2):  # two bytes an item at least
             payload = dumps_inline(value, inline, what="result")
