@@ -23,18 +23,18 @@ from zdist.protocol.messages import Buffer
 
 __all__ = ["Acting", "Actor", "ActorFuture", "maker_of"]
 
-_NOT_YET: Final = object()
+_NOT_YET: Final[Any] = object()
 
 
 class ActorFuture:
     """What a method of an actor will return. Made by calling one."""
 
-    __slots__ = ("__weakref__", "_call", "_client", "_outcome")
+    __slots__ = ("__weakref__", "_call", "_client", "_value")
 
     def __init__(self, client: Acting, call: Call) -> None:
         self._client = client
         self._call = call
-        self._outcome: tuple[bool, Any] | None = None  # whether it returned, and the value or exception
+        self._value = _NOT_YET
 
     def done(self) -> bool:
         """Whether the method has returned or raised, or its actor is lost."""
@@ -168,30 +168,27 @@ class Acting(Base):
                 raise TimeoutError(late + self.hindrance())
         finally:
             self._unwait(signal, [call])  # type: ignore[list-item]
-        if future._outcome is None:
-            future._outcome = self._outcome(call)
-        ok, value = future._outcome
-        if not ok:
-            raise value
-        return value
+        if call.code != RETURNED:
+            raise self._failure(call)  # a name for it here would be a cycle, and keep the actor until it is collected
+        if future._value is _NOT_YET:
+            what = f"what {call.name} of actor {call.target.key} returned"
+            future._value = serialize.loads(_data(call.value), what=what, owner=self)
+        return future._value
 
-    def _outcome(self, call: Call) -> tuple[bool, Any]:
-        what = f"{call.name} of actor {call.target.key}"
-        if call.code == RETURNED:
-            return True, serialize.loads(_data(call.value), what=f"what {what} returned", owner=self)
+    def _failure(self, call: Call) -> BaseException:
         if call.code == RAISED:
-            error = serialize.loads_error(_data(call.value), f"{what} failed", owner=self)
-            return False, raisable(error, what)
-        return False, self._lost(call.target.key, call.code, call.value, f"{call.name} was called: ")
+            what = f"{call.name} of actor {call.target.key}"
+            return raisable(serialize.loads_error(_data(call.value), f"{what} failed", owner=self), what)
+        return self._lost(call.target.key, call.code, call.value)
 
-    def _lost(self, key: str, status: str, outcome: Any, doing: str = "") -> BaseException:
+    def _lost(self, key: str, status: str, outcome: Any) -> BaseException:
         """Why an actor cannot be called, from the outcome of its key, or the text of who does not know it."""
         if self._ledger.over is not None:
             return self._unusable()
         if status == GONE:
-            return ActorLost(f"{doing}actor {key} is gone: {outcome}")
+            return ActorLost(f"actor {key} is gone: {outcome}")
         if status == CANCELLED:
-            return ActorLost(f"{doing}actor {key} is gone: {outcome or 'it was released'}")
+            return ActorLost(f"actor {key} is gone: {outcome or 'it was released'}")
         return failure_of(key, status, outcome)
 
 

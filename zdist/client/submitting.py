@@ -148,20 +148,25 @@ class Submitting(Base):
                 own = True
         else:
             _check_key(key)
+        entry = self._entry(work, key, args, kwargs, own)
+        driver.wake()
+        return future_of(entry, self)  # type: ignore[arg-type]
+
+    def _entry(self, work: Work, key: str, args: tuple[Any, ...], kwargs: dict[str, Any], own: bool) -> Entry:
+        """The entry of a single call."""
         held = Held(self, not work.named)
         origins.client = self
         try:
-            payload, deps = serialize.dumps_args(args, kwargs, held.find, what=f"arguments of {blob.name}")
+            payload, deps = serialize.dumps_args(args, kwargs, held.find, what=f"arguments of {work.name}")
             kept = self._foreign() if origins.foreign is not None else None
             with self._lock:
                 entry = self._ledger.submit(work, ((key, _payload(payload), deps),), own=own)[0]
             del kept  # pinned
+            return entry
         finally:
             origins.client = origins.foreign = None
             if held.entries is not None:
                 held.release()
-        driver.wake()
-        return future_of(entry, self)  # type: ignore[arg-type]
 
     def map(
         self,

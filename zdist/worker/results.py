@@ -47,17 +47,23 @@ def type_name(value: Any) -> str:
     return name
 
 
+def _nbytes(value: Any) -> int:
+    """What it says of itself, else -1. Its class is asked first: a proxy, such as an actor, would ask elsewhere."""
+    nbytes = value.nbytes if hasattr(type(value), "nbytes") else None
+    return nbytes if type(nbytes) is int else -1
+
+
 def sizeof(value: Any) -> int:
     """About how many bytes a value takes, cheaply: containers by a sample of what is in them. Never raises."""
     try:
-        nbytes = getattr(value, "nbytes", None)
-        if type(nbytes) is int:
+        nbytes = _nbytes(value)
+        if nbytes >= 0:
             return nbytes
         size = sys.getsizeof(value)
         if isinstance(value, list | tuple | set | frozenset | dict) and value:
             items = value.values() if isinstance(value, dict) else value
             sample = [item for item, _ in zip(items, range(SAMPLE), strict=False)]
-            inner = [int(getattr(item, "nbytes", 0)) or sys.getsizeof(item) for item in sample]
+            inner = [nbytes if (nbytes := _nbytes(item)) > 0 else sys.getsizeof(item) for item in sample]
             size += sum(inner) * len(value) // len(inner)
         return size
     except Exception:  # an object that does not want to be measured
