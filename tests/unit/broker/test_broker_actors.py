@@ -10,12 +10,15 @@ from broker_world import FN, World
 from zdist import limits
 from zdist.protocol.actors import CALL, GONE, RETURNED
 from zdist.protocol.messages import (
+    ANY,
+    SPEC,
     ActorCall,
     ActorGone,
     ActorReply,
     Answer,
     Ask,
     Buffer,
+    Claim,
     Dismiss,
     Done,
     Drop,
@@ -125,3 +128,58 @@ def test_only_what_was_submitted_as_one_is_one(options: tuple[Any, ...]) -> None
     w = World()
     w.send("c-0", Submit(FN, False, 1, options, (("a", b"", ()),)))
     assert not w.task("a").lives
+
+
+# --- after another broker ----------------------------------------------------------------------------------
+
+
+def successor() -> World:
+    w = World()
+    w.broker.succeeds(w.now)
+    return w
+
+
+def again(w: World, *claims: tuple[str, int]) -> None:
+    w.send("c-0", Claim(claims))
+    w.submit("a", options=ACTOR)
+
+
+def test_an_actor_that_is_there_is_kept_and_one_that_is_not_is_lost() -> None:
+    w = successor()
+    w.send("w-1", Held((("a", 7, 50, "zdist.Actor"),)))
+    again(w, ("a", 7))
+    assert w.rows("c-0", Finished)[0][4] == ("w-1",) and w.task("a").lives
+    w.now += limits.COPIES_KEPT
+    w.broker.tick(w.now)
+    assert w.states() == {"a": "memory"} and not w.rows("w-1", Drop)
+    w.die("w-1")
+    assert [row[0] for row in w.rows("c-0", ActorGone)] == ["a"]
+    w = successor()
+    again(w, ("a", 7))
+    assert [row[0] for row in w.rows("c-0", ActorGone)] == ["a"] and w.states() == {"a": "failed"}
+
+
+def test_one_that_was_not_finished_is_made() -> None:
+    w = successor()
+    again(w, ("a", ANY))
+    assert w.where("a")
+
+
+def test_lineage_does_not_lead_to_another_actor() -> None:
+    w = successor()
+    w.send("w-0", Held((("b", 8, 5, "int"),)))
+    again(w, ("a", SPEC))
+    w.send("c-0", Claim((("b", 8),)))
+    w.submit("b", deps=("a",))
+    assert w.states() == {"a": "released", "b": "memory"}
+    w.die("w-0")
+    assert [row[0] for row in w.rows("c-0", ActorGone)] == ["a", "b"] and not w.where("b")
+
+
+def test_calls_wait_for_workers_that_may_be_about_to_come_back() -> None:
+    w = successor()
+    w.send("c-0", call("w-late"))
+    assert not w.got("c-0", ActorReply)
+    w.now += limits.COPIES_KEPT
+    w.send("c-0", call("w-late"))
+    assert w.got("c-0", ActorReply)[0].code == GONE
