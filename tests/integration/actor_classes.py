@@ -8,7 +8,7 @@ import signal
 import threading
 from typing import Any
 
-from zdist import get_client, get_worker
+from zdist import as_completed, get_client, get_worker
 
 
 class Counter:
@@ -139,5 +139,8 @@ async def fail_later() -> None:
 async def asks_for_more(x: int) -> Any:
     """Waits for tasks which need the thread that it runs on."""
     client = get_client()
-    parts = [client.submit(later, x + i, workers=[get_worker().name], pure=False) for i in range(3)]
-    return [get_worker().name, *await asyncio.gather(*parts)]
+    here = get_worker().name
+    parts = [client.submit(later, x + i, workers=[here], pure=False) for i in range(3)]
+    found = [here, *await asyncio.gather(*parts)]
+    found += [await future async for future in as_completed([client.submit(later, x, workers=[here], pure=False)])]
+    return found

@@ -7,7 +7,7 @@ import gc
 import os
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,17 @@ import pytest
 from actor_classes import Counter, Meeting
 from cluster_checks import WITHIN, eventually
 
-from zdist import Actor, ActorFuture, ActorLost, CancelledError, Client, LocalCluster, SerializationError, ZdistError
+from zdist import (
+    Actor,
+    ActorFuture,
+    ActorLost,
+    CancelledError,
+    Client,
+    ClusterClosed,
+    LocalCluster,
+    SerializationError,
+    ZdistError,
+)
 
 
 @pytest.fixture(params=["peer", "relay"])
@@ -277,4 +287,19 @@ def test_coroutines_that_wait_for_tasks_give_their_threads_back(client: Client) 
     client.wait_for_workers(2, WITHIN)
     name = next(iter(client.scheduler_info()["workers"].values()))["name"]
     futures = client.map(classes.asks_for_more, range(6), workers=[name], pure=False)
-    assert client.gather(futures) == [[name, i + 1, i + 2, i + 3] for i in range(6)]
+    assert client.gather(futures) == [[name, i + 1, i + 2, i + 3, i + 1] for i in range(6)]
+
+
+def test_actors_end_with_a_worker_that_shares_its_process(start: Callable[..., LocalCluster], tmp_path: Path) -> None:
+    marks = [tmp_path / name for name in ("called", "idle", "async")]
+    cluster = start(n_workers=1, threads_per_worker=1, processes=False)
+    with Client(cluster, set_as_default=False) as client:
+        called, idle = (actor(client, 0, str(mark)) for mark in marks[:2])
+        meeting = actor(client, cls=Meeting)
+        late = meeting.wait()
+        assert called.add().result(WITHIN) == 1 and not late.done() and idle.key
+        assert meeting.seen().result(WITHIN) == ["wait"]
+    cluster.close()
+    assert eventually(lambda: all(mark.exists() for mark in marks[:2]))
+    with pytest.raises(ClusterClosed):
+        late.result(WITHIN)

@@ -203,9 +203,8 @@ class Base:
     async def _ready(self, step: Wait) -> bool:
         signal = step.signal
         loop = asyncio.get_running_loop()
-        task = context.current.get()
-        if task is not None and not task.seceded and not signal.ready():
-            task.secede()  # for good: to wait for a place in the pool would hold up its whole loop
+        if not signal.ready():
+            context.leave()
         while True:
             done: asyncio.Future[bool] = loop.create_future()
             with self._lock:

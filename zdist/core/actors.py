@@ -62,9 +62,10 @@ class Life:
 
 
 class Perform(NamedTuple):
-    """Command: do a call when all before it have begun; answered by `performed`."""
+    """Command: do a call after those that were ordered before; answered by `performed`. It does not keep the actor."""
 
-    life: Life
+    body: Any
+    stream: Stream
     caller: Session
     number: int
     what: str
@@ -113,15 +114,14 @@ def _begin(machine: WorkerMachine, life: Life, caller: Session, stream: Stream) 
         number, what, name, args = stream.held.pop(after)
         if number > stream.last:
             stream.last = number
-            machine.commands.append(Perform(life, caller, number, what, name, args))
+            machine.commands.append(Perform(life.body, stream, caller, number, what, name, args))
 
 
 def performed(machine: WorkerMachine, call: Perform, ok: bool, value: Payload, kept: Any) -> None:
     """Answer to Perform: the pickled value, or exception. ``kept`` stays alive until the caller has the reply."""
     code = RETURNED if ok else RAISED
-    stream = call.life.streams[call.caller]
-    stream.replies[call.number] = (code, value, kept)
-    machine.send(stream.route, ActorReply(call.caller, call.number, code, value))
+    call.stream.replies[call.number] = (code, value, kept)
+    machine.send(call.stream.route, ActorReply(call.caller, call.number, code, value))
 
 
 def too_large(value: Payload) -> str:

@@ -24,9 +24,10 @@ from zdist.serialize import dumps, dumps_error, loads
 from zdist.worker.results import raw
 
 if TYPE_CHECKING:
+    from zdist.core.worker import WorkerMachine
     from zdist.worker.executor import Executor
 
-__all__ = ["Body", "plant", "run_coroutine"]
+__all__ = ["Body", "end_all", "plant", "run_coroutine"]
 
 
 def plant(executor: Executor, instance: Any, key: str, attempt: int, name: str) -> Seed:
@@ -38,8 +39,15 @@ def plant(executor: Executor, instance: Any, key: str, attempt: int, name: str) 
     seed = Seed(key, attempt, member, name, methods)
     body = Body(executor, instance, key)
     seed.life = Life(body)
-    weakref.finalize(seed.life, body.end).atexit = False
+    weakref.finalize(seed.life, body.put, None).atexit = False
     return seed
+
+
+def end_all(machine: WorkerMachine) -> None:
+    """The worker ends, and with it all actors; those in the middle of a call when that has returned."""
+    for entry in list(machine.store.entries.values()):
+        if type(entry.value) is Seed and entry.value.life is not None:
+            entry.value.life.body.put(None)
 
 
 class Body:
@@ -73,21 +81,17 @@ class Body:
 
     # --- from other threads ------------------------------------------------------------------------
 
-    def put(self, call: Perform) -> None:
-        """Do a call after those that were put before it. One thread at a time; never blocks."""
-        self._tell(call)
-        if self.thread is None:
+    def put(self, call: Perform | None) -> None:
+        """Do a call after those that were put before it; None ends the actor, coroutines that still wait are cancelled.
+
+        One thread at a time; never blocks.
+        """
+        self.calls.put(call)
+        if self.thread is None:  # also for the end alone: nothing of the object happens on any other thread
             name = f"zdist-{self.worker.name}-actor-{self.key}"
             self.thread = threading.Thread(target=self._main, name=name, daemon=True)
             self.thread.start()
-
-    def end(self) -> None:
-        """Nobody holds the actor any more, nor has a call under way that had begun."""
-        self._tell(None)
-
-    def _tell(self, call: Perform | None) -> None:
-        self.calls.put(call)
-        if self.loop is not None and self.stirred is not None:
+        elif self.loop is not None and self.stirred is not None:
             with contextlib.suppress(RuntimeError):  # closed
                 self.loop.call_soon_threadsafe(self.stirred.set)
 
@@ -97,12 +101,13 @@ class Body:
         context.current.set(self)
         while (call := self._next()) is not None:
             self._perform(call)
-            del call  # or the actor would live until the next one
+            del call  # and its arguments
         if self.loop is not None:
             for task in list(self.running):
                 task.cancel()
                 self.loop.run_until_complete(task)
             self.loop.close()
+        self.instance = None
 
     def _next(self) -> Perform | None:
         while self.running:

@@ -31,7 +31,7 @@ from zdist.transport.host import host_id
 from zdist.transport.options import add_worker_options
 from zdist.transport.security import TokenSource
 from zdist.transport.spill import memory_in_use
-from zdist.worker.actors import plant
+from zdist.worker.actors import end_all, plant
 from zdist.worker.executor import Executor
 from zdist.worker.logs import Records
 from zdist.worker.slots import Slots
@@ -178,6 +178,7 @@ class Worker:
             return
         self.end(reason or "closed")
         self.executor.stop(timeout / 2)
+        end_all(self.machine)
         with contextlib.suppress(ZdistError):  # the broker may be gone already
             context.close_client_of(self)
         self.driver.close(timeout / 2, self.reason)
@@ -208,7 +209,7 @@ class Worker:
         elif kind is RunCall:
             self.executor.call(command)
         elif kind is Perform:
-            command.life.body.put(command)
+            command.body.put(command)
         elif kind is Exit:
             self.end(command.reason, command.code)
         else:
