@@ -86,6 +86,16 @@ class Counter:
         return future.result()
 
 
+class Owner:
+    """The only one that holds another actor."""
+
+    def __init__(self, owned: Any) -> None:
+        self.owned = owned
+
+    def add(self) -> int:
+        return self.owned.add().result()
+
+
 class Meeting:
     """Its async methods wait for one another, on one thread."""
 

@@ -137,6 +137,9 @@ def test_handles_go_through_tasks_values_and_other_clients(client: Client, secon
     assert other.call(counter).result(WITHIN) == 43  # from one actor to another
     assert counter.note(other).result(WITHIN) == 1 and counter.notes().result(WITHIN)[0].n == 100
     assert counter.result_of(client.submit(pow, 3, 2, pure=False)).result(WITHIN) == 9
+    for _ in range(20):  # only what was made of the future holds the actor: it is told of that in time
+        owner = actor(client, client.submit(Counter, actor=True), cls=classes.Owner)
+        assert owner.add().result(WITHIN) == 1
     inside = client.submit(classes.start_one, 7, pure=False).result(WITHIN)
     assert inside.add().result(WITHIN) == 8
     assert counter.context().result(WITHIN)[1] == 1024

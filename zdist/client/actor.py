@@ -16,7 +16,7 @@ from zdist.client.future import Future, raisable, reference_of
 from zdist.client.waiting import seconds
 from zdist.core.actors import Maker
 from zdist.core.calls import Call
-from zdist.core.entry import CANCELLED, ERROR, FINISHED
+from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry
 from zdist.errors import ActorLost
 from zdist.protocol.actors import CALL, GET, GONE, RAISED, RETURNED, Seed
 from zdist.protocol.messages import Buffer
@@ -89,6 +89,7 @@ class Actor:
         put("_seed", seed)
         put("_client", client)
         put("_future", Future(seed.key, client))  # type: ignore[arg-type]
+        client._hold(self._future._entry)
 
     @property
     def key(self) -> str:
@@ -138,6 +139,15 @@ class Acting(Base):
     def handle(self, seed: Seed) -> Actor:
         """A handle on the actor that a seed stands for."""
         return Actor(seed, self)
+
+    def _hold(self, entry: Entry) -> None:
+        """On a worker: wait until the broker knows that this client holds the key.
+
+        The worker's word that the task is done, for which it had the handle, goes by another connection and might be
+        there first; and an actor that nobody holds is gone.
+        """
+        if self._worker is not None and entry.status == PENDING:
+            self._usable().drive(lambda: entry.status != PENDING)
 
     def _invoke(self, actor: Actor, what: str, name: str, /, *args: Any, **kwargs: Any) -> ActorFuture:
         """Send a call. Raises ActorLost, SerializationError, ValueError."""
