@@ -89,7 +89,7 @@ class Actor:
         put("_seed", seed)
         put("_client", client)
         put("_future", Future(seed.key, client))  # type: ignore[arg-type]
-        client._hold(self._future._entry)
+        client._hold_on(self._future._entry)
 
     @property
     def key(self) -> str:
@@ -140,7 +140,7 @@ class Acting(Base):
         """A handle on the actor that a seed stands for."""
         return Actor(seed, self)
 
-    def _hold(self, entry: Entry) -> None:
+    def _hold_on(self, entry: Entry) -> None:
         """On a worker: wait until the broker knows that this client holds the key.
 
         The worker's word that the task is done, for which it had the handle, goes by another connection and might be

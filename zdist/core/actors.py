@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zdist import context, limits
 from zdist.core.machine import CONTROL, Route
 from zdist.protocol.actors import GONE, POLL, RAISED, RETURNED, UNSEEN, WORKING, ActorCall, ActorReply, Seed
-from zdist.protocol.messages import Payload, Session, payload_size
+from zdist.protocol.messages import Key, Payload, Session, payload_size
 
 if TYPE_CHECKING:
     from zdist.core.worker import WorkerMachine
@@ -48,7 +48,7 @@ class Stream:
         self.route = CONTROL  # on which the caller was last heard
         self.last = 0  # number of the last call that has begun
         self.held: dict[int, tuple[int, str, str, Payload]] = {}  # by the number that has to begin before
-        self.replies: dict[int, tuple[str, Payload, Any]] = {}  # code, value, and what has to stay alive with it
+        self.replies: dict[int, tuple[ActorReply, Any]] = {}  # and the objects that have to stay alive with them
 
 
 class Life:
@@ -95,8 +95,7 @@ def call_actor(machine: WorkerMachine, route: Route, message: ActorCall, now: fl
         del stream.replies[number]
     for number, after, what, name, args in rows:
         if number in stream.replies:
-            code, value, _ = stream.replies[number]
-            machine.send(route, ActorReply(caller, number, code, value))
+            machine.send(route, stream.replies[number][0])
         elif what == POLL:
             known = number <= stream.last or any(held[0] == number for held in stream.held.values())
             machine.send(route, ActorReply(caller, number, WORKING if known else UNSEEN, b""))
@@ -117,11 +116,14 @@ def _begin(machine: WorkerMachine, life: Life, caller: Session, stream: Stream) 
             machine.commands.append(Perform(life.body, stream, caller, number, what, name, args))
 
 
-def performed(machine: WorkerMachine, call: Perform, ok: bool, value: Payload, kept: Any) -> None:
-    """Answer to Perform: the pickled value, or exception. ``kept`` stays alive until the caller has the reply."""
-    code = RETURNED if ok else RAISED
-    call.stream.replies[call.number] = (code, value, kept)
-    machine.send(call.stream.route, ActorReply(call.caller, call.number, code, value))
+def performed(
+    machine: WorkerMachine, call: Perform, ok: bool, value: Payload, refs: tuple[Key, ...], kept: Any
+) -> None:
+    """Answer to Perform: the pickled value, or exception, and the keys of what is in it. ``kept`` stays alive until the
+    caller holds these itself."""
+    reply = ActorReply(call.caller, call.number, RETURNED if ok else RAISED, value, refs)
+    call.stream.replies[call.number] = (reply, kept)
+    machine.send(call.stream.route, reply)
 
 
 def too_large(value: Payload) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from zdist import limits
-from zdist.core.entry import FINISHED, PENDING
+from zdist.core.entry import FINISHED, PENDING, Entry
 from zdist.core.fetch import Fetcher
 from zdist.core.links import OPEN, PEER
 from zdist.core.machine import CONTROL, Route
@@ -27,7 +27,21 @@ NEVER: Final = float("inf")
 class Call:
     """One call. A waiter can be told of it as of an entry."""
 
-    __slots__ = ("after", "args", "code", "keeps", "name", "number", "status", "target", "value", "waiters", "what")
+    __slots__ = (
+        "after",
+        "args",
+        "code",
+        "drop",
+        "keeps",
+        "name",
+        "number",
+        "refs",
+        "status",
+        "target",
+        "value",
+        "waiters",
+        "what",
+    )
 
     def __init__(self, target: Target, number: int, what: str, name: str, args: Payload) -> None:
         self.target = target
@@ -41,6 +55,12 @@ class Call:
         self.value: Any = None  # with its outcome
         self.waiters: list[Any] | None = None
         self.keeps: Any = None
+        self.refs: list[Entry] = []  # of what is in the value: joined at once, as the worker lets go of it then
+        self.drop: Callable[[list[Entry]], None] | None = None
+
+    def __del__(self) -> None:
+        if self.refs and self.drop is not None:
+            self.drop(self.refs)
 
     def __repr__(self) -> str:
         return f"<Call {self.number} of {self.name} of actor {self.target.key}, {self.status}>"
@@ -54,6 +74,7 @@ class Target:
         "attempt",
         "bytes",
         "calls",
+        "joining",
         "key",
         "last",
         "pause",
@@ -72,16 +93,19 @@ class Target:
         self.queue: deque[Call] = deque()  # not sent
         self.calls: dict[int, Call] = {}  # sent and not settled, in order
         self.bytes = 0  # of their arguments
+        self.joining: dict[int, tuple[Entry, ...]] = {}  # of calls that are settled: what their replies name
         self.poll_at = NEVER  # when it is asked what has become of them
         self.pause = limits.ACTOR_PATIENCE
         self.tell_at = NEVER  # when the worker is told that replies have come
 
     @property
     def settled(self) -> int:
-        """All calls up to this number are."""
-        if self.calls:
-            return next(iter(self.calls)) - 1
-        return self.queue[0].number - 1 if self.queue else self.last
+        """All calls up to this number are, and what their replies name is known to be held here."""
+        for number, entries in list(self.joining.items()):
+            if all(entry.status != PENDING for entry in entries):
+                del self.joining[number]
+        first = next(iter(self.calls), self.queue[0].number if self.queue else self.last + 1)
+        return min(first, *self.joining) - 1 if self.joining else first - 1
 
 
 class Calls:
@@ -94,8 +118,11 @@ class Calls:
         token: str,
         fetcher: Fetcher,
         settle: Callable[[Call], None],
+        join: Callable[[tuple[Key, ...]], list[Entry]],
+        drop: Callable[[list[Entry]], None],
     ) -> None:
         self.send, self.session, self.token, self.fetcher, self.settle = send, session, token, fetcher, settle
+        self.join, self.drop = join, drop
         self.number = 0
         self.targets: dict[Key, Target] = {}
         self.open: dict[int, Call] = {}
@@ -144,7 +171,7 @@ class Calls:
 
     def reply(self, route: Route, message: ActorReply, now: float) -> None:
         """Something has become of a call. Late and foreign replies change nothing."""
-        _, number, code, value = message
+        _, number, code, value, refs = message
         call = self.open.get(number)
         if call is None or route.channel not in (CONTROL.channel, call.target.address):
             return
@@ -164,6 +191,9 @@ class Calls:
             return
         del target.calls[number]
         target.bytes -= payload_size(call.args)
+        if refs:
+            call.refs, call.drop = self.join(refs), self.drop
+            target.joining[number] = tuple(call.refs)
         self._settle(call, code, value)
         if target.queue:
             self.due[target] = None
@@ -230,10 +260,11 @@ class Calls:
         self._say(target, rows, way)
 
     def _say(self, target: Target, rows: tuple[Any, ...], way: Route) -> None:
-        target.tell_at = NEVER
         token = "" if way == CONTROL else self.token
         key, attempt = target.key, target.attempt
         self.send(way, ActorCall(token, target.worker, self.session, key, attempt, target.settled, rows))
+        if not target.joining:
+            target.tell_at = NEVER
 
     def tick(self, now: float) -> None:
         """Ask what has become of calls, through the broker, whatever became of the way they went; tell workers which
@@ -246,7 +277,9 @@ class Calls:
                 self._poll(target, now)
             elif target.tell_at <= now:
                 self._say(target, (), self._way(target, now))
-                if not target.calls and not target.queue:
+                if target.joining:
+                    target.tell_at = now + limits.ACTOR_PATIENCE
+                elif not target.calls and not target.queue:
                     del self.targets[target.key]
                     continue
             self.next = min(self.next, target.poll_at, target.tell_at)

@@ -63,12 +63,19 @@ class Lineage(Machine[Route]):
         self.store = Store(self.send, token, _nothing_to_freeze, self.log)
         self.fetcher = Fetcher(self.send, session, token, paths=paths, fallback=fallback, host=host, map=self._map)
         self.collections = Collections(self.fetcher, self.store, self._missing)
-        self.calls = Calls(self.send, session, token, self.fetcher, lambda call: self.resolved.append(call))
+        self.calls = Calls(
+            self.send, session, token, self.fetcher,
+            lambda call: self.resolved.append(call), lambda keys: self.want(keys), self.dropped.extend,
+        )  # fmt: skip
 
     def authorize(self, token: str) -> None:
         """The cluster token, found late or changed."""
         self.store.token = self.calls.token = token
         self.fetcher.authorize(token)
+
+    def want(self, keys: Sequence[Key]) -> list[Entry]:
+        """Join keys that exist; one reference each."""
+        raise NotImplementedError
 
     def _map(self, command: Map) -> None:
         self.commands.append(command)

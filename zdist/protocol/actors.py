@@ -45,12 +45,16 @@ class ActorCall(NamedTuple):
 
 
 class ActorReply(NamedTuple):
-    """What has become of a call; goes back the way on which the caller was last heard."""
+    """What has become of a call; goes back the way on which the caller was last heard.
+
+    ``refs``: keys of futures and actors inside the value; the worker holds them until the caller does.
+    """
 
     caller: Session
     number: int
     code: str
     value: Payload  # a pickled value or exception, or the UTF-8 text of the reason
+    refs: tuple[Key, ...] = ()
 
 
 class ActorGone(NamedTuple):

@@ -19,7 +19,7 @@ from zdist import context, limits
 from zdist.core.actors import Life, Perform, performed, too_large
 from zdist.errors import SerializationError
 from zdist.protocol.actors import CALL, Seed
-from zdist.protocol.messages import Buffer, Payload
+from zdist.protocol.messages import Buffer, Key, Payload
 from zdist.serialize import dumps, dumps_error, loads
 from zdist.worker.results import raw
 
@@ -170,17 +170,17 @@ class Body:
             self._failed(call, exc)
         else:
             payload = stream if len(stream) < limits.OWN_FRAME else Buffer(stream)
-            self._answer(call, True, payload, value if blob.refs else None)
+            self._answer(call, True, payload, blob.refs, value if blob.refs else None)
 
     def _failed(self, call: Perform, exc: BaseException) -> None:
         if exc.__traceback__ is not None and exc.__traceback__.tb_next is not None:
             exc.__traceback__ = exc.__traceback__.tb_next  # without our own frame
-        self._answer(call, False, dumps_error(exc), None)
+        self._answer(call, False, dumps_error(exc), (), None)
 
-    def _answer(self, call: Perform, ok: bool, payload: Payload, kept: Any) -> None:
+    def _answer(self, call: Perform, ok: bool, payload: Payload, refs: tuple[Key, ...], kept: Any) -> None:
         executor = self.executor
         with executor.driver.lock:
-            performed(executor.machine, call, ok, payload, kept)
+            performed(executor.machine, call, ok, payload, refs, kept)
         executor.driver.wake()
 
 

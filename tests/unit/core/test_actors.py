@@ -56,7 +56,7 @@ class Worker:
     def work(self, count: int = 1000) -> None:
         done, self.todo = self.todo[:count], self.todo[count:]
         for call in done:
-            performed(self.machine, call, True, b"%d" % call.number, None)
+            performed(self.machine, call, True, b"%d" % call.number, (), None)
 
 
 def asks(*numbers: Any, caller: str = "c-1", settled: int = 0, token: str = "secret", attempt: int = 1) -> m.ActorCall:
