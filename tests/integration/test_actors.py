@@ -140,6 +140,8 @@ def test_handles_go_through_tasks_values_and_other_clients(client: Client, secon
     for _ in range(20):  # only what was made of the future holds the actor: it is told of that in time
         owner = actor(client, client.submit(Counter, actor=True), cls=classes.Owner)
         assert owner.add().result(WITHIN) == 1
+    started = [counter.start(i) for i in range(5)]
+    assert client.gather([call.result(WITHIN) for call in started]) == [i * i for i in range(5)]
     inside = client.submit(classes.start_one, 7, pure=False).result(WITHIN)
     assert inside.add().result(WITHIN) == 8
     assert counter.context().result(WITHIN)[1] == 1024

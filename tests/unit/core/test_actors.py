@@ -225,6 +225,21 @@ def test_the_worker_hears_that_replies_have_come_and_nothing_is_left() -> None:
     assert numbers(caller.said()["control"]) == [(3, 0)]
 
 
+def test_the_worker_holds_what_a_reply_names_until_the_broker_knows_that_the_caller_does() -> None:
+    caller = Caller()
+    (call,) = caller.call()
+    caller.said()
+    caller.ledger.handle(CONTROL, m.ActorReply("c-1", 1, RETURNED, b"v", ("x",)), 0.0)
+    assert call.status == FINISHED and [message.keys for message in caller.ledger.take()[CONTROL]] == [("x",)]
+    assert caller.said(limits.ACTOR_ACK)["control"][0].settled == 0
+    caller.ledger.handle(CONTROL, m.Finished((("x", 3, 5, b"value", (), "int"),)), 0.5)
+    assert caller.said(limits.ACTOR_ACK + limits.ACTOR_PATIENCE)["control"][0].settled == 1
+    assert not caller.ledger.calls.targets and caller.ledger.entries["x"].refs == 1
+    del call
+    caller.said(2.0)
+    assert "x" not in caller.ledger.entries
+
+
 def test_a_lost_actor_ends_all_its_calls_at_once() -> None:
     caller = Caller()
     sent = caller.call(2)
