@@ -154,8 +154,8 @@ class Lanes(Lineage):
     # --- lanes come and go -----------------------------------------------------------------------------
 
     def lone_task_is_out(self) -> bool:
-        """Is the early copy of a result on its way, or the reply to a lone call of an actor?"""
-        return self.early is not None or len(self.calls.open) == 1
+        """Is the early copy of a result on its way?"""
+        return self.early is not None
 
     def _ask_for_lane(self) -> None:
         self.alone += 1
