@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zdist.client.actor import Actor, ActorFuture
     from zdist.client.client import Client
     from zdist.client.coordination import Event, Queue, Variable
     from zdist.client.executor import ZdistExecutor
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from zdist.cluster.local import LocalCluster
     from zdist.context import default_client
     from zdist.errors import (
+        ActorLost,
         AddressRefused,
         AuthenticationError,
         BrokerUnreachable,
@@ -62,6 +64,9 @@ __version__ = "0.1.0"
 __all__ = [
     "ALL_COMPLETED",
     "FIRST_COMPLETED",
+    "Actor",
+    "ActorFuture",
+    "ActorLost",
     "AddressRefused",
     "AuthenticationError",
     "BrokerUnreachable",
@@ -109,6 +114,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "zdist.client.actor": ("Actor", "ActorFuture"),
     "zdist.client.client": ("Client",),
     "zdist.client.coordination": ("Event", "Queue", "Variable"),
     "zdist.client.executor": ("ZdistExecutor",),

@@ -25,6 +25,7 @@ __all__ = [
     "default_client",
     "drop_default",
     "find_client",
+    "leave",
     "push_default",
     "wanted_here",
 ]
@@ -80,6 +81,16 @@ class away:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         if self._task is not None:
             self._task.rejoin()
+
+
+def leave() -> None:
+    """The current task, if it is a coroutine's, is about to wait on its event loop: it leaves the thread pool for good.
+
+    To come back it would have to wait for a place, and hold up whatever else runs on that loop. Raises SecededLimit.
+    """
+    task = current.get()
+    if task is not None and not task.seceded:
+        task.secede()
 
 
 class as_current:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 
 __all__ = [
+    "ActorLost",
     "AddressRefused",
     "AddressUnavailable",
     "AuthenticationError",
@@ -38,6 +39,10 @@ class CancelledError(ZdistError, concurrent.futures.CancelledError):
 
 class KilledWorker(ZdistError):
     """A task's workers died more often than allowed; the text says where and how the last one died."""
+
+
+class ActorLost(ZdistError, ValueError):
+    """An actor is no more: its worker died or left, or nobody held it. Its state is gone; the text says why."""
 
 
 class TaskTimeout(ZdistError, TimeoutError):

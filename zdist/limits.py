@@ -84,6 +84,17 @@ LANE_PAUSE: Final = 0.01  # after one to two of these the broker no longer count
 LOOK_OUT: Final = 0.0005  # seconds that a client looks for a lone task's result before it sleeps
 LANE_QUIET: Final = 1.0  # a lane unused for this long is taken away if another client asks for one
 
+# --- actors ------------------------------------------------------------------------------------------
+ACTOR_WINDOW: Final = (
+    1024  # calls of one caller to one actor that are sent and not settled; others wait with the caller
+)
+ACTOR_WINDOW_BYTES: Final = 64 * MIB  # and their arguments
+ACTOR_ROWS: Final = 256  # calls in one message,
+ACTOR_BYTES: Final = MIB  # with arguments of so many bytes
+ACTOR_PATIENCE: Final = 1.0  # seconds after which it is asked what has become of a call; doubles up to
+ACTOR_PATIENCE_MAX: Final = 16.0
+ACTOR_ACK: Final = 0.2  # seconds in which a worker hears that a reply has come, if no further call tells it
+
 # --- data transfers --------------------------------------------------------------------------------
 CHUNK: Final = 9 * MIB // 4  # most bytes of one chunk, so that what is received is read while it is still in a cache
 WHOLE: Final = 8 * MIB  # values up to this size come over a fast link in one piece, and stay where it was received

@@ -85,7 +85,7 @@ class Data:
             if task is None or task.state == RELEASED:
                 self.tables.post(client, Cancelled, (key[:MAX_KEY], UNKNOWN))
                 continue
-            if task.state != MEMORY or not task.holders:
+            if task.state != MEMORY or not task.holders or task.lives:
                 self.tables.ignored += 1
                 continue
             self.copy(task, workers, max(message.copies, 0))
@@ -161,6 +161,7 @@ class Data:
                 task is None
                 or task.state != MEMORY
                 or task.attempt != attempt
+                or task.lives  # what others fetched is a handle; the actor is where it was made
                 or not (task.who or task.users)
                 or not (task.holders or task.value is not None)
             ):

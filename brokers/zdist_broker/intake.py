@@ -205,7 +205,7 @@ class Intake:
             if reason := fit_key(key):
                 self.reject(client, key, reason)
                 continue
-            known = attempt in LAZILY or recovery.holds(key, attempt)
+            known = attempt in LAZILY or recovery.holds(key, attempt) or recovery.outlived(terms, attempt)
             deps = self._deps(client, key, needs, stubs=known)
             if deps is None:
                 recovery.take(key, None)

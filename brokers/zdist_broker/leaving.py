@@ -87,6 +87,10 @@ class Departures:
         chosen = self.queries.chosen(names)
         if not chosen:
             return {}
+        actors = [task.key for w in chosen for task in w.held.values() if task.lives]
+        if actors:
+            some = ", ".join(actors[:5]) + (", …" if len(actors) > 5 else "")
+            raise Request(f"{len(actors)} actors live there and cannot be moved ({some}): release them first")
         others = [w for w in self._staying() if w not in chosen]
         if not others and (held := sum(self._only_here(task, chosen) for w in chosen for task in w.held.values())):
             raise Request(f"no worker would be left, and {held} results or pieces of data are nowhere else")
@@ -171,7 +175,8 @@ class Departures:
 
     def _only_here(self, task: Task, leaving: Any) -> bool:
         """Whether no worker would have the task's data (that the broker has a value at hand ends when it is killed)."""
-        needed = task.state == MEMORY and bool(task.who or task.users) and not task.stuck
+        copied = not task.stuck and not task.lives  # else it cannot be
+        needed = task.state == MEMORY and bool(task.who or task.users) and copied
         return needed and all(holder in leaving for holder in task.holders)
 
     def gone(self, worker: Worker) -> None:

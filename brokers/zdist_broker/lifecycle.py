@@ -13,6 +13,7 @@ from typing import Any
 from zdist.limits import MAX_KEY, MAX_RECOMPUTES, MAX_TEXT, OWN_FRAME
 from zdist.protocol.messages import (
     Abort,
+    ActorGone,
     Cancelled,
     Done,
     Drop,
@@ -32,6 +33,7 @@ from zdist_broker.state import (
     FORGOTTEN,
     KILLED,
     LAZY,
+    LOST,
     MEMORY,
     OVERDUE,
     PINNED,
@@ -229,7 +231,9 @@ class Lifecycle:
         elif task.state == FAILED:
             assert task.trouble is not None
             how, payload, culprit, text = task.trouble.failure
-            if how != RAISED:
+            if how == LOST:
+                self.tables.post(client, ActorGone, (task.key, text))
+            elif how != RAISED:
                 self.tables.post(client, Killed, (task.key, text, how == OVERDUE))
             else:
                 self.tables.post(client, Failed, (task.key, payload, culprit, text))
@@ -352,6 +356,10 @@ class Lifecycle:
         """A released task is needed again, and so is whatever it needs. It ends active, failed or cancelled."""
         order = self._lineage(task)
         for t in order:
+            if t.lives:
+                why = reason if t.trouble is not None and t.trouble.recomputes else "nobody held it"
+                self.fail(t, (LOST, b"", t.key, f"actor {t.key} is gone, and its state with it: {why}"))
+                continue
             states = [dep.state for dep in t.deps]
             if FAILED in states:
                 culprit = t.deps[states.index(FAILED)].trouble

@@ -14,6 +14,8 @@ from zdist.core.machine import Machine
 from zdist.errors import ProtocolError
 from zdist.limits import ALLOWED_DEATHS, INLINE_RESULT, MAX_REASON, PARKED_MESSAGES, WINDOW_BYTES, WINDOW_TASKS
 from zdist.protocol.messages import (
+    ActorCall,
+    ActorReply,
     Adjusted,
     Ask,
     Call,
@@ -49,6 +51,7 @@ from zdist.protocol.messages import (
     WhichFunction,
     WorkerDied,
 )
+from zdist_broker.actors import Actors
 from zdist_broker.checks import check
 from zdist_broker.data import Data
 from zdist_broker.intake import Intake
@@ -115,13 +118,19 @@ class BrokerMachine(Machine[str]):
             tables, lifecycle, self.commands, address=address, session=f"b-{epoch:x}", relay=relay
         )
         self.notices = Notices(tables, placement, self.log, address)
-        self.departures = departures = Departures(tables, data, lifecycle, queries)
+        self.departures = Departures(tables, data, lifecycle, queries)
         self.replicas = Replicas(tables, data, lifecycle, queries)
         self.looks = Looks(tables, placement, queries)
-        self.lanes = lanes = Lanes(tables, placement, intake)
+        self.lanes = Lanes(tables, placement, intake)
+        self.actors = Actors(tables, recovery)
         self.peers: dict[str, Client | Worker | Node] = {}
-        self.shared = shared = Shared(tables, intake, recovery, self.peers, queries, self.log)
-        self.setups = setups = Setups(tables, shared, queries, data)
+        self.shared = Shared(tables, intake, recovery, self.peers, queries, self.log)
+        self.setups = Setups(tables, self.shared, queries, data)
+        self._share_out()
+
+    def _share_out(self) -> None:
+        """Who takes which message of whom."""
+        intake, data, queries, lanes, actors = self.intake, self.data, self.queries, self.lanes, self.actors
         self.client_handlers: Handlers = {
             Submit: intake.submit,
             Claim: intake.claim,
@@ -137,30 +146,32 @@ class BrokerMachine(Machine[str]):
             Call: queries.call,
             SubmitEarly: lanes.submit,
             Lane: lanes.lane,
+            ActorCall: actors.call,
         }
         self.worker_handlers: Handlers = {
-            Done: lifecycle.done,
-            Erred: lifecycle.erred,
+            Done: self.lifecycle.done,
+            Erred: self.lifecycle.erred,
             Held: data.held,
-            Unowned: recovery.runs_on,
+            Unowned: self.recovery.runs_on,
             Missing: data.missing,
             NoCopy: data.no_copy,
             Returned: data.returned,
             Seceded: data.seceded,
-            Subscribe: setups.subscribe,
+            Subscribe: self.setups.subscribe,
             WhichFunction: self._which_function,
-            Called: setups.called,
+            Called: self.setups.called,
             Output: queries.output,
             NodeEnded: self._node_ended,
+            ActorReply: actors.reply,
         }
         lanes.plain = self.worker_handlers
         self.node_handlers: Handlers = {
             WorkerDied: self._worker_died,
             Adjusted: queries.adjusted,
-            Leaving: departures.announced,
-            Overdue: departures.overdue,
-            Mirror: shared.mirror,
-            Mirrored: shared.mirrored,
+            Leaving: self.departures.announced,
+            Overdue: self.departures.overdue,
+            Mirror: self.shared.mirror,
+            Mirrored: self.shared.mirrored,
         }
 
     # --- sessions -------------------------------------------------------------------------------------

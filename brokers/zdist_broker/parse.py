@@ -87,7 +87,7 @@ def options(fields: tuple[Any, ...]) -> Options:
         return _DEFAULTS
     if len(fields) > len(Options._fields):
         raise ValueError(f"{len(fields)} options where {len(Options._fields)} are known")
-    retries, priority, workers, allow_other, resources, tags, forget, timeout = Options(*fields)
+    retries, priority, workers, allow_other, resources, tags, forget, timeout, actor = Options(*fields)
     if not isinstance(resources, tuple | list):
         raise ValueError(f"resources: {shown(resources)} is not a list of names and amounts")
     return Options(
@@ -99,6 +99,7 @@ def options(fields: tuple[Any, ...]) -> Options:
         tuple(sorted(names("tags", tags))),
         bool(forget),
         amount("timeout", timeout),
+        bool(actor),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from zdist.core.machine import require
 from zdist.limits import COPIES_KEPT, COPIES_MOST, MAX_KEY, RECOVERY
+from zdist.protocol.actors import ACTOR
 from zdist.protocol.messages import ANY, ANY_SPEC, SPEC, Drop, Payload, Unowned
 from zdist_broker.parse import fit_key
 from zdist_broker.state import LAZY, MEMORY, READY, RELEASED, Client, Function, Tables, Task, Terms, Worker
@@ -104,7 +105,7 @@ class Recovery:
         if not copies:
             return False
         for worker, (found, nbytes, kind) in copies.items():
-            task.attempt, task.nbytes, task.type = found, nbytes, kind
+            task.attempt, task.nbytes, task.type = found, nbytes, kind or task.type
             self.tables.add_holder(task, worker)
         task.state, task.flags = MEMORY, 0
         return True
@@ -113,6 +114,11 @@ class Recovery:
         """Whether a copy of this attempt is there."""
         copies = self.copies.get(key, {})
         return bool(copies) if attempt in (ANY, ANY_SPEC) else any(copy[0] == attempt for copy in copies.values())
+
+    @staticmethod
+    def outlived(terms: Terms, attempt: int | None) -> bool:
+        """Whether it is an actor that had come to be: it is there, or is not to be made again."""
+        return terms.actor and attempt is not None and attempt > 0
 
     def data(self, key: str, attempt: int) -> Task | None:
         """A task for data that was scattered, if its copies are there."""
@@ -159,6 +165,7 @@ class Recovery:
         task.fn, task.args, task.deps, task.terms, task.nbytes = fn, args, deps, terms, 0
         task.priority = (terms.inner if deps else terms.root) + tables.order
         task.who, task.flags = client.alone, LAZY
+        task.type = ACTOR if terms.actor else ""
         client.wants[key] = gen
         fn.uses += 1
         for dep in deps:

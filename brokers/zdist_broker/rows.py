@@ -16,7 +16,7 @@ def parts(rows: list[Any], most: int) -> list[list[Any]]:
 
 
 def failures(rows: list[Any]) -> list[list[Any]]:
-    """The same for rows of Failed or Killed, whose errors are as large as users make them."""
+    """The same for rows of Failed and its like, whose errors are as large as users make them."""
     runs: list[list[Any]] = []
     room = 0
     for row in rows:

@@ -23,7 +23,7 @@ from zdist.limits import (
     MESSAGE_ROWS,
     MIN_MICROS,
 )
-from zdist.protocol.messages import Drop, Failed, Finished, Killed, Members, Options, Payload, payload_size
+from zdist.protocol.messages import ActorGone, Drop, Failed, Finished, Killed, Members, Options, Payload, payload_size
 from zdist_broker.pool import Pool
 from zdist_broker.rows import failures, parts
 from zdist_broker.tally import Tally
@@ -50,6 +50,7 @@ Failure: TypeAlias = tuple[int, Payload, str, str]
 RAISED: Final = 0
 KILLED: Final = 1  # its workers died too often
 OVERDUE: Final = 2  # it ran out of time
+LOST: Final = 3  # it was an actor, or needs one, whose worker is gone
 
 
 class Trouble:
@@ -96,13 +97,14 @@ class Function:
 class Terms:
     """Tasks submitted with equal options share one of these."""
 
-    __slots__ = ("forget", "inner", "pool", "retries", "root", "timeout")
+    __slots__ = ("actor", "forget", "inner", "pool", "retries", "root", "timeout")
 
     def __init__(self, options: Options, pool: Pool) -> None:
         self.pool = pool
         self.retries = options.retries
         self.forget = options.forget
         self.timeout = options.timeout
+        self.actor = options.actor
         self.inner = -2 * options.priority << 40  # priority is this plus the order of arrival
         self.root = (1 - 2 * options.priority) << 40  # tasks without dependencies come after those with
 
@@ -151,6 +153,11 @@ class Task:
     def stuck(self) -> str:
         """Why its result cannot be copied to other workers; "" if nothing is known against it."""
         return self.trouble.stuck[1] if self.trouble is not None and self.trouble.stuck[0] == self.attempt else ""
+
+    @property
+    def lives(self) -> bool:
+        """Is it an actor that has come to be? One that is lost, or was released, is not made again."""
+        return self.terms is not None and self.terms.actor and self.type != ""
 
     def __repr__(self) -> str:
         return f"<{self.key} {STATES[self.state]}>"
@@ -345,7 +352,7 @@ class Tables:
                 if kind is None:
                     send(peer.session, rows)
                 else:
-                    rare = kind is Failed or kind is Killed
+                    rare = kind is Failed or kind is Killed or kind is ActorGone
                     for part in failures(rows) if rare else parts(rows, MESSAGE_ROWS):
                         send(peer.session, kind(tuple(part)))
 

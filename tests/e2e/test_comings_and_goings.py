@@ -292,6 +292,45 @@ def test_nothing_is_lost_or_computed_again_when_the_broker_is_killed(
     assert runs == Counter({f"make {i}": 1 for i in range(100)} | {"length": 14, "gate": 1})
 
 
+def test_actors_outlive_a_killed_broker_and_their_calls_are_done_once(
+    start: Callable[..., Program], address: str, tmp_path: Path, shown: io.StringIO
+) -> None:
+    class Notes:
+        def __init__(self, gate: str) -> None:
+            self.gate, self.notes = gate, list[int]()
+
+        def note(self, n: int) -> int:
+            self.notes.append(n)
+            return n
+
+        def wait(self) -> str:
+            while not os.path.exists(self.gate):
+                time.sleep(0.01)
+            return "through"
+
+    broker = start("broker", "--bind", address)
+    start("worker", address, "--nworkers", "1")
+    with (
+        Client(address, timeout=PATIENCE, set_as_default=False) as client,
+        Client(address, timeout=PATIENCE, set_as_default=False, gather_paths=["relay"]) as through_the_broker,
+    ):
+        future = client.submit(Notes, str(tmp_path / "gate"), actor=True)
+        actor = future.result(PATIENCE)
+        lost = through_the_broker.submit(Notes, str(tmp_path / "gate"), actor=True).result(PATIENCE)
+        stuck = [actor.wait(), lost.wait()]
+        calls = [[handle.note(n) for n in range(100)] for handle in (actor, lost)]
+        assert calls[0][0].done() is False
+        broker.process.kill()
+        broker.process.wait()
+        calls[1] += [lost.note(100)]
+        broker = start("broker", "--bind", address)
+        (tmp_path / "gate").touch()
+        assert [call.result(PATIENCE) for call in stuck] == ["through"] * 2
+        assert [[call.result(PATIENCE) for call in made] for made in calls] == [list(range(100)), list(range(101))]
+        assert actor.notes == list(range(100)) and lost.notes == list(range(101))
+        assert client.submit(lambda handle: handle.note(7).result(), future, pure=False).result(PATIENCE) == 7
+
+
 def test_tokens_of_killed_brokers_are_swept_and_those_of_free_ports_go_with_theirs(
     start: Callable[..., Program], runtime: Path
 ) -> None:

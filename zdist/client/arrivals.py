@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+from zdist import context
 from zdist.client.future import Future
 
 __all__ = ["Arrivals"]
@@ -81,6 +82,8 @@ class Arrivals:
     async def wait_async(self, until: Callable[[], bool], deadline: float | None) -> bool:
         """The same on an event loop."""
         loop = asyncio.get_running_loop()
+        if not until():
+            context.leave()
         while not until():
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:

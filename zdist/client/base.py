@@ -25,7 +25,8 @@ from zdist.client.future import Future
 from zdist.core.collect import Signal
 from zdist.core.entry import CANCELLED, PENDING, Entry, Reply
 from zdist.core.ledger import Ledger
-from zdist.errors import CancelledError, ClusterClosed, KeyConflict, KilledWorker, TaskTimeout, ZdistError
+from zdist.errors import ActorLost, CancelledError, ClusterClosed, KeyConflict, KilledWorker, TaskTimeout, ZdistError
+from zdist.protocol.actors import Seed
 from zdist.transport.driver import Driver
 from zdist.transport.shm import SharedMemory
 
@@ -51,6 +52,8 @@ def failure_of(key: str, status: str, outcome: Any) -> BaseException:
         why = outcome if type(outcome) is str and outcome else "its future was released"
         return CancelledError(f"{key}: {why}")
     kind, payload, origin, text = outcome
+    if kind == "actor":
+        return ActorLost(text)
     if kind == "killed":
         return KilledWorker(text)
     if kind == "timeout":
@@ -202,6 +205,8 @@ class Base:
     async def _ready(self, step: Wait) -> bool:
         signal = step.signal
         loop = asyncio.get_running_loop()
+        if not signal.ready():
+            context.leave()
         while True:
             done: asyncio.Future[bool] = loop.create_future()
             with self._lock:
@@ -332,6 +337,10 @@ class Base:
                 )
                 thread.start()
         self._chores.put(chore)
+
+    def handle(self, seed: Seed) -> Any:
+        """A handle on the actor that a seed stands for."""
+        raise NotImplementedError
 
     def holds(self, key: str) -> bool:
         """Does anybody here want this key?"""

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from zdist import context, limits
 from zdist.client.absent import Absent
+from zdist.client.actor import Acting
 from zdist.client.base import Wait, open_clients
 from zdist.client.graphs import Graphs
 from zdist.client.inspecting import Inspecting, read_scheduler_file
@@ -43,7 +44,7 @@ __all__ = ["Client"]
 CLOSE_TIMEOUT: Final = 2.0
 
 
-class Client(Graphs, Scattering, Published, Plugins, Replicating, Inspecting, Absent):
+class Client(Graphs, Scattering, Published, Plugins, Acting, Replicating, Inspecting, Absent):
     """Connect to a broker and use its workers. Names and semantics follow ``dask.distributed.Client`` 2021.10.
 
     Parameters:

@@ -18,6 +18,7 @@ from zdist.core.collect import Collection
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry
 from zdist.core.store import Entry as Held
 from zdist.errors import PeerUnreachable, SerializationError
+from zdist.protocol.actors import Seed
 
 __all__ = ["INLINE", "TOGETHER", "Broken", "Delivery", "is_here", "uninterrupted"]
 
@@ -209,6 +210,8 @@ class Delivery:
         values, errors = serialize.loads_each([(entry.key, data) for entry, data in wanted], owner=self.client)
         for place, error in errors.items():
             values[place] = Broken(error)
+        if Seed in map(type, values):
+            values = [self.client.handle(value) if type(value) is Seed else value for value in values]
         self.values.update(zip([entry for entry, _ in wanted], values, strict=True))
 
     def _load(self, entry: Entry, data: Any, attempt: int | None = None) -> Any:
@@ -218,10 +221,13 @@ class Delivery:
             if worker is not None:
                 held = data if attempt is None else worker.held(entry.key, attempt)
                 if type(held) is Held:
-                    return worker.value_of(held)
-            return serialize.loads(data, what=entry.key, owner=self.client)
+                    return self._handed(worker.value_of(held))
+            return self._handed(serialize.loads(data, what=entry.key, owner=self.client))
         except SerializationError as exc:
             return Broken(exc)
+
+    def _handed(self, value: Any) -> Any:
+        return self.client.handle(value) if type(value) is Seed else value
 
     def load(self, entry: Entry) -> Any:
         """The value that has come along with the news that the task is finished, or Broken."""

@@ -14,7 +14,7 @@ from zdist.errors import RemoteError
 if TYPE_CHECKING:
     from zdist.client.client import Client
 
-__all__ = ["Future", "future_of", "raisable"]
+__all__ = ["Future", "future_of", "raisable", "reference_of"]
 
 
 class Future:
@@ -199,7 +199,8 @@ class Origins(threading.local):
 origins = Origins()
 
 
-def _key_of(future: Future) -> str:
+def reference_of(future: Future) -> str:
+    """The key that stands for a future among arguments; that it is another client's is noted."""
     if origins.client is not None and future.client is not origins.client:
         if origins.foreign is None:
             origins.foreign = []
@@ -207,4 +208,4 @@ def _key_of(future: Future) -> str:
     return future.key
 
 
-serialize.register_reference(Future, _key_of)
+serialize.register_reference(Future, reference_of)

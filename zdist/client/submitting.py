@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from zdist import limits, serialize
+from zdist.client.actor import maker_of
 from zdist.client.base import Base
 from zdist.client.future import Future, future_of, origins
 from zdist.client.waiting import seconds
@@ -114,12 +115,17 @@ class Submitting(Base):
     ) -> Future:
         """Run ``func(*args, **kwargs)`` on a worker. As in dask.distributed 2021.10.
 
+        If ``func`` is a coroutine function, the coroutine runs to its end on an event loop of its own, on the task's
+        thread; from its first wait for a future of the cluster on it is outside of the worker's thread pool.
+
         Parameters:
             args, kwargs: may hold futures, anywhere inside; the function gets their values.
             key: name of the result; by default made from the function's name.
             workers: address or name, or several, that may run it; with ``allow_other_workers`` a preference.
             resources: amounts that the worker must have free, as ``{"GPU": 1}``.
             retries: how many times it is tried again after it has raised.
+            actor: ``func`` is a class, of which an object is made that lives on at the worker; the result is an
+                `Actor`, a handle on it. Such calls are never ``pure``. ``actors`` is the same.
             priority: larger goes first; default 0.
             pure: True (default) names the result by function and arguments, so that the same call, by whichever client,
                 is computed once. False gives each call a name of its own.
@@ -133,8 +139,9 @@ class Submitting(Base):
         """
         if not callable(func):
             raise TypeError(f"submit takes a function first, got {type(func).__name__}")
-        _refuse_actors(actor or actors)
-        options = options_of(workers, resources, retries, priority, allow_other_workers, tags, timeout)
+        if actor or actors:
+            func, pure = maker_of(func), False
+        options = options_of(workers, resources, retries, priority, allow_other_workers, tags, timeout, actor or actors)
         return self._submit_call(func, args, kwargs, key, pure is None or pure, options)
 
     def _submit_call(
@@ -215,10 +222,11 @@ class Submitting(Base):
             raise TypeError(f"map takes a function first, got {type(func).__name__}")
         if not iterables:
             raise TypeError("map needs an iterable after the function")
-        _refuse_actors(actor or actors)
         self._usable()
+        if actor or actors:
+            func, pure = maker_of(func), False
         blob = serialize.dumps_function(func)
-        options = options_of(workers, resources, retries, priority, allow_other_workers, tags, timeout)
+        options = options_of(workers, resources, retries, priority, allow_other_workers, tags, timeout, actor or actors)
         keys: Iterator[str] | None = None
         if isinstance(key, list | tuple):
             sizes = {len(it) for it in iterables if isinstance(it, Sized)}
@@ -350,12 +358,13 @@ def options_of(
     other: bool,
     tags: Any,
     timeout: float | str | None = None,
+    actor: bool = False,
 ) -> tuple[Any, ...]:
     """The ``Options`` of a task as a tuple, () if all are the defaults. Raises ValueError."""
     limit = seconds(timeout) or 0.0
     if timeout is not None and limit <= 0:
         raise ValueError(f"timeout={timeout!r} must be more than 0 seconds")
-    if not (workers or resources or retries or priority or other or tags or limit):
+    if not (workers or resources or retries or priority or other or tags or limit or actor):
         return ()
     if other and not workers:
         raise ValueError("allow_other_workers=True needs workers= to name the preferred ones")
@@ -370,6 +379,7 @@ def options_of(
             resources=_resources(resources or {}),
             tags=names(tags),
             timeout=limit,
+            actor=bool(actor),
         )
     )
 
@@ -391,8 +401,3 @@ def names(given: Any) -> tuple[str, ...]:
 def _check_key(key: object) -> None:
     if not isinstance(key, str) or not key or len(key) > limits.MAX_KEY - 64:
         raise ValueError(f"a key must be a text of 1 to {limits.MAX_KEY - 64} characters, got {key!r:.80}")
-
-
-def _refuse_actors(actor: bool) -> None:
-    if actor:
-        raise NotImplementedError("actors are not supported; keep the state in a task's result or a service instead")

@@ -8,6 +8,7 @@ welcome) is told everything again. `zdist.core.entry` has the records, `zdist.co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from zdist import limits
@@ -75,6 +76,8 @@ class Ledger(Replay):
             m.Output: self._output,
             m.Starved: self._starved,
             m.Lane: self._lane_told,
+            m.ActorReply: partial(self.calls.reply, CONTROL),
+            m.ActorGone: self._actor_gone,
         }
 
     # --- questions, gathering, the end ---------------------------------------------------------------
@@ -141,6 +144,8 @@ class Ledger(Replay):
             self.fetcher.handle(route, message, now)
         elif isinstance(message, m.DoneEarly):
             self._done_early(route, message, now)
+        elif isinstance(message, m.ActorReply):
+            self.calls.reply(route, message, now)
         elif isinstance(message, m.Get):
             self.store.serve(route, message, now)
         elif not isinstance(message, m.Pong):
@@ -173,6 +178,8 @@ class Ledger(Replay):
         if not self.queue and (self.spent or self.claims) and not self.resume_at:
             self._release_spent()
             self.claims.clear()
+        if self.calls.due:
+            self.calls.turn(now)
         if self.notes:
             self._mind_notes(now)
 
@@ -183,6 +190,7 @@ class Ledger(Replay):
             self.fetcher.tick(now)
         if self.store.waiting:
             self.store.tick(now)
+        self.calls.tick(now)
         if not self.again:
             return
         due = [key for key, (when, _) in self.again.items() if when <= now]
@@ -196,8 +204,9 @@ class Ledger(Replay):
             return 0.0
         first = self.fetcher.deadline()
         second = self.store.deadline()
-        if first is None or (second is not None and second < first):
-            first = second
+        for when in (second, self.calls.deadline()):
+            if first is None or (when is not None and when < first):
+                first = when
         for when, _ in self.again.values():
             if first is None or when < first:
                 first = when
@@ -292,6 +301,10 @@ class Ledger(Replay):
     def _killed(self, message: m.Killed, now: float) -> None:
         for key, text, overdue in message.rows:
             self._fail(key, ("timeout" if overdue else "killed", None, key, text))
+
+    def _actor_gone(self, message: m.ActorGone, now: float) -> None:
+        for key, text in message.rows:
+            self._fail(key, ("actor", None, key, text))
 
     def _fail(self, key: Key, outcome: tuple[str, Any, Key, str], *, known: bool = True) -> None:
         entry = self._current(key)
@@ -397,6 +410,7 @@ class Ledger(Replay):
         if lane is not None and not lane.first <= lane.next <= lane.until <= lane.end:
             raise InvariantError(f"lane {lane.first}: {lane.next} is next, {lane.until} are allowed")
         self.fetcher.check()
+        self.calls.check()
 
     def _contradiction(self, entry: Entry) -> str:
         pending = entry.status == PENDING

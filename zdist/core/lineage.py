@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from zdist import limits
+from zdist.core.calls import Call, Calls
 from zdist.core.collect import Collections
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, UNHELD, Entry, Reply, Work
 from zdist.core.fetch import Fetcher
@@ -44,7 +45,7 @@ class Lineage(Machine[Route]):
         self.patient_until = 0.0  # until then somebody may come back who knows a key
         self.spent: list[Entry] = []  # to be released when all that depends on them has been submitted
         self.cancelled: dict[Key, str] = {}  # the last ones, and why; for those that are made of them later
-        self.resolved: list[Entry | Reply] = []  # settled in this turn
+        self.resolved: list[Entry | Reply | Call] = []  # settled in this turn
         self.gen = 0
         self.epoch = 0
         self.over: tuple[str, str] | None = None  # why this session has ended: code, text
@@ -62,11 +63,19 @@ class Lineage(Machine[Route]):
         self.store = Store(self.send, token, _nothing_to_freeze, self.log)
         self.fetcher = Fetcher(self.send, session, token, paths=paths, fallback=fallback, host=host, map=self._map)
         self.collections = Collections(self.fetcher, self.store, self._missing)
+        self.calls = Calls(
+            self.send, session, token, self.fetcher,
+            lambda call: self.resolved.append(call), lambda keys: self.want(keys), self.dropped.extend,
+        )  # fmt: skip
 
     def authorize(self, token: str) -> None:
         """The cluster token, found late or changed."""
-        self.store.token = token
+        self.store.token = self.calls.token = token
         self.fetcher.authorize(token)
+
+    def want(self, keys: Sequence[Key]) -> list[Entry]:
+        """Join keys that exist; one reference each."""
+        raise NotImplementedError
 
     def _map(self, command: Map) -> None:
         self.commands.append(command)
@@ -228,6 +237,8 @@ class Lineage(Machine[Route]):
             self.resolved.append(entry)
         if fetched:
             self.collections.unsettled(entry, 0.0)
+        if self.calls.targets:
+            self.calls.ended(entry.key, status, outcome)
         if known:
             return
         if status == CANCELLED:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple
+from hmac import compare_digest
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from zdist.core.machine import BULK, Route
 from zdist.limits import (
@@ -26,7 +27,13 @@ from zdist.limits import (
 )
 from zdist.protocol.messages import Message, Probe, ProbeReply
 
-__all__ = ["CLOSED", "OPEN", "PEER", "RELAY", "SHM", "UNKNOWN", "Estimate", "Host", "Link", "Links", "Member", "Probes"]
+if TYPE_CHECKING:
+    from zdist.core.worker import WorkerMachine
+
+__all__ = [
+    "CLOSED", "OPEN", "PEER", "RELAY", "SHM", "UNKNOWN", "Estimate", "Host", "Link", "Links", "Member", "Probes",
+    "answer_probe",
+]  # fmt: skip
 
 SHM: Final = "shm"
 PEER: Final = "peer"
@@ -426,3 +433,12 @@ class Probes:
         for _, sent in self.out.values():
             return sent + PROBE_TIMEOUT
         return None
+
+
+def answer_probe(machine: WorkerMachine, route: Route, message: Probe, now: float) -> None:
+    """The other end of a probe: a worker says who it is."""
+    if compare_digest(message.token.encode(), machine.token.encode()):
+        machine.send(route, ProbeReply(message.req, machine.session))
+    else:
+        machine.send(route, ProbeReply(message.req, ""))
+        machine.store.refuse(route)

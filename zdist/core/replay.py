@@ -30,6 +30,7 @@ class Replay(Wants):
         self.patient_until = now + limits.COPIES_KEPT if wait else 0.0
         self.later = self._open()
         self._announce_held()
+        self.calls.anew(self.resume_at)
         self._wait_for_workers(now)
 
     def _open(self) -> list[Entry]:

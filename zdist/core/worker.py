@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from heapq import heapify, heappop, heappush
-from hmac import compare_digest
 from typing import Any
 
 from zdist import limits
+from zdist.core.actors import call_actor
 from zdist.core.fetch import Fetcher
 from zdist.core.inputs import Inputs
 from zdist.core.lane import lane_told, run_early
-from zdist.core.links import Host
+from zdist.core.links import Host, answer_probe
 from zdist.core.machine import CONTROL, Machine, Route
 from zdist.core.memory import Memory
 from zdist.core.orphans import Orphans, adopt
@@ -104,7 +104,9 @@ class WorkerMachine(Machine[Route]):
             m.Abort: self._abort, m.Replicate: self.inputs.replicate, m.Locate: self.inputs.locate,
             m.Members: self._members, m.Call: self._call, m.Stop: self._stop, m.Pong: self._pong,
             m.Lane: partial(lane_told, self), m.TimeLimit: self._time_limit, m.Adopt: partial(adopt, self),
+            m.ActorCall: partial(call_actor, self, CONTROL),
         }  # fmt: skip
+        self.peers = {m.RunEarly: run_early, m.ActorCall: call_actor, m.Probe: answer_probe}  # on the data socket
 
     # --- endpoint ----------------------------------------------------------------------------------
 
@@ -145,14 +147,12 @@ class WorkerMachine(Machine[Route]):
             if handler is None:
                 raise ProtocolError(f"a worker has no use for {kind.__name__} on its control channel")
             handler(message, now)
-        elif kind is m.RunEarly and route.channel == "data":
-            run_early(self, route, message, now)  # type: ignore[arg-type]
+        elif route.channel == "data" and (answer := self.peers.get(kind)) is not None:
+            answer(self, route, message, now)  # type: ignore[operator]
         elif kind is m.Get:
             self.store.serve(route, message, now)  # type: ignore[arg-type]
         elif kind is m.Data or kind is m.ProbeReply:
             self.fetcher.handle(route, message, now)  # type: ignore[arg-type]
-        elif kind is m.Probe and route.channel == "data":
-            self._probe(route, message)  # type: ignore[arg-type]
         elif kind is not m.Taken:
             raise ProtocolError(f"a worker has no use for {kind.__name__} on its {route.channel} channel")
 
@@ -431,13 +431,6 @@ class WorkerMachine(Machine[Route]):
 
     def _pong(self, message: m.Pong, now: float) -> None:
         self.lease_until = now + self.lease
-
-    def _probe(self, route: Route, message: m.Probe) -> None:
-        if compare_digest(message.token.encode(), self.token.encode()):
-            self.send(route, m.ProbeReply(message.req, self.session))
-        else:
-            self.send(route, m.ProbeReply(message.req, ""))
-            self.store.refuse(route)
 
     def check(self) -> None:
         """Raise InvariantError if the tables contradict each other."""

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from zdist.protocol.actors import ActorCall as ActorCall
+from zdist.protocol.actors import ActorGone as ActorGone
+from zdist.protocol.actors import ActorReply as ActorReply
 from zdist.protocol.direct import Data as Data
 from zdist.protocol.direct import DoneEarly as DoneEarly
 from zdist.protocol.direct import Get as Get
@@ -53,6 +56,7 @@ class Options(NamedTuple):
     tags: tuple[str, ...] = ()
     forget: bool = False  # fire_and_forget: nobody has to want it
     timeout: float = 0.0  # seconds that a start may run; 0: any time
+    actor: bool = False  # the result lives on: it cannot be copied, nor be computed again
 
 
 # --- session layer: unsequenced, on the control socket -----------------------------------------------
@@ -418,6 +422,7 @@ Message: TypeAlias = (
     | Starved | NodeEnded | Claim
     | TimeLimit | Interrupt | Overdue | Leaving | Dismiss
     | Unowned | Adopt | Mirror | Mirrored | NoCopy
+    | ActorCall | ActorReply | ActorGone
 )  # fmt: skip
 
 # The position is the code on the wire: append only, never reorder within a protocol version.

@@ -225,7 +225,7 @@ def dumps_inline(obj: Any, limit: int, *, what: str = "value") -> bytes | None:
             return None
         data = pickle.dumps(obj, PROTOCOL)
         return single(0, data) if len(data) <= limit else None
-    nbytes = getattr(obj, "nbytes", 0)
+    nbytes = obj.nbytes if hasattr(kind, "nbytes") else 0  # of a proxy, such as an actor, it would be asked elsewhere
     if type(nbytes) is int and nbytes > limit:
         return None
     refs: dict[str, None] = {}

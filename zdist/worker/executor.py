@@ -14,6 +14,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from types import CoroutineType
 from typing import Any, Final, Protocol
 
 from zdist import context, limits
@@ -22,9 +23,11 @@ from zdist.core.store import Entry
 from zdist.core.task import Function, Input, Task
 from zdist.core.worker import Freeze, RunCall, Share, WorkerMachine
 from zdist.errors import ClusterClosed, SecededLimit, SerializationError
+from zdist.protocol.actors import Seed
 from zdist.serialize import dumps, dumps_error, loads, loads_args, loads_function
 from zdist.transport.shm import SharedMemory
 from zdist.transport.spill import SpillDirectory
+from zdist.worker.actors import run_coroutine
 from zdist.worker.calls import run_call
 from zdist.worker.results import freeze, freeze_kept, raw, type_name
 from zdist.worker.slots import Slots
@@ -63,6 +66,11 @@ class Running:
     def key(self) -> str:
         """Key of the task."""
         return self.task.key
+
+    @property
+    def attempt(self) -> int:
+        """This start of it."""
+        return self.task.attempt
 
     @property
     def worker(self) -> Any:
@@ -201,6 +209,10 @@ class Executor:
             held.value, held.has_value = value, True
         return value
 
+    def handle(self, seed: Seed) -> Any:
+        """A handle on an actor, of the client of the tasks here."""
+        return context.client_of(self.worker).handle(seed)
+
     # --- the machine's commands --------------------------------------------------------------------------
 
     def freeze(self, command: Freeze | Share | Spill) -> None:
@@ -336,6 +348,8 @@ class Runner:
                 started = now()
             args, kwargs = loads_args(raw(task.args), self._resolve)
             value = call(*args, **kwargs)
+            if type(value) is CoroutineType:
+                value = run_coroutine(value)
             del args, kwargs
             # what a task here waits for stays an object, which it gets as it is
             deliver = 0 if context.wanted_here(executor.worker, task.key) else task.deliver
@@ -358,7 +372,11 @@ class Runner:
         return None
 
     def _resolve(self, key: str) -> Any:
-        """The value of a dependency of the task that runs."""
+        """The value of a dependency of the task that runs; for an actor a handle."""
+        value = self._find(key)
+        return self.executor.handle(value) if type(value) is Seed else value
+
+    def _find(self, key: str) -> Any:
         task = self.task
         assert task is not None
         source: Entry | Input | None = task.inputs.get(key)

@@ -15,12 +15,14 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from zdist import context, limits, log
+from zdist.core.actors import Perform
 from zdist.core.machine import CONTROL
 from zdist.core.memory import Spill
 from zdist.core.slot import Running
 from zdist.core.transfer import Map
 from zdist.core.worker import Exit, Freeze, RunCall, Share, WorkerMachine
 from zdist.errors import ClusterClosed, ZdistError
+from zdist.protocol.actors import Seed
 from zdist.protocol.messages import NodeEnded
 from zdist.serialize.assembly import BlobMemory
 from zdist.transport import shm
@@ -29,6 +31,7 @@ from zdist.transport.host import host_id
 from zdist.transport.options import add_worker_options
 from zdist.transport.security import TokenSource
 from zdist.transport.spill import memory_in_use
+from zdist.worker.actors import end_all, plant
 from zdist.worker.executor import Executor
 from zdist.worker.logs import Records
 from zdist.worker.plugins import Plugins
@@ -156,8 +159,12 @@ class Worker:
         return entry if entry is not None and entry.attempt == attempt and (entry.has_value or entry.blob) else None
 
     def value_of(self, held: Any) -> Any:
-        """The object itself, without a copy. Raises SerializationError."""
+        """The object itself, without a copy; for an actor its seed. Raises SerializationError."""
         return self.executor.value_of(held, held.key)
+
+    def plant(self, instance: Any, task: Any, name: str) -> Seed:
+        """Have an object live on here as an actor, made by a running task (`zdist.core.actors.Maker`)."""
+        return plant(self.executor, instance, task.key, task.attempt, name)
 
     def memory_in_use(self) -> int:
         """Bytes of its own memory, and of what it has put into shared memory."""
@@ -174,6 +181,7 @@ class Worker:
             return
         self.end(reason or "closed")
         self.executor.stop(timeout / 2)
+        end_all(self.machine)
         self.plugins.close()
         with contextlib.suppress(ZdistError):  # the broker may be gone already
             context.close_client_of(self)
@@ -204,6 +212,8 @@ class Worker:
             self.machine.fetcher.mapped(command.req, found, closed, self.driver.now())
         elif kind is RunCall:
             self.executor.call(command)
+        elif kind is Perform:
+            command.body.put(command)
         elif kind is Exit:
             self.end(command.reason, command.code)
         else:

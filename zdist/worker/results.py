@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from zdist import limits
 from zdist.errors import SerializationError
+from zdist.protocol.actors import ACTOR, Seed
 from zdist.protocol.messages import Attempt, Buffer, Key, Payload
 from zdist.serialize import dumps, dumps_inline
 from zdist.transport.shm import SharedMemory
@@ -38,23 +39,31 @@ def type_name(value: Any) -> str:
     if name is None:
         module = kind.__module__
         name = kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+        if kind is Seed:
+            name = ACTOR
         if len(_names) >= NAMES:
             _names.clear()
         _names[kind] = name = name[: limits.MAX_KEY]
     return name
 
 
+def _nbytes(value: Any) -> int:
+    """What it says of itself, else -1. Its class is asked first: a proxy, such as an actor, would ask elsewhere."""
+    nbytes = value.nbytes if hasattr(type(value), "nbytes") else None
+    return nbytes if type(nbytes) is int else -1
+
+
 def sizeof(value: Any) -> int:
     """About how many bytes a value takes, cheaply: containers by a sample of what is in them. Never raises."""
     try:
-        nbytes = getattr(value, "nbytes", None)
-        if type(nbytes) is int:
+        nbytes = _nbytes(value)
+        if nbytes >= 0:
             return nbytes
         size = sys.getsizeof(value)
         if isinstance(value, list | tuple | set | frozenset | dict) and value:
             items = value.values() if isinstance(value, dict) else value
             sample = [item for item, _ in zip(items, range(SAMPLE), strict=False)]
-            inner = [int(getattr(item, "nbytes", 0)) or sys.getsizeof(item) for item in sample]
+            inner = [nbytes if (nbytes := _nbytes(item)) > 0 else sys.getsizeof(item) for item in sample]
             size += sum(inner) * len(value) // len(inner)
         return size
     except Exception:  # an object that does not want to be measured
@@ -73,6 +82,8 @@ def freeze(
     """Make the bytes of a task's value if they are ``inline`` at most, or with ``deliver`` in any case: with 2 in
     shared ``memory``, if there is room. Where memory is ``crowded`` for that size no copy is made: the value goes to
     disk from where it is."""
+    if type(value) is Seed:  # not inline: whoever looks for an actor has to ask where it lives
+        return None, None, "", sizeof(value), True
     try:
         if inline and (type(value) not in CONTAINERS or len(value) <= inline // 2):  # two bytes an item at least
             payload = dumps_inline(value, inline, what="result")
