@@ -29,6 +29,7 @@ from zdist.transport.shm import SharedMemory
 from zdist.transport.spill import SpillDirectory
 from zdist.worker.actors import run_coroutine
 from zdist.worker.calls import run_call
+from zdist.worker.plugins import Plugins
 from zdist.worker.results import freeze, freeze_kept, raw, type_name
 from zdist.worker.slots import Slots
 
@@ -109,6 +110,7 @@ class Executor:
         self.worker = worker
         self.threads = threads
         self.slots = slots
+        self.plugins = Plugins(worker)
         self.closing = False
         self.returning: deque[threading.Event] = deque()  # tasks that want back into the pool
         self.loading = threading.RLock()  # functions are loaded one at a time, each once
@@ -336,6 +338,8 @@ class Runner:
         if not 0.0 <= function.micros < LONG:
             self.driver.hand_over()
         self.task = task
+        if executor.plugins.watching:
+            executor.plugins.transition(task.key, "ready", "executing")
         started = now()
         self.slot.begin(task.key, task.attempt, started + task.limit if task.limit else 0.0)
         set_current(Running(executor, task))
@@ -361,6 +365,8 @@ class Runner:
         set_current(None)
         self.task = None
         micros = int((ended - started) * 1e6)
+        if executor.plugins.watching:
+            executor.plugins.transition(task.key, "executing", "error" if frozen is None else "memory")
         with self.lock:
             self.out = task.seceded
             if frozen is not None:

@@ -34,7 +34,6 @@ from zdist.transport.spill import memory_in_use
 from zdist.worker.actors import end_all, plant
 from zdist.worker.executor import Executor
 from zdist.worker.logs import Records
-from zdist.worker.plugins import Plugins
 from zdist.worker.slots import Slots
 
 __all__ = ["Settings", "Worker", "main", "parser"]
@@ -104,7 +103,6 @@ class Worker:
         self.machine.fetcher.memory = BlobMemory()
         if own_process:
             self.machine.memory.usage = self.memory_in_use
-        self.plugins = Plugins(self)
         self.slots = Slots(settings.slot or None, settings.threads)
         self.driver = Driver(
             self.machine,
@@ -121,6 +119,7 @@ class Worker:
         )
         self.address = self.machine.address = self.driver.data_address or ""
         self.executor = Executor(self.machine, self.driver, self, settings.threads, self.slots)
+        self.plugins = self.executor.plugins
         self.records = Records(self, own_process)
 
     @property
