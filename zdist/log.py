@@ -11,7 +11,7 @@ import sys
 import threading
 from typing import Any, Final, Literal, TextIO, cast
 
-__all__ = ["FORMATS", "LEVELS", "Format", "Level", "Logger", "configure", "get_logger", "settings"]
+__all__ = ["FORMATS", "LEVELS", "Format", "Level", "Logger", "configure", "get_logger", "prepare", "settings"]
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "console", "json"]
@@ -57,12 +57,14 @@ class _Sink:
         ).bind(**self.fields)
 
     def write(self, level: str, event: str, fields: dict[str, Any]) -> None:
-        target = self.target
-        if target is None:
-            with self.lock:
-                target = self.target = self.target or self.open()
-        with contextlib.suppress(OSError, ValueError):  # the stream is closed: a record must never stop the work
-            getattr(target, level)(event, **fields)
+        with contextlib.suppress(OSError, ValueError):  # the stream is closed, no file can be opened: work goes on
+            getattr(self.target or self.prepare(), level)(event, **fields)
+
+    def prepare(self) -> Any:
+        """Open it, if that was not done. Raises OSError where no file can be opened."""
+        with self.lock:
+            target = self.target = self.target or self.open()
+        return target
 
 
 _sink = _Sink()
@@ -89,6 +91,11 @@ def configure(
     with _sink.lock:
         _sink.format, _sink.level, _sink.threshold = format, level, LEVELS[level]
         _sink.stream, _sink.fields, _sink.target = stream, fields, None
+
+
+def prepare() -> None:
+    """Load what records need now, and not with the first record: that may say that no more files can be opened."""
+    _sink.prepare()
 
 
 def settings() -> tuple[Format, Level]:

@@ -12,7 +12,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from zdist import limits
+from zdist import limits, log
 from zdist.errors import InvariantError
 from zdist.log import Logger
 from zdist.transport import sockets
@@ -153,6 +153,7 @@ class BrokerServer:
         """
         self.loop.log.info("broker.up", address=self.address, bulk=self.bulk_address, cluster=self.cluster)
         if own_process:
+            log.prepare()
             gc.freeze()
             gc.disable()
         collected = time.monotonic()

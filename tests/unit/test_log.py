@@ -98,3 +98,22 @@ def test_structlog_is_loaded_by_the_first_record_and_left_as_the_program_set_it_
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "above.it" in done.stderr
+
+
+def test_a_process_that_can_open_no_file_goes_on() -> None:
+    program = """
+import os, resource, zdist.log
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+taken = []
+try:
+    while True:
+        taken.append(os.dup(2))
+except OSError:
+    pass
+zdist.log.get_logger("x").warning("first")  # would load structlog
+os.close(taken.pop()), os.close(taken.pop()), os.close(taken.pop()), os.close(taken.pop())
+zdist.log.get_logger("x").warning("second")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "first" not in done.stderr and "second" in done.stderr
