@@ -27,6 +27,7 @@ from zdist_broker.relay import Relay
 
 __all__ = ["BrokerServer"]
 
+SETTLED = 1.0  # seconds after its start; what can wait is done then
 IDLE_COLLECT = 5.0  # seconds between garbage collections, made while nothing waits
 
 
@@ -153,11 +154,13 @@ class BrokerServer:
         """
         self.loop.log.info("broker.up", address=self.address, bulk=self.bulk_address, cluster=self.cluster)
         if own_process:
-            log.prepare()
             gc.freeze()
             gc.disable()
         collected = time.monotonic()
         try:
+            self.loop.drive(lambda: self.stopping, SETTLED)
+            if own_process:
+                log.prepare()
             while not self.stopping:
                 self.loop.drive(lambda: self.stopping, IDLE_COLLECT)
                 if own_process and not self.stopping and time.monotonic() - collected > IDLE_COLLECT:

@@ -6,8 +6,6 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
-from blake3 import blake3
-
 from zdist import limits, serialize
 from zdist.client.actor import maker_of
 from zdist.client.base import Base
@@ -57,6 +55,8 @@ class Held:
         blob = serialize.dumps(obj, what="argument", share=True)
         kind = serialize.type_name(obj)
         if self.content:
+            from blake3 import blake3
+
             digest = blake3(max_threads=blake3.AUTO)
             for piece in blob.pieces:
                 digest.update(piece)

@@ -7,7 +7,6 @@ waits: ``async`` methods of one actor take turns at their awaits, and no two thr
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import inspect
 import queue
@@ -24,6 +23,8 @@ from zdist.serialize import dumps, dumps_error, loads
 from zdist.worker.results import raw
 
 if TYPE_CHECKING:
+    import asyncio
+
     from zdist.core.worker import WorkerMachine
     from zdist.worker.executor import Executor
 
@@ -135,6 +136,8 @@ class Body:
 
     def _begin(self, call: Perform, coroutine: Any) -> None:
         """Run a coroutine up to where it first waits, before the next call begins."""
+        import asyncio  # a worker that runs no coroutines starts sooner without it
+
         if self.loop is None:
             self.stirred = asyncio.Event()
             self.loop = asyncio.new_event_loop()
@@ -186,4 +189,6 @@ class Body:
 
 def run_coroutine(coroutine: Any) -> Any:
     """A task's coroutine, run to its end on an event loop of its own, on the task's thread."""
+    import asyncio
+
     return asyncio.run(coroutine)

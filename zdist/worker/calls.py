@@ -6,7 +6,6 @@ them. The answer is the stream of the result, or the bytes of the exception.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from typing import Any, NoReturn
 
@@ -14,6 +13,7 @@ from zdist import limits
 from zdist.errors import SerializationError
 from zdist.protocol.messages import Buffer, Payload
 from zdist.serialize import dumps, dumps_error, loads, loads_args, loads_function
+from zdist.worker.actors import run_coroutine
 
 __all__ = ["run_call"]
 
@@ -31,7 +31,7 @@ def run_call(payload: bytes | bytearray | memoryview, worker: Any) -> tuple[bool
             kwargs.setdefault("dask_worker", worker)
         value = function(*args, **kwargs)
         if inspect.iscoroutine(value):
-            value = asyncio.run(value)
+            value = run_coroutine(value)
         blob = dumps(value, what="result of the call")
     except BaseException as exc:  # also SystemExit: a call must not end the worker
         exc.__traceback__ = exc.__traceback__ and exc.__traceback__.tb_next
