@@ -113,7 +113,7 @@ def test_call_stack(client: Client, gate: functions.Gate) -> None:
     ((address, stacks),) = client.call_stack().items()
     assert address in client.scheduler_info()["workers"]
     lines = stacks[future.key]
-    assert "in wait_at" in lines[0] and "in pass_through" in lines[-1] and "time.sleep" in lines[-1]
+    assert "in wait_at" in lines[0] and any("in pass_through" in line for line in lines[1:])
     assert client.call_stack([waiting])[address].keys() == {future.key}  # what it waits for
     assert client.call_stack(keys=["unknown"]) == {}
     gate.open()
