@@ -8,7 +8,7 @@ from dask.distributed import Client, Event, Lock, Semaphore, Variable
 def follow(name, stop):
     variable, event = Variable(name), Event(stop)
     seen = []
-    while not event.is_set():
+    while not seen or not event.is_set():
         value = variable.get()
         if not seen or seen[-1] != value:
             seen.append(value)
