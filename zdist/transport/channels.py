@@ -41,8 +41,8 @@ class Channels:
         self._names: dict[Any, str] = {}
         self._routes: dict[str, Route] = {}
         self._routers: set[str] = set()
-        self._listeners = Listeners(self.log)
         self._poller = zmq.Poller()
+        self._listeners = Listeners(self.log, self._poller)
         self._dirty = True  # the machine may have something to send since the last turn
 
     # --- which there are ---------------------------------------------------------------------------
@@ -80,7 +80,9 @@ class Channels:
     def _drain(self, sock: Socket, now: float) -> None:
         channel = self._names.get(sock)
         if channel is None:
-            return  # dropped earlier in this turn
+            if not sock.closed:
+                self._listeners.told(sock)
+            return  # or it was dropped earlier in this turn
         router = channel in self._routers
         small = channel == "control"
         route = self._routes[channel]

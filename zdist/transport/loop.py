@@ -317,6 +317,7 @@ class Loop(Channels):
             if self.failure is None:
                 with contextlib.suppress(zmq.ZMQError):
                     self._settle(time.monotonic())
+            self._listeners.shut()
             for channel, sock in self._channels.items():
                 sock.close(0 if "://" in channel else int(timeout * 1000))  # a peer may be out of reach for ever
             self._channels.clear()
