@@ -136,6 +136,8 @@ def _default() -> Any | None:
 def default_client() -> Any:
     """The client in force: that of ``as_current``, else the newest open one made with ``set_as_default=True``.
 
+    As in dask.distributed 2021.10.
+
     Raises:
         ValueError: there is none.
     """

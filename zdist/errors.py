@@ -30,7 +30,10 @@ __all__ = [
 
 
 class ZdistError(Exception):
-    """Base of all errors that zdist itself raises."""
+    """Base of all errors that zdist itself raises.
+
+    They are zdist's own; those that dask.distributed or concurrent.futures have under the same name mean the same.
+    """
 
 
 class CancelledError(ZdistError, concurrent.futures.CancelledError):

@@ -27,7 +27,7 @@ _NOT_YET: Final[Any] = object()
 
 
 class ActorFuture:
-    """What a method of an actor will return. Made by calling one."""
+    """What a method of an actor will return. Made by calling one. As in dask.distributed 2021.10."""
 
     __slots__ = ("__weakref__", "_call", "_client", "_value")
 

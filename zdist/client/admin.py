@@ -134,9 +134,14 @@ class Admin(Base):
         loop of its own. Returns results by worker address.
 
         Parameters:
+            args, kwargs: the function's arguments.
+            workers: address or name, or several; default: all.
             wait: False not to wait for the results.
             on_error: "raise" the first error, "return" the exceptions among the results, or "ignore" such workers.
             nanny: accepted; functions run in the workers' processes only.
+
+        Raises TypeError for what is no function, ValueError for another ``on_error``, SerializationError, ZdistError if
+        a worker ends meanwhile, and with "raise" what the function raises.
         """
         if on_error not in ("raise", "return", "ignore"):
             raise ValueError(f"on_error={on_error!r}: run knows 'raise', 'return' and 'ignore'")
@@ -187,11 +192,17 @@ class Admin(Base):
         return reply, blob.name
 
     def run_coroutine(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The same as `run`, which takes coroutine functions too. As in dask.distributed 2021.10."""
+        """The same as `run` (see there for ``args`` and ``kwargs``), which takes coroutine functions too. As in dask.distributed 2021.10."""
         return self.run(function, *args, **kwargs)
 
     def get_worker_logs(self, n: int | None = None, workers: Any = None, nanny: bool = False) -> Any:
-        """The last ``n`` log records of each worker, newest last, as (level, line), by worker address."""
+        """The last ``n`` log records of each worker, newest last, as (level, line), by worker address.
+
+        Parameters:
+            n: how many; None for all that they keep.
+            workers: address or name, or several; default: all.
+            nanny: accepted; there is one log of each worker.
+        """
         return self.run(_recent_logs, n, workers=workers)
 
     def forward_logging(self, on: bool = True) -> Any:

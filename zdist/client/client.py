@@ -47,6 +47,9 @@ CLOSE_TIMEOUT: Final = 2.0
 class Client(Graphs, Scattering, Published, Plugins, Acting, Replicating, Inspecting, Absent):
     """Connect to a broker and use its workers. Names and semantics follow ``dask.distributed.Client`` 2021.10.
 
+    README compares the two method by method; what dask's client does not have is zdist's own. A method's parameter
+    ``asynchronous`` is True for an awaitable, False to block, None as the client is.
+
     Parameters:
         address: the broker's address (``tcp://HOST:PORT``, ``ipc:///PATH``), a cluster object, or None: inside a task
             the broker of its worker, else a `LocalCluster` of its own, made with ``cluster_kwargs`` (as in
@@ -266,7 +269,13 @@ class Client(Graphs, Scattering, Published, Plugins, Acting, Replicating, Inspec
 
     @classmethod
     def current(cls, allow_global: bool = True) -> Client:
-        """The client of the code that runs: in a task its worker's, else the default one. Raises ValueError."""
+        """The client of the code that runs: in a task its worker's, else the default one.
+
+        Parameters:
+            allow_global: accepted for the sake of programs written for dask.distributed; not used.
+
+        Raises ValueError if there is none.
+        """
         client = context.find_client()
         if client is None:
             raise ValueError("there is no client in this process: make one with zdist.Client(...) first")

@@ -21,6 +21,8 @@ class Queue(Named):
         name: which queue; default: a new one.
         client: default: the current one.
         maxsize: how many items ``put`` lets it have; 0: any number.
+
+    Raises ValueError for a name or size that cannot be, or without a client.
     """
 
     kind = "queue"
@@ -30,7 +32,8 @@ class Queue(Named):
         self.maxsize = maxsize
 
     def put(self, value: Any, timeout: float | str | None = None) -> Any:
-        """Put a value at the end; waits while the queue is full. Raises TimeoutError."""
+        """Put a value at the end; waits while the queue is full. Raises TimeoutError after ``timeout`` seconds,
+        SerializationError, and ValueError for a value that is too large."""
         return self._sync(self._put(value, seconds(timeout)))
 
     async def _put(self, value: Any, timeout: float | None) -> None:
@@ -39,7 +42,7 @@ class Queue(Named):
         del kept
 
     def get(self, timeout: float | str | None = None, batch: bool | int = False) -> Any:
-        """Take the first value; waits while there is none. Raises TimeoutError.
+        """Take the first value; waits while there is none. Raises TimeoutError after ``timeout`` seconds.
 
         ``batch``: a number for a list of so many, True for a list of all that there are now.
         """
@@ -67,12 +70,19 @@ class Variable(Named):
     """A value that all clients and tasks of a cluster share; a future in it stays alive.
 
     As in dask.distributed 2021.10; values need not be futures or msgpack data, and have 1 MiB at most.
+
+    Parameters:
+        name: which variable; default: a new one.
+        client: default: the current one.
+
+    Raises ValueError for a name that cannot be, or without a client.
     """
 
     kind = "variable"
 
     def set(self, value: Any, timeout: float | str | None = None) -> Any:
-        """Give it a value, in place of the one that it has. Raises TimeoutError."""
+        """Give it a value, in place of the one that it has. Raises TimeoutError after ``timeout`` seconds,
+        SerializationError, and ValueError for a value that is too large."""
         return self._sync(self._set(value, seconds(timeout)))
 
     async def _set(self, value: Any, timeout: float | None) -> None:
@@ -81,7 +91,7 @@ class Variable(Named):
         del kept
 
     def get(self, timeout: float | str | None = None) -> Any:
-        """Its value; waits until it has one. Raises TimeoutError."""
+        """Its value; waits until it has one. Raises TimeoutError after ``timeout`` seconds."""
         return self._sync(self._get(seconds(timeout)))
 
     async def _get(self, timeout: float | None) -> Any:
@@ -94,7 +104,14 @@ class Variable(Named):
 
 
 class Event(Named):
-    """A flag that clients and tasks can wait for. As ``threading.Event``, and in dask.distributed 2021.10."""
+    """A flag that clients and tasks can wait for. As ``threading.Event``, and in dask.distributed 2021.10.
+
+    Parameters:
+        name: which event; default: a new one.
+        client: default: the current one.
+
+    Raises ValueError for a name that cannot be, or without a client.
+    """
 
     kind = "event"
 

@@ -54,7 +54,7 @@ class ZdistExecutor(concurrent.futures.Executor):
 
     When the interpreter ends it waits for what is unfinished, unless no broker or no worker was there for 10 s.
 
-    Raises ValueError for options that cannot be, SerializationError for an initializer that cannot be pickled, and what
+    Raises ValueError and TypeError for options that cannot be, SerializationError for an initializer that cannot be pickled, and what
     `Client` raises.
     """
 
@@ -117,6 +117,7 @@ class ZdistExecutor(concurrent.futures.Executor):
         Raises:
             RuntimeError: after `shutdown`, while the interpreter ends, or (ClusterClosed) without a usable client.
             InitializerFailed: the initializer has failed.
+            TypeError: ``fn`` is no function.
         """
         if not callable(fn):
             raise TypeError(f"submit takes a function first, got {type(fn).__name__}")
@@ -154,12 +155,13 @@ class ZdistExecutor(concurrent.futures.Executor):
         """Like the builtin ``map``, on the cluster; results come in order. Semantics: CPython 3.14.
 
         Parameters:
+            fn, iterables: the function, and as many iterables as it takes arguments; the shortest ends it.
             timeout: seconds from now after which a result that is not here is a TimeoutError.
             chunksize: so many calls are one task.
             buffersize: so many tasks are submitted ahead of the results that were taken, and the iterables are read no
                 further; None: all at once.
 
-        The iterator raises what a call raised. When it is closed or has raised, what is not done is cancelled.
+        Raises ValueError and TypeError for numbers that cannot be. The iterator raises what a call raised. When it is closed or has raised, what is not done is cancelled.
         """
         if buffersize is not None and not isinstance(buffersize, int):
             raise TypeError("buffersize must be an integer or None")

@@ -23,7 +23,12 @@ class Future:
     Names and semantics as in dask.distributed 2021.10. Two futures may stand for one key; the result lives, on the
     workers and here, as long as any of them does. Pickled, a future becomes one of the receiving process's client.
 
-    Parameters: the key of a result that the cluster knows, and the client (default: the current one).
+    Parameters:
+        key: of a result that the cluster knows.
+        client: default: the current one.
+        inform: accepted for the sake of programs written for dask.distributed; not used.
+
+    Raises ValueError without a client.
 
     Attributes: ``key``; ``client``.
     """
@@ -92,14 +97,14 @@ class Future:
     def exception(self, timeout: float | str | None = None) -> Any:
         """Wait, and return the exception that the task raised (or the CancelledError), None if there is none.
 
-        Raises TimeoutError. An awaitable on an asynchronous client.
+        Raises TimeoutError after ``timeout`` seconds. An awaitable on an asynchronous client.
         """
         return self.client._exception(self, timeout)
 
     def traceback(self, timeout: float | str | None = None) -> TracebackType | Any | None:
         """Wait, and return the traceback of the task's exception, None if there is none.
 
-        Raises TimeoutError. An awaitable on an asynchronous client.
+        Raises TimeoutError after ``timeout`` seconds. An awaitable on an asynchronous client.
         """
         return self.client._traceback(self, timeout)
 

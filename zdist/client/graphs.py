@@ -40,6 +40,8 @@ class Graphs(Submitting, Gathering):
                 HighLevelGraph, expressions.
             keys: a key, or a list (of lists) of keys.
             sync: False to get futures instead of values.
+            workers, allow_other_workers, resources, retries, priority: as in `submit`.
+            asynchronous, direct: as in `gather`.
             kwargs: not used; what dask passes on to any scheduler.
 
         Raises:
@@ -58,7 +60,7 @@ class Graphs(Submitting, Gathering):
         return results if not sync else self.gather(results, direct=direct, asynchronous=asynchronous)
 
     def submit_graph(self, graph: Any, keys: Any) -> Any:
-        """Futures of a `Graph` in the shape of ``keys``."""
+        """Futures of a ``graph`` (``zdist.client.graph.Graph``) in the shape of ``keys``."""
         with Batch(self) as batch:
             return graph.results(keys, batch)
 

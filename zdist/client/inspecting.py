@@ -183,14 +183,17 @@ class Inspecting(Admin):
                 beside.unlink()
 
     def start(self, **kwargs: Any) -> Any:
-        """Connect an asynchronous client, as awaiting it does; a synchronous one is connected when it is made."""
+        """Connect an asynchronous client, as awaiting it does; a synchronous one is connected when it is made.
+
+        ``kwargs`` are accepted for the sake of programs written for dask.distributed; not used.
+        """
         return self._start() if self.asynchronous else None
 
     async def _start(self) -> Any:
         raise NotImplementedError
 
     def sync(self, func: Callable[..., Any], *args: Any, asynchronous: bool | None = None, **kwargs: Any) -> Any:
-        """Call a coroutine function and run it to its end; on an asynchronous client, return the coroutine.
+        """Call a coroutine function, ``func(*args, **kwargs)``, and run it to its end; on an asynchronous client, return the coroutine.
 
         The client has no event loop of its own, unlike in dask.distributed 2021.10: it gets one for this call. Raises
         RuntimeError on the thread of a running loop.

@@ -72,12 +72,21 @@ class Lock(_Held):
     """A lock that all clients and tasks of a cluster share; those who wait get it in the order in which they came.
 
     Use it as a context manager, or call `acquire` and `release`. As in dask.distributed 2021.10.
+
+    Parameters:
+        name: which lock; default: a new one.
+        client: default: the current one.
+
+    Raises ValueError for a name that cannot be, or without a client.
     """
 
     kind = "lock"
 
     def acquire(self, blocking: bool = True, timeout: float | str | None = None) -> Any:
-        """Wait until it is free and take it: True, or False if that was not possible within ``timeout`` seconds."""
+        """Wait until it is free and take it: True, or False if that was not possible within ``timeout`` seconds.
+
+        ``blocking``: False to take it at once or not at all. Raises ValueError for a timeout with that.
+        """
         return self._sync(self._acquire((1,), _patience(blocking, timeout)))
 
     def _take(self) -> Any:
@@ -103,9 +112,9 @@ class Semaphore(_Held):
 
     Parameters:
         max_leases: how many may be held at once; the same wherever the name is used.
-        name, client: as for all that is shared.
+        name, client: as of `Lock`.
 
-    As in dask.distributed 2021.10, but a lease is its process's: it is not refreshed by hand, and free when that ends.
+    Raises ValueError for these as `Lock` does, and for less than one lease. As in dask.distributed 2021.10, but a lease is its process's: it is not refreshed by hand, and free when that ends.
     """
 
     kind = "semaphore"
@@ -139,7 +148,11 @@ class Semaphore(_Held):
 class MultiLock(_Held):
     """Several locks, taken all at once or not at all, so that nobody waits with half of them in hand.
 
-    Parameters: the names of the locks (apart from those of `Lock`), and the client. As in dask.distributed 2021.10.
+    Parameters:
+        names: of the locks, which are apart from those of `Lock`.
+        client: default: the current one.
+
+    Raises ValueError for names that cannot be, or without a client. As in dask.distributed 2021.10.
     """
 
     kind = "multilock"
@@ -151,7 +164,12 @@ class MultiLock(_Held):
         self.names = list(names)
 
     def acquire(self, blocking: bool = True, timeout: float | str | None = None, num_locks: int | None = None) -> Any:
-        """Wait until all (or any ``num_locks``) of them are free, and take these: True, or False after ``timeout``."""
+        """Wait until all (or any ``num_locks``) of them are free, and take these: True, or False after ``timeout``
+        seconds.
+
+        ``blocking``: False to take them at once or not at all. Raises ValueError for a timeout with that, and for
+        more locks than there are.
+        """
         most = len(set(self.names))
         count = most if num_locks is None else num_locks
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= most:

@@ -45,7 +45,7 @@ class Plugins(Sharing):
         return await self._everywhere(str(name), _add, str(name), digest, plugin)
 
     def unregister_worker_plugin(self, name: str, nanny: bool = False) -> Any:
-        """Tear a plugin down on all workers. Raises KeyError if there is none of that name."""
+        """Tear a plugin down on all workers. Raises KeyError if there is none of that name. ``nanny`` is accepted."""
         return self._sync(self._unregister(name))
 
     async def _unregister(self, name: str) -> dict[str, Any]:
@@ -55,7 +55,10 @@ class Plugins(Sharing):
         return {address: {"status": "OK"} for address in answers}
 
     def register_worker_callbacks(self, setup: Callable[..., Any]) -> Any:
-        """Run a function on all workers, now and when new ones come; a parameter ``dask_worker`` gets the worker."""
+        """Run ``setup`` on all workers, now and when new ones come; its parameter ``dask_worker`` gets the worker.
+
+        Raises what it raises on a worker that is there.
+        """
         return self._sync(self._callbacks(setup))
 
     async def _callbacks(self, setup: Callable[..., Any]) -> dict[str, Any]:
@@ -67,6 +70,10 @@ class Plugins(Sharing):
 
         A ``.py`` is imported, again if it was; modules are found in a ``.zip`` or ``.egg``; other files lie beside
         them, in a directory of ``sys.path``. It goes when the worker ends. As in dask.distributed 2021.10.
+
+        Parameters:
+            filename: its path here; workers know the file by its last part.
+            load: accepted; modules are always imported.
 
         Raises OSError, ValueError for a file of more than 64 MiB (scatter data instead), and what the import raises.
         """

@@ -28,8 +28,15 @@ class Published(Sharing):
     def publish_dataset(self, *args: Any, name: Any = None, override: bool = False, **kwargs: Any) -> Any:
         """Leave something under a name for all clients; futures in it stay alive until it is unpublished.
 
-        ``publish_dataset(x=df)`` or ``publish_dataset(df, name="x")``. Raises KeyError if the name is taken and
-        ``override`` is not given, ValueError for more than 1 MiB (publish futures of large data).
+        ``publish_dataset(x=df)`` or ``publish_dataset(df, name="x")``.
+
+        Parameters:
+            args: the one thing that gets ``name``.
+            kwargs: others by their names.
+            override: take the place of what is there under the name.
+
+        Raises KeyError if a name is taken, ValueError for more than 1 MiB (publish futures of large data) or without a
+        name, SerializationError.
         """
         if name is None:
             if args:
@@ -125,7 +132,14 @@ class Published(Sharing):
     # --- topics -------------------------------------------------------------------------------------------
 
     def log_event(self, topic: str | list[str], msg: Any) -> Any:
-        """Tell all who have subscribed to a topic (or several)."""
+        """Tell all who have subscribed to a topic (or several).
+
+        Parameters:
+            topic: its name, or a list of names.
+            msg: what the handlers get; no more than 1 MiB when pickled, and without futures.
+
+        Raises ValueError for another, SerializationError.
+        """
         return self._sync(self._log_event([topic] if isinstance(topic, str) else list(topic), msg))
 
     async def _log_event(self, topics: list[str], msg: Any) -> None:

@@ -28,7 +28,8 @@ class Sharing(Base):
     def share(
         self, kind: str, name: str, verb: str, args: tuple[Any, ...] = (), notify: Callable[[Reply], None] | None = None
     ) -> int:
-        """Begin an operation; its number. ``notify`` is told of the answer, in the driver's turn."""
+        """Begin an operation, which `operate` tells of; its number. ``notify`` is told of the answer, in the driver's
+        turn."""
         return self._begin_op(kind, name, verb, args, None, notify)[0]
 
     def _begin_op(
@@ -51,7 +52,7 @@ class Sharing(Base):
         return number, reply
 
     def cancel_op(self, number: int) -> None:
-        """Nobody waits for this operation: undo it if it was done."""
+        """Nobody waits for the operation of this ``number``: undo it if it was done."""
         if self._driver is not None and self._ledger.over is None:
             with self._lock:
                 self._ledger.replies.pop(number, None)
@@ -60,7 +61,12 @@ class Sharing(Base):
     async def operate(
         self, kind: str, name: str, verb: str, args: tuple[Any, ...] = (), timeout: float | None = None
     ) -> Answer:
-        """Do an operation: ("ok", value) or ("timeout", None).
+        """Do an operation on state that clients share: ("ok", value) or ("timeout", None).
+
+        Parameters:
+            kind, name: what it is of, as "queue" and the queue's name.
+            verb, args: what is to be done, see ``zdist_broker.verbs``.
+            timeout: seconds to wait until it can be done.
 
         Raises ZdistError with what the broker says against it. If the caller is interrupted, it was not done.
         """
@@ -104,7 +110,7 @@ class Sharing(Base):
             await Wait(Signal(1), time.monotonic() + SUBMITTED_LOOK)
 
     def thawed(self, rows: tuple[tuple[bytes, tuple[str, ...]], ...], what: str) -> list[Any]:
-        """The values of an answer. Their futures are this client's from now on, which the broker is told."""
+        """The values of an answer's ``rows``. Their futures are this client's from now on, which the broker is told."""
         values = [serialize.loads(payload, what=what, owner=self) for payload, _ in rows]
         if any(keys for _, keys in rows):
             self.share("", "", "confirm")

@@ -133,6 +133,7 @@ class Submitting(Base):
             timeout: seconds that each start may run; then TaskTimeout, and its worker's process is replaced.
 
         Raises:
+            TypeError: ``func`` is no function, or with ``actor`` no class.
             SerializationError: the function or an argument cannot be pickled; the text names it.
             KeyConflict: ``key`` is alive for another function or other arguments.
             ValueError: an argument holds a future of another cluster.
@@ -214,9 +215,18 @@ class Submitting(Base):
     ) -> list[Future]:
         """Run ``func`` on the items of one or several iterables, as the builtin ``map`` does: to the shortest.
 
-        Tasks are handed to the cluster while the iterables are still being read, ``batch_size`` at a time (default:
-        batches that grow from one). ``key`` is a prefix for the names, or a list with the name of each; see ``submit``
-        for the rest. As in dask.distributed 2021.10, and iterators are welcome.
+        Tasks are handed to the cluster while the iterables are still being read. As in dask.distributed 2021.10, and
+        iterators are welcome. Returns a list of futures, one for each task.
+
+        Parameters:
+            iterables: as many as the function takes arguments from them.
+            key: a prefix for the names of the results, or a list with the name of each.
+            batch_size: how many tasks are handed over at a time; default: batches that grow from one.
+            kwargs: further arguments, the same for all tasks; an object among them is sent once.
+            workers, resources, retries, priority, allow_other_workers, actor, pure, timeout and others: see `submit`.
+
+        Raises TypeError for what is no function, ValueError for a list of names that is too short or too long, and what
+        `submit` raises; the tasks of earlier batches go on.
         """
         if not callable(func):
             raise TypeError(f"map takes a function first, got {type(func).__name__}")

@@ -34,7 +34,7 @@ __all__ = [
 
 
 def get_worker() -> Any:
-    """The worker that runs the current task.
+    """The worker that runs the current task. As in dask.distributed 2021.10.
 
     Raises:
         ValueError: this code does not run in a task.
@@ -94,6 +94,8 @@ def client_for_worker(worker: Any) -> Any:
 def worker_client(timeout: float | str | None = None, separate_thread: bool = True) -> Iterator[Any]:
     """Context manager in a task: its client, and until the end of the block a thread of its own outside the pool.
 
+    As in dask.distributed 2021.10.
+
     Parameters:
         timeout: seconds to wait for the broker's answer when the client has to be made.
         separate_thread: False to keep the thread of the pool (gathers that have to wait leave it on their own).
@@ -116,6 +118,8 @@ def worker_client(timeout: float | str | None = None, separate_thread: bool = Tr
 def secede() -> None:
     """Take the current task out of its worker's thread pool: it runs on, and its thread is replaced in the pool.
 
+    As in dask.distributed 2021.10.
+
     Raises:
         ValueError: not in a task.
         SecededLimit: ``limits.SECEDED_PER_WORKER`` tasks of this worker have left the pool already.
@@ -125,6 +129,8 @@ def secede() -> None:
 
 def rejoin() -> None:
     """Put the current task, which has seceded, back into the pool; waits until a thread there is free.
+
+    As in dask.distributed 2021.10.
 
     Raises:
         ValueError: not in a task.
@@ -137,7 +143,7 @@ def print(
 ) -> None:
     """Like the builtin ``print``, and in a task the text also appears at the client that wants its result.
 
-    Parameters: as of the builtin; at the client ``sys.stderr`` is kept apart from everything else, which is shown on
+    Parameters ``args``, ``sep``, ``end``, ``file`` and ``flush``: as of the builtin; at the client ``sys.stderr`` is kept apart from everything else, which is shown on
     its standard output. Outside a task only the builtin is called.
     """
     task = context.current.get()
@@ -153,7 +159,8 @@ def warn(
 ) -> None:
     """Like ``warnings.warn``, and in a task the warning is also raised at the client that wants its result.
 
-    A category that is no builtin one arrives as UserWarning.
+    Parameters ``message``, ``category``, ``stacklevel`` and ``source``: as of ``warnings.warn``. A category that is no
+    builtin one arrives as UserWarning. As in later releases of dask.distributed.
     """
     kind = type(message) if isinstance(message, Warning) else category or UserWarning
     task = context.current.get()
@@ -178,9 +185,10 @@ def show(stream: str, text: str, worker: str = "") -> None:
 
 
 def futures_of(o: Any, client: Any = None) -> list[Future]:
-    """The futures in a container (see ``gather`` for which), each once.
+    """The futures in a container, each once. As in dask.distributed 2021.10.
 
     Parameters:
+        o: a future or a container of them, of the kinds that ``Client.gather`` takes.
         client: accepted for the sake of programs written for dask.distributed; not used.
 
     Raises:
@@ -194,7 +202,7 @@ def futures_of(o: Any, client: Any = None) -> list[Future]:
 
 
 def fire_and_forget(obj: Any) -> None:
-    """Have these tasks run to their end even if nobody holds their futures any more.
+    """Have these tasks run to their end even if nobody holds their futures any more. As in dask.distributed 2021.10.
 
     Parameters:
         obj: a future or a container of futures.

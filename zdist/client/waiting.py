@@ -33,7 +33,7 @@ _UNITS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60
 
 
 class DoneAndNotDoneFutures(NamedTuple):
-    """What ``wait`` returns; failed and cancelled futures are done."""
+    """What ``wait`` returns, as in dask.distributed: failed and cancelled futures are done."""
 
     done: set[Future]
     not_done: set[Future]
@@ -61,7 +61,7 @@ def _deadline(timeout: float | str | timedelta | None) -> float | None:
 
 
 def wait(fs: Any, timeout: float | str | timedelta | None = None, return_when: str = ALL_COMPLETED) -> Any:
-    """Wait until all futures are done, or the first of them.
+    """Wait until all futures are done, or the first of them. As in dask.distributed 2021.10.
 
     Parameters:
         fs: a future or a container of futures.
@@ -144,7 +144,7 @@ def _verdict(futures: list[Future], return_when: str) -> DoneAndNotDoneFutures:
 
 
 class as_completed:
-    """Iterate over futures in the order in which they finish; also with ``async for``.
+    """Iterate over futures in the order in which they finish; also with ``async for``. As in dask.distributed 2021.10.
 
     Failed and cancelled futures are among them. More can be added while iterating; the iteration ends when all that
     were added have been returned.
@@ -277,7 +277,9 @@ class as_completed:
             if item is not _NONE:
                 return item
 
-    next = __next__
+    def next(self) -> Any:
+        """The next item. Raises StopIteration when there is none, TimeoutError, and with results what a task raised."""
+        return self.__next__()
 
     def __aiter__(self) -> as_completed:
         return self

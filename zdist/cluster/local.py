@@ -48,7 +48,7 @@ class LocalCluster:
 
     The broker and the workers' node are processes in a session of their own: Ctrl-C does not reach them, and they end
     with this process however it ends. No ``if __name__ == "__main__"`` guard is needed. Names and defaults follow
-    ``distributed.LocalCluster`` (2021.10).
+    ``LocalCluster`` of dask.distributed 2021.10.
 
     Parameters:
         n_workers: worker processes; default as in dask: with few cores one each, else about the root of their number.
@@ -64,6 +64,7 @@ class LocalCluster:
         tags, resources: what the workers offer to tasks that ask for it.
         inline_result: bytes up to which results travel with the news that they are there; 0: none do.
         asynchronous: start with ``await cluster`` or ``async with``; `close` is then to be awaited.
+        ignored: what dask's has and means nothing here, such as ``dashboard_address``; anything else is a TypeError.
 
     Raises ValueError for contradictory arguments, ZdistError if the broker does not start.
     """
