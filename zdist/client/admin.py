@@ -192,7 +192,10 @@ class Admin(Base):
         return reply, blob.name
 
     def run_coroutine(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The same as `run` (see there for ``args`` and ``kwargs``), which takes coroutine functions too. As in dask.distributed 2021.10."""
+        """The same as `run`, which takes coroutine functions too; see there for ``args`` and ``kwargs``.
+
+        As in dask.distributed 2021.10.
+        """
         return self.run(function, *args, **kwargs)
 
     def get_worker_logs(self, n: int | None = None, workers: Any = None, nanny: bool = False) -> Any:

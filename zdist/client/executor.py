@@ -54,8 +54,8 @@ class ZdistExecutor(concurrent.futures.Executor):
 
     When the interpreter ends it waits for what is unfinished, unless no broker or no worker was there for 10 s.
 
-    Raises ValueError and TypeError for options that cannot be, SerializationError for an initializer that cannot be pickled, and what
-    `Client` raises.
+    Raises ValueError and TypeError for options that cannot be, SerializationError for an initializer that cannot be
+    pickled, and what `Client` raises.
     """
 
     def __init__(
@@ -161,7 +161,8 @@ class ZdistExecutor(concurrent.futures.Executor):
             buffersize: so many tasks are submitted ahead of the results that were taken, and the iterables are read no
                 further; None: all at once.
 
-        Raises ValueError and TypeError for numbers that cannot be. The iterator raises what a call raised. When it is closed or has raised, what is not done is cancelled.
+        Raises ValueError and TypeError for numbers that cannot be. The iterator raises what a call raised; when it is
+        closed or has raised, what is not done is cancelled.
         """
         if buffersize is not None and not isinstance(buffersize, int):
             raise TypeError("buffersize must be an integer or None")

@@ -193,7 +193,8 @@ class Inspecting(Admin):
         raise NotImplementedError
 
     def sync(self, func: Callable[..., Any], *args: Any, asynchronous: bool | None = None, **kwargs: Any) -> Any:
-        """Call a coroutine function, ``func(*args, **kwargs)``, and run it to its end; on an asynchronous client, return the coroutine.
+        """Call a coroutine function, ``func(*args, **kwargs)``, and run it to its end; on an asynchronous client,
+        return the coroutine.
 
         The client has no event loop of its own, unlike in dask.distributed 2021.10: it gets one for this call. Raises
         RuntimeError on the thread of a running loop.

@@ -114,7 +114,8 @@ class Semaphore(_Held):
         max_leases: how many may be held at once; the same wherever the name is used.
         name, client: as of `Lock`.
 
-    Raises ValueError for these as `Lock` does, and for less than one lease. As in dask.distributed 2021.10, but a lease is its process's: it is not refreshed by hand, and free when that ends.
+    Raises ValueError for these as `Lock` does, and for less than one lease. As in dask.distributed 2021.10, but a lease
+    is its process's: it is not refreshed by hand, and free when that ends.
     """
 
     kind = "semaphore"

@@ -143,8 +143,8 @@ def print(
 ) -> None:
     """Like the builtin ``print``, and in a task the text also appears at the client that wants its result.
 
-    Parameters ``args``, ``sep``, ``end``, ``file`` and ``flush``: as of the builtin; at the client ``sys.stderr`` is kept apart from everything else, which is shown on
-    its standard output. Outside a task only the builtin is called.
+    Parameters ``args``, ``sep``, ``end``, ``file`` and ``flush``: as of the builtin. At the client ``sys.stderr`` is kept
+    apart from everything else, which is shown on its standard output. Outside a task only the builtin is called.
     """
     task = context.current.get()
     if task is not None:
