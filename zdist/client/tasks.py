@@ -143,7 +143,7 @@ def print(
 ) -> None:
     """Like the builtin ``print``, and in a task the text also appears at the client that wants its result.
 
-    Parameters ``args``, ``sep``, ``end``, ``file`` and ``flush``: as of the builtin. At the client ``sys.stderr`` is kept
+    ``args``, ``sep``, ``end``, ``file``, ``flush``: as of the builtin. At the client ``sys.stderr`` is kept
     apart from everything else, which is shown on its standard output. Outside a task only the builtin is called.
     """
     task = context.current.get()
