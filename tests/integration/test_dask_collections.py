@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import operator
 import pickle
 import subprocess
 import sys
@@ -313,3 +314,11 @@ def test_a_deep_fused_chain_and_many_closures(client: Client) -> None:
     assert client.get({"end": spec.Task.fuse(*chain, key="end")}, "end") == 2000
     closures = {f"k{i}": (lambda x, i=i: x + i, 1) for i in range(300)}
     assert client.get(closures, list(closures)) == list(range(1, 301))
+
+
+def test_lists_of_keys_give_tuples(get: Any) -> None:
+    """As with dask's own schedulers; ``client.get`` gives lists, as dask.distributed's does."""
+    graph = {"a": 1, "b": (operator.add, "a", 1)}
+    assert get(graph, [["a", "b"], ["b"]]) == ((1, 2), (2,))
+    assert get(graph, "b") == 2
+    assert get.client.get(graph, [["a", "b"], ["b"]]) == [[1, 2], [2]]

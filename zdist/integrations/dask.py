@@ -26,7 +26,7 @@ class DaskGet:
         return client
 
     def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
-        return self.client.get(dsk, keys, **kwargs)
+        return _tuples(self.client.get(dsk, keys, **kwargs), keys)
 
     def persist(self, collections: Any, **kwargs: Any) -> Any:
         """What ``dask.persist`` and ``collection.persist`` come to."""
@@ -42,6 +42,11 @@ class DaskGet:
 
     def __repr__(self) -> str:
         return f"<dask_get of {self._client or 'the current client'}>"
+
+
+def _tuples(found: Any, keys: Any) -> Any:
+    """Values in tuples where their keys are in lists, as dask's own schedulers give them."""
+    return tuple(map(_tuples, found, keys)) if isinstance(keys, list) else found
 
 
 def dask_get(client: Any = None) -> DaskGet:
