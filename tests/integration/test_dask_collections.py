@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import operator
-import operator
 import pickle
 import subprocess
 import sys
