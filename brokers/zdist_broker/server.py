@@ -27,7 +27,8 @@ from zdist_broker.relay import Relay
 
 __all__ = ["BrokerServer"]
 
-SETTLED = 1.0  # seconds after its start; what can wait is done then
+SETTLED = 1.0  # seconds after its start, and so often again, it looks whether it has time for what can wait
+SETTLED_AT_LAST = 10.0  # then it takes the time: while descriptors are left to load it
 IDLE_COLLECT = 5.0  # seconds between garbage collections, made while nothing waits
 
 
@@ -146,6 +147,14 @@ class BrokerServer:
         else:
             raise InvariantError(f"the broker cannot do {command!r}")
 
+    def _settle(self) -> None:
+        """Load what log records need as soon as nothing waits: it takes a good part of a second."""
+        until = time.monotonic() + SETTLED_AT_LAST
+        self.loop.drive(lambda: self.stopping, SETTLED)
+        while not self.stopping and self.machine.busy() and time.monotonic() < until:
+            self.loop.drive(lambda: self.stopping, SETTLED)
+        log.prepare()
+
     def run(self, *, own_process: bool = False) -> None:
         """Serve in the calling thread until `stop` is called or a client shuts the cluster down.
 
@@ -158,9 +167,8 @@ class BrokerServer:
             gc.disable()
         collected = time.monotonic()
         try:
-            self.loop.drive(lambda: self.stopping, SETTLED)
             if own_process:
-                log.prepare()
+                self._settle()
             while not self.stopping:
                 self.loop.drive(lambda: self.stopping, IDLE_COLLECT)
                 if own_process and not self.stopping and time.monotonic() - collected > IDLE_COLLECT:
