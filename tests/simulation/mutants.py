@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"zdist_broker": ROOT / "brokers" / "zdist_broker", "zdist.core": ROOT / "zdist" / "core"}
 DRIVERS = {"zdist_broker.__main__", "zdist_broker.server"}
-TESTS = [f"tests/unit/{name}" for name in ("broker", "core", "data", "node")]
+TESTS = [f"tests/unit/{name}" for name in ("broker", "core", "data", "node", "client", "worker")]
 WANTED = 0.95
 SECONDS_PER_SCHEDULE, SECONDS_FOR_TESTS = 3, 400  # a mutant that takes longer has stopped getting anywhere
 

@@ -27,6 +27,15 @@ def test_a_probe_without_an_answer() -> None:
     assert (link.state, link.fault) == ("closed", SILENT) and "no answer" in link.text
 
 
+def test_one_probe_at_a_time_is_under_way_to_an_address() -> None:
+    world = World()
+    world.add("w-1")
+    link, req = suspect(world, "w-1")
+    before = len(world.log)
+    world.fetcher.probes.suspect(link, world.now)
+    assert len(world.log) == before and list(world.fetcher.probes.out) == [req]
+
+
 def test_a_refused_token() -> None:
     world = World()
     world.add("w-1")

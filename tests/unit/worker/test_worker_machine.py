@@ -290,6 +290,18 @@ def test_a_task_taken_back_no_longer_wants_its_dependencies() -> None:
     assert not worker.inputs.table and not worker.fetcher.wants("dep")
 
 
+def test_what_arrives_in_the_turn_in_which_its_task_is_taken_back_is_not_kept() -> None:
+    worker = machine()
+    define(worker)
+    run(worker, "a", deps=[("dep", 6, (OTHER,), None)])
+    worker.fetcher.drop(0, ("dep",), 0.0)
+    worker.fetcher.arrived.append(((0,), "dep", 1, [b"stream"], 6, "peer"))
+    control(worker, m.TakeBack((("a", 1),)))
+    worker.turn(0.0)
+    worker.check()
+    assert worker.store.get("dep") is None and not any(isinstance(said_, m.Held) for said_ in said(worker))
+
+
 def test_a_copy_is_fetched_and_announced() -> None:
     worker = machine()
     control(worker, m.Replicate((("data", 0, 6, (OTHER,)),)))
