@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from data_world import World
 
-from zdist.core.links import DEAF, SILENT, STRANGER, TOKEN, Link
+from zdist.core.links import DEAF, PROBES_AT_ONCE, SILENT, STRANGER, TOKEN, Link
 from zdist.core.machine import Route
 from zdist.limits import MIB, PROBE_TIMEOUT
 from zdist.protocol.messages import Probe, ProbeReply
@@ -34,6 +34,21 @@ def test_one_probe_at_a_time_is_under_way_to_an_address() -> None:
     before = len(world.log)
     world.fetcher.probes.suspect(link, world.now)
     assert len(world.log) == before and list(world.fetcher.probes.out) == [req]
+
+
+def test_a_probe_waits_while_many_are_under_way() -> None:
+    world = World()
+    names = [f"w-{n}" for n in range(PROBES_AT_ONCE + 1)]
+    for name in names:
+        world.add(name)
+        world.fetcher.probes.suspect(world.fetcher.links.peers[name], world.now)
+    out = world.fetcher.probes.out
+    last = world.fetcher.links.peers[names[-1]]
+    assert len(out) == PROBES_AT_ONCE and last.probe == -1
+    first, _ = out[min(out)]
+    world.fetcher.handle(first.route, ProbeReply(min(out), names[0]), world.now)
+    world.fetcher.tick(world.now)
+    assert len(out) == PROBES_AT_ONCE and last.probe == max(out)
 
 
 def test_a_refused_token() -> None:

@@ -299,7 +299,20 @@ def test_what_arrives_in_the_turn_in_which_its_task_is_taken_back_is_not_kept() 
     control(worker, m.TakeBack((("a", 1),)))
     worker.turn(0.0)
     worker.check()
-    assert worker.store.get("dep") is None and not any(isinstance(said_, m.Held) for said_ in said(worker))
+    assert worker.store.get("dep") is None and not said(worker)
+
+
+@pytest.mark.parametrize("code", ["missing", "unpicklable"])
+def test_what_fails_in_the_turn_in_which_its_task_is_taken_back_is_not_told(code: str) -> None:
+    worker = machine()
+    define(worker)
+    run(worker, "a", deps=[("dep", 6, (OTHER,), None)])
+    worker.fetcher.drop(0, ("dep",), 0.0)
+    worker.fetcher.failed.append(((0,), "dep", code, "", (OTHER,)))
+    control(worker, m.TakeBack((("a", 1),)))
+    worker.turn(0.0)
+    worker.check()
+    assert not said(worker)
 
 
 def test_a_copy_is_fetched_and_announced() -> None:
