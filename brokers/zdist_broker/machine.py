@@ -12,7 +12,16 @@ from typing import Any, NamedTuple
 
 from zdist.core.machine import Machine
 from zdist.errors import ProtocolError
-from zdist.limits import ALLOWED_DEATHS, INLINE_RESULT, MAX_REASON, PARKED_MESSAGES, WINDOW_BYTES, WINDOW_TASKS
+from zdist.limits import (
+    ALLOWED_DEATHS,
+    DEAD_KEPT,
+    INLINE_RESULT,
+    MAX_NAME,
+    MAX_REASON,
+    PARKED_MESSAGES,
+    WINDOW_BYTES,
+    WINDOW_TASKS,
+)
 from zdist.protocol.messages import (
     ActorCall,
     ActorReply,
@@ -124,6 +133,7 @@ class BrokerMachine(Machine[str]):
         self.lanes = Lanes(tables, placement, intake)
         self.actors = Actors(tables, recovery)
         self.peers: dict[str, Client | Worker | Node] = {}
+        self.dead: dict[str, str] = {}  # workers whose end was reported, and by whom: a hello may arrive after that
         self.shared = Shared(tables, intake, recovery, self.peers, queries, self.log)
         self.setups = Setups(tables, self.shared, queries, data)
         self._share_out()
@@ -193,6 +203,8 @@ class BrokerMachine(Machine[str]):
             peer.handlers = self.client_handlers
             welcome |= {"window_tasks": WINDOW_TASKS, "window_bytes": WINDOW_BYTES}
         elif role == "worker":
+            if self.dead.get(session) == info["node"]:
+                return Refused("dead", f"the node of worker {session} has reported its end")
             peer = self.tables.workers[session] = Worker(session, info, now)
             peer.handlers = self.worker_handlers
             welcome["inline_result"] = self.tables.inline_result
@@ -281,6 +293,9 @@ class BrokerMachine(Machine[str]):
 
     def _worker_died(self, node: Node, message: WorkerDied, now: float) -> None:
         self.departures.forget(node, message.worker)
+        self.dead[message.worker[:MAX_NAME]] = node.session
+        while len(self.dead) > DEAD_KEPT:
+            del self.dead[next(iter(self.dead))]
         worker = self.data.worker_died(node, message, now)
         if worker is not None:
             if not message.ordered:

@@ -171,6 +171,8 @@ class BrokerServer:
                 self._settle()
             while not self.stopping:
                 self.loop.drive(lambda: self.stopping, IDLE_COLLECT)
+                if self.published is not None:
+                    self.published.touch()
                 if own_process and not self.stopping and time.monotonic() - collected > IDLE_COLLECT:
                     if not self.machine.busy():
                         gc.collect()

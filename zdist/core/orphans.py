@@ -1,4 +1,4 @@
-"""Tasks that a worker runs on for a broker that is no more, until the next one adopts them. PURE."""
+"""Tasks that a worker runs on although nobody has ordered them, or nobody wants them any more. PURE."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ __all__ = ["Orphans", "adopt"]
 
 
 class Orphans:
-    """The next broker is offered the threads that these leave free, lest it queues tasks behind them."""
+    """The broker is offered the threads that these leave free, lest it queues tasks behind them."""
 
     def __init__(self) -> None:
-        self.tasks: dict[tuple[m.Key, m.Attempt], Task] = {}
+        self.tasks: dict[tuple[m.Key, m.Attempt], Task] = {}  # of a broker that is no more; the next may adopt them
+        self.aborted: dict[Task, None] = {}
 
     def start_anew(self, machine: WorkerMachine, now: float) -> None:
         """Forget what another broker ordered and nobody has started; what runs, runs on."""
@@ -48,12 +49,16 @@ class Orphans:
 
     def subscribe(self, machine: WorkerMachine) -> None:
         """Tell the broker what this worker offers."""
-        threads = max(0, machine.threads - sum(not task.seceded for task in self.tasks.values()))
+        taken = sum(not task.seceded for task in (*self.tasks.values(), *self.aborted))
+        threads = max(0, machine.threads - taken)
         machine.send(CONTROL, m.Subscribe(threads, machine.tags, machine.resources, machine.memory.paused))
 
     def over(self, machine: WorkerMachine, task: Task) -> None:
         """The task has ended."""
-        del self.tasks[task.key, task.attempt]
+        if task in self.aborted:
+            del self.aborted[task]
+        else:
+            del self.tasks[task.key, task.attempt]
         if not task.seceded:
             self.subscribe(machine)
 

@@ -241,6 +241,9 @@ class WorkerMachine(Machine[Route]):
         task.function.users -= 1
         if task.state == WAITING:
             task.function.waiters.pop(task.key, None)
+        elif task.state == RUNNING:
+            self.orphans.aborted[task] = None
+            self.orphans.subscribe(self)
         task.state = GONE
         if task.inputs:
             self.inputs.unneed(task, now)
@@ -363,7 +366,7 @@ class WorkerMachine(Machine[Route]):
         function.micros = micros if known < 0 else known + (micros - known) * weight
         state = task.state
         task.state = GONE
-        if state == ORPHAN:
+        if state == ORPHAN or (state == GONE and task in self.orphans.aborted):
             self.orphans.over(self, task)
         if state == RUNNING:
             del self.tasks[task.key]
@@ -380,7 +383,7 @@ class WorkerMachine(Machine[Route]):
         if not back and self.memory.away >= limits.SECEDED_PER_WORKER:
             return False
         task.seceded = not back
-        if task.state == ORPHAN:
+        if task.state == ORPHAN or task in self.orphans.aborted:
             self.orphans.subscribe(self)
         self.memory.seceded(-1 if back else 1)
         if task.state == RUNNING:

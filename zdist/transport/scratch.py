@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 import weakref
 from pathlib import Path
 from typing import Final
@@ -73,7 +74,7 @@ class Scratch(_Locked):
 class LockedFile(_Locked):
     """A file of mode 0600 at ``path``, in place of an old one; it has its lock from the moment that it is there.
 
-    Raises OSError where it cannot be written.
+    ``touch`` tells from time to time that it has an owner: see `sweep`. Raises OSError where it cannot be written.
     """
 
     def __init__(self, path: Path, text: str) -> None:
@@ -89,14 +90,21 @@ class LockedFile(_Locked):
             raise
         super().__init__(path, lock)
 
+    def touch(self) -> None:
+        """It has an owner now."""
+        if self.lock >= 0:
+            os.utime(self.lock)
 
-def sweep(parent: Path, prefix: str) -> None:
-    """Remove what begins with ``prefix`` in ``parent``, belongs to this user and is locked by nobody."""
+
+def sweep(parent: Path, prefix: str, kept: float = 0.0) -> None:
+    """Remove what begins with ``prefix`` in ``parent``, belongs to this user, is locked by nobody, and has not been
+    touched for ``kept`` seconds."""
     for path in parent.glob(prefix + "*"):
         with contextlib.suppress(OSError):  # another user's, or just now gone
             lock = os.open(path, _FLAGS)
             try:
-                if os.fstat(lock).st_uid == os.getuid():
+                about = os.fstat(lock)
+                if about.st_uid == os.getuid() and (not kept or time.time() - about.st_mtime > kept):
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if _is_locked_by(path, lock):
                         _remove(path)

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from zdist.errors import AddressRefused, AuthenticationError, ZdistError
+from zdist.limits import TOKEN_KEPT
 from zdist.transport.scratch import LockedFile, sweep
 
 __all__ = [
@@ -51,8 +52,9 @@ def runtime_dir() -> Path:
 def sweep_runtime() -> None:
     """Remove what this user's processes that were killed have left in the runtime directory."""
     parent = runtime_dir()
-    for prefix in (TOKENS, NODES, CLUSTERS):
+    for prefix in (NODES, CLUSTERS):
         sweep(parent, prefix)
+    sweep(parent, TOKENS, TOKEN_KEPT)
 
 
 def new_token() -> str:
@@ -91,7 +93,8 @@ def _write(token: str, path: Path) -> None:
 def publish_token(token: str, address: str) -> LockedFile:
     """Put the token of the broker at this address where `find_token` looks, for as long as the lock is held.
 
-    Tokens of brokers that are gone are swept; ``remove`` ends this one's.
+    It outlives a broker that is killed, so that the next one at the address is still that of its peers; a day later it
+    is swept. ``remove`` ends it.
     """
     path = token_path(address)
     sweep_runtime()

@@ -129,8 +129,9 @@ class Worker:
 
     @property
     def token(self) -> str:
-        """The cluster token."""
-        return self.machine.token
+        """The cluster token, as it is now: another broker may have brought another."""
+        token = self.settings.token
+        return token() if callable(token) else token
 
     @property
     def id(self) -> str:

@@ -21,6 +21,7 @@ from zdist.protocol.messages import (
     Missing,
     Options,
     Place,
+    Refused,
     Rejected,
     Replicate,
     Run,
@@ -52,6 +53,19 @@ def test_tasks_of_a_dead_worker_run_elsewhere_with_a_new_attempt() -> None:
     w.broker.left("w-0", "again", w.now)  # the session layer says so too
     w.done("w-1", "a")
     assert w.rows("c-0", Finished)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_hello_that_arrives_after_the_report_of_its_workers_death_is_refused(known: bool) -> None:
+    w = World(workers=1)
+    session = "w-0" if known else "w-9"
+    node = next(iter(w.broker.tables.nodes))
+    w.send(node, WorkerDied(session, -9, "it broke", (), False))
+    info = {"name": "W", "host": "h", "pid": 1, "node": node, "address": "tcp://127.0.0.1:1", "memory_limit": 0}
+    refused = w.broker.joined(session, "worker", info, w.now)
+    assert isinstance(refused, Refused) and "reported its end" in refused.text
+    assert session not in w.broker.tables.workers
+    assert not isinstance(w.broker.joined("w-10", "worker", info, w.now), Refused)
 
 
 def test_too_many_deaths_kill_a_task_and_what_depends_on_it() -> None:
@@ -493,12 +507,12 @@ def test_a_worker_with_many_holders_to_choose_from_is_told_a_few() -> None:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_late_completions_of_a_dead_worker_are_not_heard(known: bool) -> None:
+def test_late_completions_of_an_earlier_life_are_not_heard(known: bool) -> None:
     w = World(workers=2)
     w.submit("a")
     session = w.where("a")
     attempt = w.task("a").attempt
-    w.die(session)
+    w.leave(session)
     w.worker(session)  # the same id again, a new life
     if known:
         w.turn()

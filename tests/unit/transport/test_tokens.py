@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -29,13 +31,19 @@ def test_a_token_is_found_by_address_while_its_broker_lives() -> None:
     assert find_token(HERE) == ""
 
 
-def test_tokens_of_killed_brokers_are_swept_and_of_live_ones_not() -> None:
-    live, dead = publish_token("1", "tcp://127.0.0.1:1"), publish_token("2", "tcp://127.0.0.1:2")
+def test_a_token_outlives_its_broker_for_a_day_so_that_the_next_one_there_has_it() -> None:
+    """Other brokers that start meanwhile leave it alone."""
+    live, dead, old = (publish_token(str(port), f"tcp://127.0.0.1:{port}") for port in (1, 2, 3))
     dead.release()
-    third = publish_token("3", "tcp://127.0.0.1:3")
-    assert [find_token(f"tcp://127.0.0.1:{port}") for port in (1, 2, 3)] == ["1", "", "3"]
+    old.release()
+    for port in (1, 3):
+        os.utime(token_path(f"tcp://127.0.0.1:{port}"), (0, 0))
+    another = publish_token("4", "tcp://127.0.0.1:4")
+    assert [find_token(f"tcp://127.0.0.1:{port}") for port in (1, 2, 3, 4)] == ["1", "2", "", "4"]
+    live.touch()
+    assert token_path("tcp://127.0.0.1:1").stat().st_mtime > time.time() - 60
     live.remove()
-    third.remove()
+    another.remove()
 
 
 def test_a_source_looks_again_each_time_and_keeps_what_it_had() -> None:

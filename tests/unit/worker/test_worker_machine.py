@@ -154,8 +154,24 @@ def test_an_aborted_task_is_dropped_or_its_result_is() -> None:
     running = start(worker)
     control(worker, m.Abort((("a", 1), ("b", 1), ("c", 1))))
     assert worker.next_task(0.0) is None
+    assert said(worker) == [m.Subscribe(0, (), {}, False)]  # its thread is not free before it has ended
     worker.finished(running, 5, 1, "int", SMALL, 0.0)
-    assert said(worker) == [] and not worker.store.entries
+    assert said(worker) == [m.Subscribe(1, (), {}, False)] and not worker.store.entries
+
+
+def test_a_thread_that_an_aborted_task_has_left_is_free() -> None:
+    worker = machine()
+    define(worker)
+    run(worker, "a")
+    running = start(worker)
+    control(worker, m.Abort((("a", 1),)))
+    assert said(worker) == [m.Subscribe(0, (), {}, False)]
+    assert worker.seceded(running, back=False)
+    assert said(worker) == [m.Subscribe(1, (), {}, False)]
+    assert worker.seceded(running, back=True)
+    assert said(worker) == [m.Subscribe(0, (), {}, False)]
+    worker.failed(running, 5, b"", "", 0.0)
+    assert said(worker) == [m.Subscribe(1, (), {}, False)]
 
 
 def test_a_newer_attempt_replaces_an_older_one_and_never_the_other_way() -> None:
@@ -167,9 +183,10 @@ def test_a_newer_attempt_replaces_an_older_one_and_never_the_other_way() -> None
     assert old.attempt == 2
     run(worker, "a", attempt=3)
     new = start(worker)
+    assert said(worker) == [m.Subscribe(0, (), {}, False)]
     worker.finished(old, 5, "old", "str", SMALL, 0.0)
     worker.finished(new, 5, "new", "str", SMALL, 0.0)
-    assert said(worker) == [m.Done((("a", 3, 5, 5, b"bytes", "str"),))]
+    assert said(worker) == [m.Subscribe(1, (), {}, False), m.Done((("a", 3, 5, 5, b"bytes", "str"),))]
     entry = worker.store.get("a")
     assert entry is not None and entry.value == "new"
 
@@ -299,7 +316,7 @@ def test_what_arrives_in_the_turn_in_which_its_task_is_taken_back_is_not_kept() 
     control(worker, m.TakeBack((("a", 1),)))
     worker.turn(0.0)
     worker.check()
-    assert worker.store.get("dep") is None and not said(worker)
+    assert worker.store.get("dep") is None and said(worker) == [m.Returned((("a", 1),))]
 
 
 @pytest.mark.parametrize("code", ["missing", "unpicklable"])
@@ -312,7 +329,7 @@ def test_what_fails_in_the_turn_in_which_its_task_is_taken_back_is_not_told(code
     control(worker, m.TakeBack((("a", 1),)))
     worker.turn(0.0)
     worker.check()
-    assert not said(worker)
+    assert said(worker) == [m.Returned((("a", 1),))]
 
 
 def test_a_copy_is_fetched_and_announced() -> None:
