@@ -82,6 +82,7 @@ class BrokerEndpoint:
             "window_bytes": limits.WINDOW_BYTES,
         }
         self.peers: dict[str, Peer] = {}
+        self.lives = 0  # sessions that have begun
         relay.alive = self.peers.__contains__
         self.control: dict[bytes, Peer] = {}
         self.bulk: dict[bytes, Peer] = {}
@@ -207,6 +208,8 @@ class BrokerEndpoint:
                 self._refuse(route, session, joined.code, joined.text)
                 return
             host = str(hello.info.get("host") or "")
+            self.lives += 1
+            joined["life"] = self.lives  # a peer may be welcomed to it more than once
             peer = self.peers[session] = Peer(session, hello.role, _node_of(hello), host, joined)
         if peer.control is not None and peer.control != route.hop:
             self.control.pop(peer.control, None)

@@ -114,6 +114,7 @@ class PeerEndpoint:
         self.dialled = 0.0  # when the control channel last got a new socket
         self.refusal: Refused | None = None  # came in this turn
         self.epoch = 0
+        self.life: Any = None  # of this session at that broker
         self.up = False  # welcomed, and not silent since
         self.over = False  # refused, or left
         self.bulk = ""
@@ -178,10 +179,12 @@ class PeerEndpoint:
             self.garbled(route, exc, now)
 
     def _welcome(self, welcome: Welcome, now: float) -> None:
+        life = welcome.info.get("life")
+        if welcome.epoch == self.epoch and life is not None and life == self.life:
+            welcome = welcome._replace(fresh=False)  # answer to a hello that was sent again: the session goes on
+        self.life = life
         if self.over or (self.up and welcome.epoch == self.epoch and not welcome.fresh and not self.session.unacked):
             return  # answer to a hello that was sent twice
-        if welcome.fresh and self.up and welcome.epoch == self.epoch and self.session.received == 0:
-            return  # likewise, before anything was said
         given_up = welcome.fresh and welcome.epoch == self.epoch and self.session.received > 0
         if given_up:
             note = "it heard nothing for longer than the lease, or nothing was read; everything is announced anew"

@@ -78,7 +78,7 @@ class Welcome(NamedTuple):
     epoch: int
     received: int
     fresh: bool
-    info: dict[str, Any]  # cluster, bulk (address), lease, window_tasks, window_bytes, inline_result
+    info: dict[str, Any]  # cluster, bulk (address), lease, window_tasks, window_bytes, inline_result; life (its number)
 
 
 class HelloPlease(NamedTuple):

@@ -188,6 +188,25 @@ def test_a_session_that_was_given_up_is_told_so_and_one_whose_broker_is_another_
     assert len(w.logs) == 1
 
 
+def test_two_welcomes_to_one_session_do_not_begin_it_twice() -> None:
+    """The broker calls both fresh while it has heard nothing numbered; what was said between them counts."""
+    w = World()
+    w.turn()
+    welcome = WELCOME._replace(info={"life": 3})
+    w.turn(welcome)
+    w.endpoint.receive(CONTROL, Packet("w-1", 1, 0, (Ping(),)), w.now)
+    w.machine.send(CONTROL, Ping())
+    w.turn()
+    assert w.endpoint.session.sent == 1
+    w.turn(welcome)
+    assert w.endpoint.session.sent == 1 and w.endpoint.session.received == 1 and not w.machine.given_up
+    w.machine.send(CONTROL, Ping())
+    w.turn()
+    assert w.endpoint.session.sent == 2
+    w.turn(WELCOME._replace(info={"life": 4}))
+    assert w.endpoint.session.sent == 0 and w.machine.given_up
+
+
 def test_hellos_do_not_pile_up_for_a_broker_that_is_long_gone() -> None:
     w = World()
     w.turn()
