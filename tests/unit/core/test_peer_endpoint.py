@@ -194,7 +194,7 @@ def test_two_welcomes_to_one_session_do_not_begin_it_twice() -> None:
     w.turn()
     welcome = WELCOME._replace(info={"life": 3})
     w.turn(welcome)
-    w.endpoint.receive(CONTROL, Packet("w-1", 1, 0, (Ping(),)), w.now)
+    w.endpoint.receive(CONTROL, Packet("w-1", 1, 0, ()), w.now)
     w.machine.send(CONTROL, Ping())
     w.turn()
     assert w.endpoint.session.sent == 1
