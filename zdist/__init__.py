@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from zdist.client.executor import ZdistExecutor
     from zdist.client.future import Future
     from zdist.client.locks import Lock, MultiLock, Semaphore
+    from zdist.client.plugins import WorkerPlugin
     from zdist.client.progress import progress
     from zdist.client.tasks import (
         fire_and_forget,
@@ -94,6 +95,7 @@ __all__ = [
     "UnknownKey",
     "Variable",
     "VersionMismatch",
+    "WorkerPlugin",
     "ZdistError",
     "ZdistExecutor",
     "__version__",
@@ -118,6 +120,7 @@ _HOMES = {
     "zdist.client.client": ("Client",),
     "zdist.client.coordination": ("Event", "Queue", "Variable"),
     "zdist.client.executor": ("ZdistExecutor",),
+    "zdist.client.plugins": ("WorkerPlugin",),
     "zdist.client.future": ("Future",),
     "zdist.client.locks": ("Lock", "MultiLock", "Semaphore"),
     "zdist.client.progress": ("progress",),

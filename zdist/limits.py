@@ -156,6 +156,7 @@ DRAIN: Final = 20.0  # the same on SIGTERM
 LEAVE_COPIES: Final = 1000  # that are begun in one look at a leaving worker
 LEAVE_PAUSE: Final = 0.05  # how often the broker looks what of a leaving worker's data is still to be copied
 TOKEN_KEPT: Final = 24 * 3600.0  # seconds for which the token of a broker that was killed waits for the next one
+SCATTER_NOTICE: Final = 10.0  # seconds without a worker for scattered data after which that is told
 DEAD_KEPT: Final = 1 << 12  # workers of which a broker remembers that they have died: a late hello is refused
 DEATHS_KEPT: Final = 64  # last reports of dead workers, told again to a broker that knows nothing
 MAX_WORKERS: Final = 4096  # of one node

@@ -31,7 +31,7 @@ from zdist.protocol.messages import (
 from zdist_broker.complaints import Complaints
 from zdist_broker.machine import BrokerMachine
 from zdist_broker.parse import fit_data, fit_get
-from zdist_broker.peer import Peer
+from zdist_broker.peer import Peer, node_of
 from zdist_broker.relay import Relay
 
 __all__ = ["BrokerEndpoint", "Peer"]
@@ -46,12 +46,6 @@ def remember(table: dict[bytes, Any], hop: bytes, value: Any) -> None:
     if hop not in table and len(table) >= STRANGERS:
         del table[next(iter(table))]
     table[hop] = value
-
-
-def _node_of(hello: Hello) -> str:
-    """The node that a worker names; nobody else lives by another's heartbeat."""
-    node = hello.info.get("node")
-    return node if hello.role == "worker" and isinstance(node, str) and node.startswith("n-") else ""
 
 
 class BrokerEndpoint:
@@ -210,7 +204,7 @@ class BrokerEndpoint:
             host = str(hello.info.get("host") or "")
             self.lives += 1
             joined["life"] = self.lives  # a peer may be welcomed to it more than once
-            peer = self.peers[session] = Peer(session, hello.role, _node_of(hello), host, joined)
+            peer = self.peers[session] = Peer(session, hello.role, node_of(hello), host, joined)
         if peer.control is not None and peer.control != route.hop:
             self.control.pop(peer.control, None)
         peer.control = route.hop

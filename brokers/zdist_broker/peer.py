@@ -12,9 +12,9 @@ from typing import Any
 
 from zdist.core.session import Session, weight_of
 from zdist.limits import SENT_AGAIN
-from zdist.protocol.messages import Packet
+from zdist.protocol.messages import Hello, Packet
 
-__all__ = ["Peer"]
+__all__ = ["Peer", "node_of"]
 
 
 class Peer:
@@ -77,3 +77,9 @@ class Peer:
         self.until = max(self.behind, first) + len(packets) - 1
         self.behind = self.until + 1 if self.until < session.sent else 0
         return packets
+
+
+def node_of(hello: Hello) -> str:
+    """The node that a worker names; nobody else lives by another's heartbeat."""
+    node = hello.info.get("node")
+    return node if hello.role == "worker" and isinstance(node, str) and node.startswith("n-") else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import os
 import pickle
 import subprocess
 import sys
@@ -321,3 +322,31 @@ def test_lists_of_keys_give_tuples(get: Any) -> None:
     assert get(graph, [["a", "b"], ["b"]]) == ((1, 2), (2,))
     assert get(graph, "b") == 2
     assert get.client.get(graph, [["a", "b"], ["b"]]) == [[1, 2], [2]]
+
+
+def test_a_default_client_is_what_dask_computes_with(client: Client) -> None:
+    """From its making on, unless dask has been told of another scheduler; what was persisted can be used at once."""
+    assert dask.config.get("scheduler", None) is None
+    with Client(client.address) as default:
+        kept = da.ones((10,), chunks=5).persist()
+        assert kept.sum().compute() == 10
+        assert dask.delayed(functions.worker_address)().compute() in default.scheduler_info()["workers"]
+        with dask.config.set(scheduler="sync"), Client(client.address):
+            assert dask.delayed(os.getpid)().compute() == os.getpid()
+    assert dask.config.get("scheduler", None) is None
+
+
+def test_what_was_persisted_is_waited_for(client: Client, tmp_path: Path) -> None:
+    def block(part: Any) -> Any:
+        while not (tmp_path / "go").exists():
+            threading.Event().wait(0.01)
+        return part
+
+    kept = client.persist(da.ones((10,), chunks=5).map_blocks(block, dtype=float, meta=da.ones(1)._meta))
+    futures = client.futures_of({"a": [kept], "b": kept})
+    assert len(futures) == 2 and zdist.futures_of(kept) == futures
+    with pytest.raises(TimeoutError):
+        zdist.wait(kept, timeout=0.1)
+    (tmp_path / "go").touch()
+    done, not_done = zdist.wait([kept], timeout=30)
+    assert done == set(futures) and not not_done

@@ -63,5 +63,6 @@ def test_it_is_documented(name: str) -> None:
         parameters = set(inspect.signature(thing).parameters) - {"self", "cls"}
         assert not {p for p in parameters if not re.search(rf"\b{p}\b", text)}, "parameters without a word"
         body = thing.__init__ if inspect.isclass(thing) else thing
-        assert not {e for e in raised(body) if e not in text}, "raised without a word"
+        if inspect.isfunction(body):
+            assert not {e for e in raised(body) if e not in text}, "raised without a word"
     assert any(source in text for source in SOURCES), f"does not say where its semantics come from: {SOURCES}"

@@ -8,11 +8,11 @@ from typing import Any
 
 from zdist import serialize
 from zdist.client.base import Base
-from zdist.client.containers import flatten
+from zdist.client.containers import flatten, futures_in
 from zdist.client.future import Future, raisable
 from zdist.client.submitting import names
 from zdist.client.waiting import seconds
-from zdist.core.entry import Reply
+from zdist.core.entry import PENDING, Reply
 from zdist.errors import ClusterClosed, ZdistError
 from zdist.limits import OWN_FRAME
 from zdist.protocol.messages import Buffer
@@ -54,8 +54,8 @@ class Admin(Base):
         driver.wake()
 
     def futures_of(self, futures: Any) -> list[Future]:
-        """The futures in a container, each once."""
-        return flatten(futures)[0]
+        """The futures in a container, and in the graphs of dask collections that were persisted, each once."""
+        return futures_in(futures)
 
     # --- what there is -----------------------------------------------------------------------------
 
@@ -215,11 +215,18 @@ class Admin(Base):
     # --- the cluster as a whole ----------------------------------------------------------------------
 
     def restart(self, timeout: float | str | None = 30.0) -> Any:
-        """Cancel all tasks of all clients and replace every worker process; returns when they are back."""
+        """Cancel all tasks of all clients and replace every worker process; returns when they are back.
+
+        Raises TimeoutError if they are not within ``timeout`` seconds.
+        """
         return self._sync(self._restart(seconds(timeout)))
 
     async def _restart(self, timeout: float | None) -> None:
+        with self._lock:
+            known = list(self._ledger.entries.values())
         await self._asking("restart", timeout, timeout)
+        with self._lock:  # what the broker had not been told of yet
+            self._ledger.cancel([entry for entry in known if entry.status == PENDING], False, "cluster restarted")
 
     def restart_workers(self, workers: Any, timeout: float | str | None = 30.0, raise_for_error: bool = True) -> Any:
         """Replace the processes of some workers, and return when others are there instead.

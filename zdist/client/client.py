@@ -151,7 +151,8 @@ class Client(Graphs, Scattering, Published, Plugins, Acting, Replicating, Inspec
         elif hasattr(target, "broker_address"):
             self.cluster = target
         else:
-            raise TypeError(f"Client takes an address or a cluster, not {type(target).__name__}")
+            hint = f"; for {target} workers write n_workers={target}" if type(target) is int else ""
+            raise TypeError(f"Client takes an address or a cluster, not {type(target).__name__}{hint}")
         return "" if self.asynchronous else broker_address(self.cluster.broker_address)
 
     def _look_up(self) -> None:
@@ -221,9 +222,17 @@ class Client(Graphs, Scattering, Published, Plugins, Acting, Replicating, Inspec
         self.status = "running"
         if self._as_default:
             context.push_default(self)
+            if not self.asynchronous:
+                self._tell_dask("serve")
         if "joblib" in sys.modules:
             with contextlib.suppress(ImportError):  # a joblib that is too old, or is being imported
                 importlib.import_module("zdist.integrations.joblib")
+
+    def _tell_dask(self, what: str) -> None:
+        """A default client is what dask computes with, and one that is closed is no more."""
+        if "dask" in sys.modules:
+            with contextlib.suppress(ImportError, AttributeError):  # it is being imported
+                getattr(importlib.import_module("zdist.integrations.dask"), what)()
 
     def _give_up(self) -> None:
         driver, self._driver = self._driver, None
@@ -294,6 +303,7 @@ class Client(Graphs, Scattering, Published, Plugins, Acting, Replicating, Inspec
             if self.status in ("running", "connecting"):
                 self.status = "closed"
                 context.drop_default(self)
+                self._tell_dask("withdraw")
             if self._driver is not None:
                 self._driver.retire()
         elif isinstance(command, Map):
@@ -334,6 +344,7 @@ class Client(Graphs, Scattering, Published, Plugins, Acting, Replicating, Inspec
 
     def _shut(self, timeout: float) -> None:
         context.drop_default(self)
+        self._tell_dask("withdraw")
         driver, self._driver = self._driver, None
         open_clients.discard(self)
         if driver is None:

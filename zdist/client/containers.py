@@ -8,6 +8,7 @@ happens to equal a key included. Semantics: dask.distributed 2021.10, whose docu
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Container, Iterator, Sequence
 from typing import Any, Final
 
@@ -53,6 +54,23 @@ def flatten(obj: Any) -> tuple[list[Future], Skeleton]:
         return list(found.values()), ("flat", kind, [order[entry] for entry in entries])
     program = _walk(obj, found)
     return list(found.values()), ("tree", program)
+
+
+def futures_in(obj: Any) -> list[Future]:
+    """The futures in a container, and in the graphs of dask's collections in it, each once."""
+    futures, skeleton = flatten(obj)
+    if skeleton[0] == "flat" or "dask" not in sys.modules:
+        return futures
+    stack = [obj]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, _GROUPS):
+            stack += item
+        elif isinstance(item, dict):
+            stack += item.values()
+        elif not isinstance(item, type) and (graph := getattr(item, "__dask_graph__", None)) is not None:
+            futures += [value for value in dict(graph() or {}).values() if isinstance(value, Future)]
+    return flatten(futures)[0]
 
 
 def _walk(item: Any, found: dict[Any, Future]) -> list[tuple[Any, ...]]:

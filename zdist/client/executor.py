@@ -43,7 +43,8 @@ class ZdistExecutor(concurrent.futures.Executor):
             workers of a cluster of its own; default there: the number of cores.
         initializer, initargs: ``initializer(*initargs)`` runs once in each worker process before its first task of
             this executor, whenever that process comes; other executors may use the same process. If it raises, the
-            executor is broken. Both are pickled now.
+            executor is broken. Both are pickled now. Functions of ``__main__`` travel by value, each with globals of
+            its own, so what it sets for others belongs into a module.
         pure: True names results by function and arguments, so that equal calls are computed once; see `Client.submit`.
         workers, allow_other_workers, resources, tags, retries, priority, timeout: of all tasks, see `Client.submit`.
 
@@ -104,6 +105,10 @@ class ZdistExecutor(concurrent.futures.Executor):
         task = context.current.get()
         if target is None and task is not None:
             return context.client_of(task.worker)  # type: ignore[no-any-return]
+        if type(target) is int:
+            raise TypeError(
+                f"ZdistExecutor takes a client or an address first; for {target} tasks write max_workers={target}"
+            )
         self._owns_client = True
         if target is None:
             return Client(n_workers=self._limit, threads_per_worker=1, set_as_default=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from zdist import context
 from zdist.client.batch import Batch
 from zdist.client.gathering import Gathering
 from zdist.client.submitting import Submitting, options_of
@@ -114,8 +115,11 @@ class Graphs(Submitting, Gathering):
         Returns at once; results stay on the workers as long as the new collections (or ones made of them) live.
         Parameters and errors: as of `compute`, and TypeError for what is no collection.
         """
+        from zdist.integrations.dask import serve
         from zdist.integrations.dask_graph import persist
 
+        if context.find_client() is self and not self.asynchronous:
+            serve()  # what is made of them has futures in it
         options = options_of(workers, resources, retries, priority, allow_other_workers, None)
         return persist(self, collections, options, optimize_graph=optimize_graph, **kwargs)
 

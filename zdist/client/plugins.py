@@ -13,9 +13,23 @@ from zdist.client.sharing import Sharing
 from zdist.limits import CALL_BYTES, OWN_FRAME, SHARED_VALUE
 from zdist.protocol.messages import Buffer
 
-__all__ = ["Plugins"]
+__all__ = ["Plugins", "WorkerPlugin"]
 
 WHOLE = -1  # the part that says how many there are
+
+
+class WorkerPlugin:
+    """What runs on workers beside tasks; for `Client.register_worker_plugin`, which takes other classes, too.
+
+    As in dask.distributed 2021.10: a method ``transition(key, start, finish, **kwargs)``, if there is one, is told of
+    every task there, with states "ready", "executing", "memory" and "error".
+    """
+
+    def setup(self, worker: Any) -> None:
+        """The plugin has come to a ``worker``, before its first task if the worker is new."""
+
+    def teardown(self, worker: Any) -> None:
+        """The ``worker`` ends, or the plugin is unregistered or replaced."""
 
 
 class Plugins(Sharing):

@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 from zdist.client.base import Base, Wait
-from zdist.client.containers import flatten
+from zdist.client.containers import futures_in
 from zdist.client.future import Future
 from zdist.client.screens import Notebook, Row, Screen, in_notebook, terminal
 from zdist.core.collect import Collection, Signal
@@ -141,7 +141,7 @@ def progress(
     Returns:
         None; for futures of an asynchronous client outside a notebook an awaitable of None.
     """
-    wanted = flatten(list(futures))[0]
+    wanted = futures_in(list(futures))
     tally = Tally(wanted, multi)
     if in_notebook() if notebook is None else notebook:
         _draw_behind(tally)

@@ -12,6 +12,7 @@ from zdist.client.future import Future, future_of, origins
 from zdist.client.submitting import _check_key, keep, names
 from zdist.client.waiting import seconds
 from zdist.core.entry import FINISHED, Entry
+from zdist.limits import SCATTER_NOTICE
 
 __all__ = ["Scattering"]
 
@@ -39,7 +40,8 @@ class Scattering(Base):
             broadcast: True to copy each object to all of these workers, a number for so many copies.
             direct: accepted; workers pull the data from this client by the broker's relay.
             hash: name objects by content, so that equal data is sent once. False gives each a name of its own.
-            timeout: seconds to wait until workers have it (and for a worker to appear).
+            timeout: seconds to wait until workers have it (and for a worker to appear); None for as long as it takes,
+                with a warning after ``SCATTER_NOTICE`` seconds.
             replicas: the same as a number for ``broadcast``: so many copies (or one on each worker, if there are
                 fewer), so that the data outlives all but one of the workers that hold it.
 
@@ -94,13 +96,22 @@ class Scattering(Base):
             signal = self._await_entries(dict.fromkeys(entries))
         driver.wake()
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not await Wait(signal, deadline):
-            who = f"one of {', '.join(workers)}" if workers else "a worker"
-            raise TimeoutError(
-                f"no worker has taken {signal.left} of {len(entries)} scattered objects within {timeout:g} s; is {who} "
-                f"connected to the broker at {self.address}?"
+        if deadline is None:
+            if await Wait(signal, time.monotonic() + SCATTER_NOTICE):
+                return futures
+            driver.log.warning(
+                "scatter.waiting", reason=self._untaken(signal.left, len(entries), workers, SCATTER_NOTICE)
             )
+        if not await Wait(signal, deadline):
+            raise TimeoutError(self._untaken(signal.left, len(entries), workers, timeout or 0.0))
         return futures
+
+    def _untaken(self, left: int, count: int, workers: tuple[str, ...], seconds: float) -> str:
+        who = f"one of {', '.join(workers)}" if workers else "a worker"
+        return (
+            f"no worker has taken {left} of {count} scattered objects within {seconds:g} s; is {who} connected to the "
+            f"broker at {self.address}?"
+        )
 
     def _hold(self, items: list[Any], keys: list[str] | None, hash: bool) -> tuple[list[Future], list[Entry]]:
         """Freeze objects into keys of this client; futures of all, and the entries that are new."""

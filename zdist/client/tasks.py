@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from zdist import context
-from zdist.client.containers import flatten
+from zdist.client.containers import futures_in
 from zdist.client.future import Future
 from zdist.errors import CancelledError
 
@@ -188,13 +188,13 @@ def futures_of(o: Any, client: Any = None) -> list[Future]:
     """The futures in a container, each once. As in dask.distributed 2021.10.
 
     Parameters:
-        o: a future or a container of them, of the kinds that ``Client.gather`` takes.
+        o: a future, a dask collection that was persisted, or a container, of the kinds that ``Client.gather`` takes.
         client: accepted for the sake of programs written for dask.distributed; not used.
 
     Raises:
         CancelledError: one of them was cancelled.
     """
-    futures = flatten(o)[0]
+    futures = futures_in(o)
     cancelled = [future.key for future in futures if future.cancelled()]
     if cancelled:
         raise CancelledError(f"cancelled: {', '.join(cancelled[:5])}{' …' if len(cancelled) > 5 else ''}")

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
 from zdist.client.arrivals import Arrivals
-from zdist.client.containers import flatten
+from zdist.client.containers import futures_in
 from zdist.client.future import Future, raisable
 from zdist.errors import CancelledError
 from zdist.limits import RESULTS_AHEAD
@@ -64,7 +64,7 @@ def wait(fs: Any, timeout: float | str | timedelta | None = None, return_when: s
     """Wait until all futures are done, or the first of them. As in dask.distributed 2021.10.
 
     Parameters:
-        fs: a future or a container of futures.
+        fs: a future, or a container of futures and of dask collections that were persisted.
         timeout: seconds (or a text such as "10s") after which to give up.
         return_when: "ALL_COMPLETED" or "FIRST_COMPLETED".
 
@@ -81,7 +81,7 @@ def wait(fs: Any, timeout: float | str | timedelta | None = None, return_when: s
         raise NotImplementedError(
             f"return_when={return_when!r} is not supported, only {ALL_COMPLETED!r} and {FIRST_COMPLETED!r}"
         )
-    futures = flatten(fs)[0]
+    futures = futures_in(fs)
     deadline = _deadline(timeout)
     if futures and futures[0].client.asynchronous:
         return _wait_async(futures, deadline, return_when)

@@ -312,6 +312,9 @@ def cpu_count() -> int:
 def default_shape(workers: int | None, threads: int | None, processes: bool, cores: int = 0) -> tuple[int, int]:
     """Workers and threads of each, from what is given and the number of cores, by dask's rules."""
     cores = cores or cpu_count()
+    for name, number in (("n_workers", workers), ("threads_per_worker", threads)):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+            raise TypeError(f"{name} is a number, not {number!r}")
     if workers is not None and workers < 0:
         raise ValueError(f"n_workers is at least 0, not {workers}")
     if threads is not None and threads < 1:

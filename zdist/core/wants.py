@@ -167,9 +167,9 @@ class Wants(Lanes):
         if keys and self.epoch:
             self.send(CONTROL, m.Place(keys, workers, copies))
 
-    def cancel(self, entries: Iterable[Entry], force: bool) -> None:
+    def cancel(self, entries: Iterable[Entry], force: bool, reason: str = "") -> None:
         """Cancel keys for this client, or with ``force`` for all clients; their futures are cancelled at once."""
-        reason = f"cancelled by client {self.name}"
+        reason = reason or f"cancelled by client {self.name}"
         keys = []
         for entry in entries:
             if entry.status != CANCELLED:

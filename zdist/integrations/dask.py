@@ -6,7 +6,7 @@ from typing import Any
 
 from zdist import context
 
-__all__ = ["DaskGet", "dask_get"]
+__all__ = ["DaskGet", "dask_get", "serve", "withdraw"]
 
 
 class DaskGet:
@@ -62,3 +62,22 @@ def dask_get(client: Any = None) -> DaskGet:
     Raises, when something is computed: ValueError if there is no client, TypeError for an asynchronous one.
     """
     return DaskGet(client)
+
+
+_default = DaskGet()
+
+
+def serve() -> None:
+    """Be what dask computes with, unless it has been told of another scheduler; dask is imported already."""
+    import dask
+
+    if dask.config.get("scheduler", None) is None:
+        dask.config.set(scheduler=_default)
+
+
+def withdraw() -> None:
+    """The last client is closed: dask computes with what it likes again."""
+    import dask
+
+    if context.find_client() is None and dask.config.get("scheduler", None) is _default:
+        dask.config.set(scheduler=None)
