@@ -16,7 +16,6 @@ from zdist.protocol.messages import (
     NoCopy,
     Place,
     Rejected,
-    Replicate,
     Returned,
     Seceded,
     Subscribe,
@@ -122,10 +121,8 @@ class Data:
         start = self.next % len(there)
         for worker in there[start:] + there[:start]:
             if task.key not in worker.held and worker not in targets:
-                targets[worker] = None
+                self.lifecycle.replicate(placing, worker)
                 self.next += 1
-                where = self.tables.holders(task, worker)
-                self.tables.post(worker, Replicate, (task.key, task.attempt, task.nbytes, where))
                 more -= 1
                 if not more:
                     break

@@ -23,6 +23,7 @@ from zdist.protocol.messages import (
     Killed,
     Locate,
     Lost,
+    Replicate,
     payload_size,
 )
 from zdist_broker.placement import Placement
@@ -44,6 +45,7 @@ from zdist_broker.state import (
     Client,
     Failure,
     Function,
+    Placing,
     Tables,
     Task,
     Trouble,
@@ -130,6 +132,18 @@ class Lifecycle:
         self.tables.ignored += 1
         if len(key) <= MAX_KEY and (task is None or (task.worker is not worker and key not in worker.held)):
             self.tables.post(worker, Drop, key)
+            placing = self.tables.placing.get(key)
+            if placing is not None and worker in placing.targets:  # the copy that was ordered goes, too
+                del placing.targets[worker]
+                if placing.task.state == MEMORY and placing.task.holders:
+                    self.replicate(placing, worker)
+
+    def replicate(self, placing: Placing, worker: Worker) -> None:
+        """Ask a worker for one of the copies."""
+        task = placing.task
+        placing.targets[worker] = None
+        where = self.tables.holders(task, worker)
+        self.tables.post(worker, Replicate, (task.key, task.attempt, task.nbytes, where))
 
     def arrived(self, task: Task) -> None:
         """The task's data has come to be: dependents that waited for it may go on."""

@@ -63,6 +63,21 @@ def test_as_many_copies_as_are_asked_for() -> None:
     assert [s for s in (first, second) if w.rows(s, Drop) == ["a"]] == list({first, second} - on(w, "a"))
 
 
+def test_a_copy_of_an_earlier_attempt_is_dropped_and_the_order_given_again() -> None:
+    """It was reported before the order came; the Drop for it takes the order with it at the worker."""
+    w = World(workers=2)
+    first = result(w, "a")
+    (second,) = {"w-0", "w-1"} - {first}
+    order(w, "replicate", ("a",), 2, None)
+    assert copies(w, second) == ["a"]
+    w.send(second, Held((("a", w.task("a").attempt - 1, 5, "int"),)))
+    w.turn()
+    said = [type(message) for message in w.all(second) if isinstance(message, Drop | Replicate)]
+    assert said == [Drop, Replicate]
+    hold(w, second, "a")
+    assert answer(w) == {"failed": {}, "keys": 0, "bytes": 0}
+
+
 def test_on_all_of_some_workers() -> None:
     w = World(workers=3)
     result(w, "a")
