@@ -10,7 +10,6 @@ from zdist.limits import (
     MAX_REASON,
 )
 from zdist.protocol.messages import (
-    Adopt,
     Buffer,
     Cancel,
     Cancelled,
@@ -200,7 +199,8 @@ class Intake:
             stub = task is not None and is_stub(task)
             if task is not None and not stub:
                 if not self._rejoin(client, task, fn, attempt, message.gen):
-                    self._join(client, task, fn, message.named, message.gen, args, needs, terms)
+                    known = attempt is not None
+                    self._join(client, task, fn, message.named, message.gen, args, needs, terms, known)
                 continue
             if reason := fit_key(key):
                 self.reject(client, key, reason)
@@ -223,18 +223,8 @@ class Intake:
                 recovery.take(key, None)
                 tables.order += 1
                 self._create(client, fn, key, args, needs, terms, message.gen)
-            if recovery.runs:
-                self._adopt(key, attempt)
-
-    def _adopt(self, key: str, attempt: int | None) -> None:
-        """What was submitted may run already."""
-        task = self.tables.tasks.get(key)
-        run = self.recovery.adopts(task, attempt) if task is not None else None
-        if task is not None and run is not None:
-            if task.state == READY:
-                self.placement.dequeue(task, WAITING)
-            self.placement.adopt(task, *run)
-            self.tables.post(run[0], Adopt, (key, run[1]))
+            if recovery.runs and (task := tables.tasks.get(key)) is not None:
+                recovery.adopt(task, attempt, self.placement)
 
     def _rejoin(self, client: Client, task: Task, fn: Function, attempt: int | None, gen: int) -> bool:
         """A claim for a key that another client has submitted again, as what others were made of."""
@@ -325,16 +315,22 @@ class Intake:
         args: Payload,
         needs: tuple[str, ...],
         terms: Terms,
+        known: bool = False,
     ) -> None:
-        """A submission of a key that exists."""
-        if is_stub(task):
-            deps = self._deps(client, task.key, needs)
+        """A submission of a key that exists. ``known``: it was made under an earlier broker; one who has it from others
+        may have claimed it before."""
+        if is_stub(task) or (known and task.fn is None and task.state == MEMORY):
+            deps = self._deps(client, task.key, needs, stubs=known)
             if deps is not None and self.recovery.leads_to(deps, task.key):
-                return self.reject(client, task.key, "it depends on itself")
-            if deps is not None:
+                self.lifecycle.tidy(deps)
+                self.reject(client, task.key, "it depends on itself")
+            elif deps is not None and is_stub(task):
                 self.recovery.spec(client, fn, task.key, args, deps, terms, gen)
                 task.flags |= PINNED if terms.forget else 0
                 self.lifecycle.revive(task, "its inputs were released")
+            elif deps is not None:
+                self.recovery.explain(task, fn, args, deps, terms)
+                self._want(client, task, gen)
             return None
         if task.fn is None:
             reason = "is the key of data that is held already; use another key"

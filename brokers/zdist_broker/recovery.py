@@ -8,14 +8,17 @@ What workers run on is adopted when a client submits it: the attempt goes on as 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from zdist.core.machine import require
 from zdist.limits import COPIES_KEPT, COPIES_MOST, MAX_KEY, RECOVERY
 from zdist.protocol.actors import ACTOR
-from zdist.protocol.messages import ANY, ANY_SPEC, SPEC, Drop, Payload, Unowned
+from zdist.protocol.messages import ANY, ANY_SPEC, SPEC, Adopt, Drop, Payload, Unowned
 from zdist_broker.parse import fit_key
-from zdist_broker.state import LAZY, MEMORY, READY, RELEASED, Client, Function, Tables, Task, Terms, Worker
+from zdist_broker.state import LAZY, MEMORY, READY, RELEASED, WAITING, Client, Function, Tables, Task, Terms, Worker
+
+if TYPE_CHECKING:
+    from zdist_broker.placement import Placement
 
 __all__ = ["LAZILY", "Recovery", "is_stub"]
 
@@ -130,10 +133,14 @@ class Recovery:
         self.tables.tasks[key] = task
         return task
 
-    def adopts(self, task: Task, attempt: int | None) -> tuple[Worker, int] | None:
-        """The worker and the attempt of the task that runs since before this broker, if any attempt counts."""
-        run = self.runs.pop(task.key, None)
-        return run if attempt == ANY and task.state <= READY else None
+    def adopt(self, task: Task, attempt: int | None, placement: Placement) -> None:
+        """What was submitted may run since before this broker: it goes on, if any attempt counts."""
+        worker, running = self.runs.pop(task.key, (None, 0))
+        if worker is not None and attempt == ANY and task.state <= READY:
+            if task.state == READY:
+                placement.dequeue(task, WAITING)
+            placement.adopt(task, worker, running)
+            self.tables.post(worker, Adopt, (task.key, running))
 
     @staticmethod
     def stub(key: str) -> Task:
@@ -159,21 +166,25 @@ class Recovery:
         self, client: Client, fn: Function, key: str, args: Payload, deps: tuple[Task, ...], terms: Terms, gen: int
     ) -> Task:
         """A task that is not started, as it was finished, or only what others were made of."""
+        task = self.tables.tasks.setdefault(key, self.stub(key))
+        self.explain(task, fn, args, deps, terms)
+        task.nbytes, task.type = 0, ACTOR if terms.actor else ""
+        task.who, task.flags = client.alone, LAZY
+        client.wants[key] = gen
+        return task
+
+    def explain(self, task: Task, fn: Function, args: Payload, deps: tuple[Task, ...], terms: Terms) -> None:
+        """From now on it is known how the key is computed."""
         tables = self.tables
         tables.order += 1
-        task = tables.tasks.setdefault(key, self.stub(key))
-        task.fn, task.args, task.deps, task.terms, task.nbytes = fn, args, deps, terms, 0
+        task.fn, task.args, task.deps, task.terms = fn, args, deps, terms
         task.priority = (terms.inner if deps else terms.root) + tables.order
-        task.who, task.flags = client.alone, LAZY
-        task.type = ACTOR if terms.actor else ""
-        client.wants[key] = gen
         fn.uses += 1
         for dep in deps:
             if dep.dependents is None:
                 dep.dependents = {task: None}
             else:
                 dep.dependents[task] = None
-        return task
 
     def check(self) -> None:
         """Raise InvariantError if the books do not agree."""

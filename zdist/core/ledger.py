@@ -273,6 +273,7 @@ class Ledger(Replay):
                 elif entry.work is None:
                     self.placing.pop(row[0], None)
                     self.again.pop(row[0], None)
+                    self.imports.pop(row[0], None)
                 if entry.waiters is not None:
                     resolved.append(entry)
             elif entry.status == FINISHED:

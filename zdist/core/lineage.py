@@ -40,6 +40,7 @@ class Lineage(Machine[Route]):
         self.dropping = False  # there were more than one turn takes
         self.queue: deque[Entry] = deque()  # not submitted yet, parents first
         self.claims: dict[Entry, int] = {}  # what is said of these to the next broker: see m.Claim
+        self.imports: dict[Key, int] = {}  # imported and finished under an earlier broker: the attempt
         self.later: list[Entry] = []  # to be asked for when workers have come to the new one
         self.resume_at = 0.0  # when that is, and when what is queued goes on; 0: nothing waits
         self.patient_until = 0.0  # until then somebody may come back who knows a key
@@ -193,6 +194,7 @@ class Lineage(Machine[Route]):
                 if entry.work is None:
                     self.placing.pop(entry.key, None)
                     self.again.pop(entry.key, None)
+                    self.imports.pop(entry.key, None)
                     if not entry.gen:  # the broker never heard of it
                         self.store.drop(entry.key, 0.0)
             if entry.gen:
@@ -251,6 +253,7 @@ class Lineage(Machine[Route]):
             if entry.work is None:
                 self.placing.pop(entry.key, None)
                 self.again.pop(entry.key, None)
+                self.imports.pop(entry.key, None)
                 self.store.drop(entry.key, 0.0)
         parents, entry.parents = entry.parents, ()
         rows: list[tuple[Key, int]] = []
@@ -274,8 +277,11 @@ class Lineage(Machine[Route]):
             self.gen += 1
             for entry in entries:
                 entry.gen, entry.told = self.gen, self.epoch
-            if data := [(e.key, 0) for e in entries if e.work is None and e.row and self.store.get(e.key) is None]:
-                self.send(CONTROL, m.Claim(tuple(data)))
+            claims = [(e.key, 0) for e in entries if e.work is None and e.row and self.store.get(e.key) is None]
+            if self.imports:  # who has made them may want them no more
+                claims += [(e.key, self.imports[e.key]) for e in entries if e.key in self.imports]
+            if claims:
+                self.send(CONTROL, m.Claim(tuple(claims)))
             self.send(CONTROL, m.Want(self.gen, tuple([entry.key for entry in entries])))
 
     def _fence(self, keys: tuple[Key, ...]) -> None:

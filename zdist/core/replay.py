@@ -36,6 +36,7 @@ class Replay(Wants):
     def _open(self) -> list[Entry]:
         """Queue what is to be submitted; keys to be asked for, which others submit or workers hold."""
         known, self.claims = self.claims, {}
+        imports, self.imports = self.imports, {}
         for entry in self.entries.values():
             if entry.status == PENDING and entry.work is not None:
                 if known.get(entry, 0) > 0:  # and the broker died before it was told, or had done its part
@@ -45,9 +46,14 @@ class Replay(Wants):
             entry.gen = entry.load = entry.told = 0  # also if it is the same broker, which had given us up
             own = entry.work is None and self.store.get(entry.key) is not None
             if entry.status == FINISHED and entry.outcome[3] is None and not own:
-                self.claims[entry] = entry.outcome[1]
+                self.claims[entry] = imports[entry.key] = entry.outcome[1]
                 entry.status, entry.outcome = PENDING, None
                 self.collections.unsettled(entry, 0.0)
+        self.imports = {
+            entry.key: imports[entry.key]
+            for entry in self.entries.values()
+            if entry.key in imports and entry.status == PENDING and entry.work is None and not entry.row
+        }
         open_ = [entry for entry in self.entries.values() if entry.refs and entry.status == PENDING]
         return self._tell(open_)
 

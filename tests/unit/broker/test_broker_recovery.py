@@ -271,6 +271,39 @@ def test_both_clients_of_a_result_may_claim_it(w: World) -> None:
     assert running(w) == []
 
 
+def test_who_has_a_result_from_others_may_claim_it_before_its_maker_comes(w: World) -> None:
+    held(w, "w-0", "a")
+    claim(w, ("a", 7), client="c-1")
+    w.send("c-1", Want(1, ("a",)))
+    assert [row[0] for row in w.rows("c-1", Finished)] == ["a"]
+    claim(w, ("a", 7))
+    w.submit("a", deps=("input",))
+    assert [row[0] for row in w.rows("c-0", Finished)] == ["a"] and not w.rows("c-0", Rejected)
+    w.submit("input")
+    assert running(w) == ["input"]
+    w.finish("input")
+    w.die("w-0")  # now it is known how it was made
+    assert running(w) in (["a"], ["a", "input"], ["input"])
+    assert not w.rows("c-1", Cancelled) and not w.rows("c-0", Cancelled)
+
+
+def test_a_result_that_was_claimed_cannot_be_made_of_itself(w: World) -> None:
+    held(w, "w-0", "a")
+    claim(w, ("a", 7), client="c-1")
+    w.send("c-1", Want(1, ("a",)))
+    claim(w, ("a", 7))
+    w.submit("a", deps=("a",))
+    assert [row[0] for row in w.rows("c-0", Rejected)] == ["a"]
+
+
+def test_a_key_that_was_claimed_is_not_another_task(w: World) -> None:
+    held(w, "w-0", "a")
+    claim(w, ("a", 7), client="c-1")
+    w.send("c-1", Want(1, ("a",)))
+    w.submit("a")  # by whom it was not said to be from before
+    assert [row[0] for row in w.rows("c-0", Rejected)] == ["a"]
+
+
 def test_data_that_a_client_holds_now_takes_the_place_of_older_copies(w: World) -> None:
     held(w, "w-0", "x", 0)
     w.send("c-0", Hold(1, (("x", 9, "bytes"),)))

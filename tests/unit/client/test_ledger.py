@@ -469,6 +469,18 @@ def test_scattered_data_is_asked_for_as_long_as_somebody_may_bring_it_back() -> 
     assert asked >= 5 and now >= 10.0 + limits.COPIES_KEPT - limits.RECOVERY
 
 
+def test_what_was_had_from_others_is_claimed_at_the_next_broker() -> None:
+    """Its maker may want it no more, and submit it no more."""
+    ledger = connected()
+    ledger.want(["x"])
+    turn(ledger)
+    finish(ledger, "x", None)
+    claim, want = succeeded(ledger, 10.0)
+    assert claim == m.Claim((("x", 1),)) and want.keys == ("x",)
+    finish(ledger, "x", None)
+    assert not ledger.imports
+
+
 def test_data_that_went_because_the_client_had_been_given_up_says_so() -> None:
     ledger = connected()
     (data,) = ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=False)
