@@ -331,7 +331,7 @@ def test_actors_outlive_a_killed_broker_and_their_calls_are_done_once(
         assert client.submit(lambda handle: handle.note(7).result(), future, pure=False).result(PATIENCE) == 7
 
 
-def test_tokens_of_killed_brokers_are_swept_and_those_of_free_ports_go_with_theirs(
+def test_tokens_of_killed_brokers_are_swept_a_day_later_and_those_of_free_ports_go_with_theirs(
     start: Callable[..., Program], runtime: Path
 ) -> None:
     def up() -> Program:
@@ -340,13 +340,18 @@ def test_tokens_of_killed_brokers_are_swept_and_those_of_free_ports_go_with_thei
         assert broker.process.stdout.readline()
         return broker
 
-    first, second = up(), up()
-    assert len(list(runtime.glob("token-*"))) == 2
+    second = up()
+    (kept,) = runtime.glob("token-*")
+    first = up()
+    (token,) = set(runtime.glob("token-*")) - {kept}
     first.process.kill()
     first.rest()
     third = up()
-    assert len(list(runtime.glob("token-*"))) == 2
-    for broker in (second, third):
+    assert token.exists()  # for the next one at this address
+    os.utime(token, (0, 0))
+    fourth = up()
+    assert not token.exists() and len(list(runtime.glob("token-*"))) == 3
+    for broker in (second, third, fourth):
         broker.process.terminate()
         broker.rest()
     assert list(runtime.iterdir()) == []

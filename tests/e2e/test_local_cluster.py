@@ -76,8 +76,13 @@ def script(code: str, *, stdin: bool = False, folder: Path | None = None) -> sub
 
 def read_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
-    assert select.select([process.stdout], [], [], PATIENCE)[0], "the program has said nothing"
-    return process.stdout.readline()
+    line = b""
+    while not line.endswith(b"\n"):  # and nothing beyond: what a buffer has taken in, select does not see
+        assert select.select([process.stdout], [], [], PATIENCE)[0], "the program has said nothing"
+        piece = os.read(process.stdout.fileno(), 1)
+        assert piece, f"the program has ended after {line!r}"
+        line += piece
+    return line.decode()
 
 
 # --- the ordinary life -----------------------------------------------------------------------------
