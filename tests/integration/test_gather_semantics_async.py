@@ -193,14 +193,18 @@ async def test_cancelling_the_waiting_task_ends_the_transfer(aclient: Client, di
     futures = aclient.map(functions.filled, range(8), [8 << 20] * 8, pure=False)
     await aclient.gather([aclient.submit(len, future) for future in futures])
     fetcher: Any = aclient._ledger.fetcher
-    for _ in range(3):
-        waiting = asyncio.create_task(aclient.gather(futures, direct=direct))
-        while not fetcher.tickets and not waiting.done():
-            await asyncio.sleep(0)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        idle(aclient)
+    cancelled = 0
+    async with asyncio.timeout(WITHIN):
+        while cancelled < 3:
+            waiting = asyncio.create_task(aclient.gather(futures, direct=direct))
+            while not fetcher.tickets and not waiting.done():
+                await asyncio.sleep(0)
+            if not waiting.cancel():
+                continue  # all of it came while this thread did not run
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            idle(aclient)
+            cancelled += 1
     arrays = await aclient.gather(futures, direct=direct)
     assert [int(array[0]) for array in arrays] == list(range(8))
     assert all(future.status == "finished" for future in futures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import os
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Callable
 from concurrent import futures as standard
 from pathlib import Path
@@ -196,6 +198,20 @@ def test_map_reads_no_further_than_its_buffer(executor: ZdistExecutor) -> None:
     assert next(numbers) == 9  # 6, 7, 8 are submitted
     results.close()  # type: ignore[attr-defined]
     assert list(executor.map(functions.add, range(10), range(9), chunksize=4, buffersize=1)) == list(range(0, 18, 2))
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+def test_map_keeps_nothing_that_it_has_given(client: Client, limit: int | None) -> None:
+    """What its reader drops goes at once, whatever other threads still do for it."""
+    late = 0
+    with ZdistExecutor(client, max_workers=limit) as executor:
+        for _ in range(10):
+            for made in executor.map(functions.Box, range(10)):
+                alive = weakref.ref(made)
+                del made
+                gc.collect()
+                late += alive() is not None
+    assert late < 5  # those threads may lose the processor between any two steps, but seldom do
 
 
 def test_closing_a_map_cancels_the_rest(client: Client, gate: functions.Gate) -> None:

@@ -323,7 +323,7 @@ def _take(calls: Iterator[tuple[Any, ...]], size: int) -> list[tuple[Any, ...]]:
 
 def _result_or_cancel(future: ExecutorFuture, end: float | None) -> Any:
     try:
-        return future.result(seconds_left(end))
+        return future.take(seconds_left(end))
     finally:
         future.cancel()
         del future  # a traceback would keep it

@@ -59,6 +59,12 @@ class ExecutorFuture(concurrent.futures.Future[Any]):
         """As in concurrent.futures. In a task, its thread is lent to the worker meanwhile."""
         return super().exception(self._help(timeout))
 
+    def take(self, timeout: float | None) -> Any:
+        """Its result, for its only reader: it lives no longer for those who still have this future in hand."""
+        value = self.result(timeout)
+        self._result = None
+        return value
+
     def claim(self) -> bool:
         """Is it for the caller to give this future its end?"""
         with self._condition:
@@ -143,10 +149,14 @@ class Results:
             if not future.claim():
                 continue
             if self.client._worker is None and is_here(entry):
-                value = self._delivery.load(entry)
-                self.end(future, (None, value.error) if type(value) is Broken else (value, None))
+                self.end(future, self._loaded(entry))
             else:
                 self._advance(future, self._outcome(entry))
+
+    def _loaded(self, entry: Entry) -> Outcome:
+        """Of one whose value is here."""
+        value = self._delivery.load(entry)
+        return (None, value.error) if type(value) is Broken else (value, None)
 
     async def _outcome(self, entry: Entry, end: float | None = None) -> Outcome:
         """Raises TimeoutError after the monotonic ``end``."""
@@ -206,7 +216,9 @@ class Results:
     def finish(self, future: ExecutorFuture, outcome: Outcome) -> None:
         """In any thread, for who has claimed it: give it its end, but call no callbacks here."""
         if future.end_quietly(outcome):
-            self.over(future, outcome[1])
+            error = outcome[1]
+            del outcome  # what its reader drops must go at once
+            self.over(future, error)
         else:
             self.client._chore(partial(self.end, future, outcome))
 
@@ -216,7 +228,9 @@ class Results:
             future.end(outcome)
         except BaseException:  # from a callback; of an Exception the standard future has told itself
             LOG.exception("exception calling callback for %r", future)
-        self.over(future, outcome[1])
+        error = outcome[1]
+        del outcome  # what its reader drops must go at once
+        self.over(future, error)
 
     def await_callbacks(self) -> None:
         """Wait until the thread for callbacks has done what is queued there."""
