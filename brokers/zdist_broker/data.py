@@ -87,9 +87,9 @@ class Data:
             if task.state != MEMORY or not task.holders or task.lives:
                 self.tables.ignored += 1
                 continue
-            self.copy(task, workers, max(message.copies, 0))
+            self.copy(task, workers, max(message.copies, 0), handed=client in task.holders)
 
-    def copy(self, task: Task, workers: frozenset[str], copies: int) -> None:
+    def copy(self, task: Task, workers: frozenset[str], copies: int, *, handed: bool = False) -> None:
         """Have data in memory copied to so many of these workers (0: all); none are named: to any."""
         placing = self.tables.placing.get(task.key)
         if placing is None:
@@ -98,6 +98,7 @@ class Data:
             both = placing.allowed | workers
             placing.allowed = both if placing.allowed and workers and len(both) <= MAX_NAMES else frozenset()
             placing.copies = copies and placing.copies and max(copies, placing.copies)
+        placing.handed |= handed
         self.advance(placing)
 
     def advance(self, placing: Placing) -> None:
@@ -130,8 +131,8 @@ class Data:
     def _placed(self, placing: Placing) -> None:
         tables, task = self.tables, placing.task
         del tables.placing[task.key]
-        clients = [h for h in task.holders if isinstance(h, Client)]
-        task.holders = tuple(h for h in task.holders if isinstance(h, Worker))
+        clients = [h for h in task.holders if isinstance(h, Client)] if placing.handed else []
+        task.holders = tuple(h for h in task.holders if h not in clients)
         for client in task.who:
             tables.finished(client, task)
         for holder in clients:  # after Finished, by which it knows that the data is elsewhere

@@ -267,14 +267,15 @@ class Node(Peer):
 
 
 class Placing:
-    """Held data on its way to workers (scatter)."""
+    """Data on its way to workers."""
 
-    __slots__ = ("allowed", "copies", "targets", "task")
+    __slots__ = ("allowed", "copies", "handed", "targets", "task")
 
     def __init__(self, task: Task, allowed: frozenset[str], copies: int) -> None:
         self.task = task
         self.allowed = allowed  # names or addresses; empty: all
         self.copies = copies  # 0: on all that are allowed
+        self.handed = False  # by its client, which then keeps none (scatter; arguments it keeps)
         self.targets: dict[Worker, None] = {}  # asked to fetch it
 
 

@@ -8,7 +8,19 @@ import pytest
 from broker_world import SLOW, World
 
 from zdist.limits import COPY_PAUSE, COUNTED_TASKS
-from zdist.protocol.messages import Answer, Ask, Call, Drop, Finished, Held, Missing, NoCopy, Replicate
+from zdist.protocol.messages import (
+    Answer,
+    Ask,
+    Call,
+    Drop,
+    Finished,
+    Held,
+    Hold,
+    Missing,
+    NoCopy,
+    Place,
+    Replicate,
+)
 from zdist_broker.state import MEMORY
 
 
@@ -76,6 +88,21 @@ def test_a_copy_of_an_earlier_attempt_is_dropped_and_the_order_given_again() -> 
     assert said == [Drop, Replicate]
     hold(w, second, "a")
     assert answer(w) == {"failed": {}, "keys": 0, "bytes": 0}
+
+
+def test_an_argument_stays_with_its_client_however_it_is_copied() -> None:
+    """It may be needed once more when all workers that have a copy are gone."""
+    w = World(workers=2)
+    w.gen += 1
+    w.send("c-0", Hold(w.gen, (("a", 5, "int"),)))
+    order(w, "replicate", ("a",), 2, None)
+    for session in ("w-0", "w-1"):
+        assert copies(w, session) == ["a"]
+        hold(w, session, "a")
+    assert answer(w)["failed"] == {} and on(w, "a") == {"c-0", "w-0", "w-1"}
+    assert not w.rows("c-0", Drop)
+    w.send("c-0", Place(("a",), (), 0))  # what its client scatters it gives away
+    assert on(w, "a") == {"w-0", "w-1"} and w.rows("c-0", Drop) == ["a"]
 
 
 def test_on_all_of_some_workers() -> None:
