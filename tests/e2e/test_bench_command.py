@@ -19,7 +19,7 @@ from zdist.cli.works import WORKS, Clients, Figure
 from zdist.errors import ZdistError
 from zdist.transport.floor import Floor
 
-ZDIST = [sys.executable, "-P", "-m", "zdist.cli"]
+ZDIST = [sys.executable, "-P", "-m", "zdist"]
 DEADLINE = 100.0
 FLOOR = Floor(*map(float, range(1, 8)))
 

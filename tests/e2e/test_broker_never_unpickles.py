@@ -73,7 +73,7 @@ def test_broker_never_unpickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     try:
         assert broker.stdout is not None and select.select([broker.stdout], [], [], DEADLINE)[0]
         address = broker.stdout.readline().split()[-1]
-        node = subprocess.Popen([sys.executable, "-P", "-m", "zdist.cli", "worker", address, "--nworkers", "2"])
+        node = subprocess.Popen([sys.executable, "-P", "-m", "zdist", "worker", address, "--nworkers", "2"])
         with Client(address, timeout=DEADLINE) as client:
             client.wait_for_workers(2, timeout=DEADLINE)
             work_with_canaries(client)

@@ -16,7 +16,7 @@ from zdist.cli.chaos_cluster import FAULTS, Chaos, Program
 from zdist.cli.chaos_works import Tally
 from zdist.node.process import child_environment
 
-COMMAND = [sys.executable, "-P", "-m", "zdist.cli", "chaos"]
+COMMAND = [sys.executable, "-P", "-m", "zdist", "chaos"]
 
 
 def test_a_short_one_keeps_every_promise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ZDIST = [sys.executable, "-P", "-m", "zdist.cli"]
+ZDIST = [sys.executable, "-P", "-m", "zdist"]
 DEADLINE = 30.0
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -241,8 +241,8 @@ def test_worker_refuses_bad_options(options: list[str], said: str) -> None:
     ("address", "said"),
     [
         (
-            "7181",
-            'an address is "tcp://HOST:PORT", for instance "tcp://127.0.0.1:7077", or "ipc:///PATH", not \'7181\'',
+            "port 7181",
+            'an address is "tcp://HOST:PORT", for instance "tcp://127.0.0.1:7077", or "ipc:///PATH", not \'port 7181\'',
         ),
         (
             "tcp://no-such-host.invalid:1",

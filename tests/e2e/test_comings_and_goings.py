@@ -27,7 +27,7 @@ from zdist import CancelledError, Client, LocalCluster, Lock, Queue, log, wait
 from zdist.node.process import child_environment
 
 PATIENCE = 30.0
-ZDIST = [sys.executable, "-P", "-m", "zdist.cli"]
+ZDIST = [sys.executable, "-P", "-m", "zdist"]
 
 
 @pytest.fixture(autouse=True)

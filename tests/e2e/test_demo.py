@@ -91,7 +91,7 @@ def test_rate_of_a_path() -> None:
 
 def demo(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-P", "-m", "zdist.cli", "demo", *args],
+        [sys.executable, "-P", "-m", "zdist", "demo", *args],
         capture_output=True,
         text=True,
         timeout=100,

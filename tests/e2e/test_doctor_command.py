@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ZDIST = [sys.executable, "-P", "-m", "zdist.cli"]
+ZDIST = [sys.executable, "-P", "-m", "zdist"]
 DEADLINE = 60.0
 
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -22,7 +22,7 @@ import pytest
 
 from zdist import Client, LocalCluster, wait
 
-ZDIST = [sys.executable, "-P", "-m", "zdist.cli"]
+ZDIST = [sys.executable, "-P", "-m", "zdist"]
 DEADLINE = 60.0
 
 

@@ -306,6 +306,12 @@ def test_bad_options(client: Client) -> None:
         client.submit(functions.inc, 1, resources={"GPU": "many"})
     with pytest.raises(ValueError, match="key"):
         client.map(functions.inc, range(3), key=["only", "two"])
+    with pytest.raises(TypeError, match="takes iterables after the function, got int: 5"):
+        client.map(functions.add, [1], 5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="priority='high' must be a whole number"):
+        client.submit(functions.inc, 1, priority="high")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="named by one text or several, got 3"):
+        client.submit(functions.inc, 1, workers=3)
 
 
 def test_a_client_with_unknown_settings(client: Client) -> None:

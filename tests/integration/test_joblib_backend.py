@@ -102,6 +102,8 @@ def test_options_reach_the_tasks(client: Client) -> None:
         joblib.parallel_config("zdist", colour="red")
     with pytest.raises(ValueError, match="retries"):
         joblib.parallel_config("zdist", retries=-1)
+    with pytest.raises(TypeError, match=r"takes a zdist\.Client, got str: 'tcp://here:1'"):
+        Parallel(backend=backend_module.ZdistBackend(client="tcp://here:1"), n_jobs=2)([delayed(functions.inc)(1)])
     with pytest.raises(TypeError, match="list or tuple"):
         joblib.parallel_config("zdist", scatter={})
     with joblib.parallel_config("zdist", workers="nowhere"), pytest.raises(ValueError, match="nowhere"):

@@ -17,7 +17,7 @@ Begin = Callable[..., Stage]
 def doctor(stage: Stage, *options: str) -> dict[str, Any]:
     """The doctor on the client's host."""
     lab = stage.lab
-    command = [sys.executable, "-P", "-m", "zdist.cli", "doctor", lab.address, "--token-file", lab.token_file]
+    command = [sys.executable, "-P", "-m", "zdist", "doctor", lab.address, "--token-file", lab.token_file]
     inside = lab.hosts["client"].inside([*command, "--json", "--timeout", "2", *options], lab.own_shm)
     done = subprocess.run(inside, env=lab.environment, capture_output=True, text=True, timeout=90, check=False)
     assert done.stdout, done.stderr

@@ -70,6 +70,8 @@ def test_each_source_beats_the_one_before(tmp_path: Path) -> None:
     settings = load(path, environ=environ, overrides={"broker.bind": "tcp://127.0.0.1:3", "broker.insecure": None})
     rows = {key: (value, origin) for key, value, origin in settings.rows()}
     assert rows["broker.bind"] == ("tcp://127.0.0.1:3", "command line")
+    without = load(None, environ={"ZDIST_BROKER__BIND": "127.0.0.1:2"}, overrides={"broker.address": "[::1]:7077"})
+    assert (without.config.broker.bind, without.config.broker.address) == ("tcp://127.0.0.1:2", "tcp://[::1]:7077")
     assert rows["broker.token_file"] == ("e", "environment ZDIST_BROKER__TOKEN_FILE")
     assert rows["logging.level"] == ("debug", f"{path}:5")
     assert rows["broker.insecure"] == (False, "default")

@@ -38,6 +38,7 @@ ALLOWED = {
     "cli": LOW | {"log", "config", "transport", "client", "worker", "node", "cluster", "integrations", ""},
     "testing": LOW | {"core", "transport", "serialize", "log", "client", "worker", "node", "cluster", "zdist_broker"},
     "": set(),  # zdist/__init__.py
+    "__main__": {"cli"},
     "zdist_broker": {"errors", "limits", "protocol", "core", "transport", "config", "log"},
 }
 ALLOWED_LAZILY = {

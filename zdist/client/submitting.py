@@ -133,10 +133,10 @@ class Submitting(Base):
             timeout: seconds that each start may run; then TaskTimeout, and its worker's process is replaced.
 
         Raises:
-            TypeError: ``func`` is no function, or with ``actor`` no class.
+            TypeError: ``func`` is no function, or with ``actor`` no class; an option is of the wrong type.
             SerializationError: the function or an argument cannot be pickled; the text names it.
             KeyConflict: ``key`` is alive for another function or other arguments.
-            ValueError: an argument holds a future of another cluster.
+            ValueError: an option cannot be, or an argument holds a future of another cluster.
         """
         if not callable(func):
             raise TypeError(f"submit takes a function first, got {type(func).__name__}")
@@ -225,13 +225,16 @@ class Submitting(Base):
             kwargs: further arguments, the same for all tasks; an object among them is sent once.
             workers, resources, retries, priority, allow_other_workers, actor, pure, timeout and others: see `submit`.
 
-        Raises TypeError for what is no function, ValueError for a list of names that is too short or too long, and what
-        `submit` raises; the tasks of earlier batches go on.
+        Raises TypeError for what is no function or no iterable, ValueError for a list of names that is too short or too
+        long, and what `submit` raises; the tasks of earlier batches go on.
         """
         if not callable(func):
             raise TypeError(f"map takes a function first, got {type(func).__name__}")
         if not iterables:
             raise TypeError("map needs an iterable after the function")
+        for given in iterables:
+            if not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
+                raise TypeError(f"map takes iterables after the function, got {type(given).__name__}: {given!r:.80}")
         self._usable()
         if actor or actors:
             func, pure = maker_of(func), False
@@ -370,7 +373,7 @@ def options_of(
     timeout: float | str | None = None,
     actor: bool = False,
 ) -> tuple[Any, ...]:
-    """The ``Options`` of a task as a tuple, () if all are the defaults. Raises ValueError."""
+    """The ``Options`` of a task as a tuple, () if all are the defaults. Raises ValueError, TypeError."""
     limit = seconds(timeout) or 0.0
     if timeout is not None and limit <= 0:
         raise ValueError(f"timeout={timeout!r} must be more than 0 seconds")
@@ -378,6 +381,9 @@ def options_of(
         return ()
     if other and not workers:
         raise ValueError("allow_other_workers=True needs workers= to name the preferred ones")
+    for name, number in (("retries", retries or 0), ("priority", priority)):
+        if not isinstance(number, int | float):
+            raise TypeError(f"{name}={number!r} must be a whole number")
     if retries is not None and retries < 0:
         raise ValueError(f"retries={retries} must not be negative")
     return tuple(
@@ -405,6 +411,8 @@ def names(given: Any) -> tuple[str, ...]:
     """Worker addresses or names, or tags, as a tuple: from None, one text, or several."""
     if not given:
         return ()
+    if isinstance(given, int):
+        raise TypeError(f"workers and tags are named by one text or several, got {given!r}")
     return (given,) if isinstance(given, str) else tuple(str(name) for name in given)
 
 

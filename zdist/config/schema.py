@@ -42,10 +42,13 @@ def parse_ports(value: object) -> object:
 
 
 def check_address(value: object) -> object:
-    """A ZeroMQ address: tcp with host and port, or ipc with a path."""
-    if isinstance(value, str) and not re.fullmatch(r"tcp://.+:(\d+|\*)|ipc://.+", value):
+    """A ZeroMQ address: tcp with host and port, which is also meant without a scheme, or ipc with a path."""
+    if not isinstance(value, str):
+        return value
+    address = value if "://" in value else f"tcp://{value}"
+    if not re.fullmatch(r"tcp://.+:(\d+|\*)|ipc://.+", address):
         raise ValueError('an address is "tcp://HOST:PORT", for instance "tcp://127.0.0.1:7077", or "ipc:///PATH"')
-    return value
+    return address
 
 
 Address = Annotated[str, BeforeValidator(check_address)]

@@ -106,6 +106,8 @@ class ZdistBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         client = self._client or context.find_client()
         if client is None:
             raise ValueError("the joblib backend 'zdist' has no client: make one with zdist.Client(...) first")
+        if getattr(client, "asynchronous", None) is None:
+            raise TypeError(f"client= takes a zdist.Client, got {type(client).__name__}: {client!r:.80}")
         if client.asynchronous:
             raise TypeError("the joblib backend 'zdist' needs a synchronous client: give it one by client=")
         return client

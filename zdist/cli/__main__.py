@@ -1,3 +1,0 @@
-from zdist.cli import main
-
-main()
