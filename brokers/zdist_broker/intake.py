@@ -30,7 +30,7 @@ from zdist_broker.lifecycle import Lifecycle
 from zdist_broker.parse import fit_key
 from zdist_broker.parse import options as parse_options
 from zdist_broker.placement import Placement
-from zdist_broker.recovery import LAZILY, Recovery, is_stub
+from zdist_broker.recovery import LAZILY, NOTHING, Recovery, is_stub
 from zdist_broker.state import (
     ASSIGNED,
     LAZY,
@@ -39,6 +39,7 @@ from zdist_broker.state import (
     READY,
     RELEASED,
     WAITING,
+    Claimed,
     Client,
     Function,
     Tables,
@@ -155,7 +156,7 @@ class Intake:
             reason = client.refused.get(digest, "" if len(digest) == _DIGEST else "no digest names its function")
             if reason:
                 return self._decline(client, message, Rejected, reason)
-            client.parked = (digest, [Claim(tuple(client.claims.items())), message])
+            client.parked = (digest, [message])
             return tables.tell(client, WhichFunction(digest))
         if client.claims or self.recovery.copies:
             return self._again(client, fn, message, terms)
@@ -187,25 +188,25 @@ class Intake:
 
     def claim(self, client: Client, message: Claim, now: float) -> None:
         """What the next Submit or Want of this client speaks of."""
-        until = self.recovery.until
-        client.claims = dict(message.rows) if until is not None and now < until else {}
+        client.claims = self.recovery.claims(message, now)
 
     def _again(self, client: Client, fn: Function, message: Submit, terms: Terms) -> None:
         """A submission when there may be results from the time of an earlier broker."""
         tables, recovery = self.tables, self.recovery
         claims, client.claims = client.claims, {}
         for key, args, needs in message.rows:
-            task, attempt = tables.tasks.get(key), claims.get(key)
+            task, claim = tables.tasks.get(key), claims.get(key, NOTHING)
+            attempt = claim.attempt
             stub = task is not None and is_stub(task)
             if task is not None and not stub:
-                if not self._rejoin(client, task, fn, attempt, message.gen):
+                if not self._rejoin(client, task, fn, claim, message.gen):
                     known = attempt is not None
                     self._join(client, task, fn, message.named, message.gen, args, needs, terms, known)
                 continue
             if reason := fit_key(key):
                 self.reject(client, key, reason)
                 continue
-            known = attempt in LAZILY or recovery.holds(key, attempt) or recovery.outlived(terms, attempt)
+            known = attempt in LAZILY or recovery.holds(key, claim) or recovery.outlived(terms, attempt)
             deps = self._deps(client, key, needs, stubs=known)
             if deps is None:
                 recovery.take(key, None)
@@ -214,7 +215,7 @@ class Intake:
                 self.lifecycle.tidy(deps)
             elif known or stub:
                 task = recovery.spec(client, fn, key, args, deps, terms, message.gen)
-                if recovery.finish(task, attempt):
+                if recovery.finish(task, claim):
                     self.lifecycle.announce(client, task)
                 elif attempt not in LAZILY:
                     task.flags |= PINNED if terms.forget else 0
@@ -226,12 +227,12 @@ class Intake:
             if recovery.runs and (task := tables.tasks.get(key)) is not None:
                 recovery.adopt(task, attempt, self.placement)
 
-    def _rejoin(self, client: Client, task: Task, fn: Function, attempt: int | None, gen: int) -> bool:
+    def _rejoin(self, client: Client, task: Task, fn: Function, claim: Claimed, gen: int) -> bool:
         """A claim for a key that another client has submitted again, as what others were made of."""
-        if task.fn is not fn or task.state != RELEASED or attempt is None:
+        if task.fn is not fn or task.state != RELEASED or claim is NOTHING:
             return False
-        if not self.recovery.finish(task, attempt):
-            if attempt not in LAZILY:
+        if not self.recovery.finish(task, claim):
+            if claim.attempt not in LAZILY:
                 return False
             task.flags |= LAZY
         self._add_want(client, task, gen)

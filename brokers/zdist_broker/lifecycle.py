@@ -368,7 +368,7 @@ class Lifecycle:
 
     def revive(self, task: Task, reason: str) -> None:
         """A released task is needed again, and so is whatever it needs. It ends active, failed or cancelled."""
-        order = self._lineage(task)
+        order = self.lineage(task)
         for t in order:
             if t.lives:
                 why = reason if t.trouble is not None and t.trouble.recomputes else "nobody held it"
@@ -394,7 +394,7 @@ class Lifecycle:
             self.cancel([task], f"scattered data lost: {why}")
         self.tidy(order)
 
-    def _lineage(self, task: Task) -> list[Task]:
+    def lineage(self, task: Task) -> list[Task]:
         """The released tasks that must be computed for this one, inputs first."""
         order: dict[Task, None] = {}
         stack = [(task, False)]

@@ -2,7 +2,8 @@
 
 A broker that takes another's place knows no key. Workers announce what they hold, clients submit again what they want,
 and say of what had been finished which attempt it was (`Claim`): if a worker holds that attempt, it counts, and nothing
-is computed. Clients wait with that until workers have had the time to come back. What nobody has claimed is dropped.
+is computed. Small values that clients have come with the claim. Clients wait with that until workers have had the time
+to come back. What nobody has claimed is dropped.
 What workers run on is adopted when a client submits it: the attempt goes on as one of this broker's.
 """
 
@@ -13,16 +14,30 @@ from typing import TYPE_CHECKING, Final
 from zdist.core.machine import require
 from zdist.limits import COPIES_KEPT, COPIES_MOST, MAX_KEY, RECOVERY
 from zdist.protocol.actors import ACTOR
-from zdist.protocol.messages import ANY, ANY_SPEC, SPEC, Adopt, Drop, Payload, Unowned
+from zdist.protocol.messages import ANY, ANY_SPEC, SPEC, Adopt, Claim, Drop, Payload, Unowned, payload_size
 from zdist_broker.parse import fit_key
-from zdist_broker.state import LAZY, MEMORY, READY, RELEASED, WAITING, Client, Function, Tables, Task, Terms, Worker
+from zdist_broker.state import (
+    LAZY,
+    MEMORY,
+    READY,
+    RELEASED,
+    WAITING,
+    Claimed,
+    Client,
+    Function,
+    Tables,
+    Task,
+    Terms,
+    Worker,
+)
 
 if TYPE_CHECKING:
     from zdist_broker.placement import Placement
 
-__all__ = ["LAZILY", "Recovery", "is_stub"]
+__all__ = ["LAZILY", "NOTHING", "Recovery", "is_stub"]
 
 LAZILY: Final = (SPEC, ANY_SPEC)
+NOTHING: Final = Claimed()
 
 
 def is_stub(task: Task) -> bool:
@@ -57,6 +72,15 @@ class Recovery:
         self.rows += worker not in copies
         copies[worker] = (attempt, nbytes, kind)
         return True
+
+    def claims(self, message: Claim, now: float) -> dict[str, Claimed]:
+        """What is said there, as far as it can be true: copies wait for some time, values came along."""
+        waiting = self.until is not None and now < self.until
+        claims = {key: Claimed(attempt) for key, attempt in message.rows} if waiting else {}
+        for key, attempt, nbytes, value, kind in message.values:
+            if not fit_key(key) and min(attempt, nbytes) >= 0 and len(kind) <= MAX_KEY:  # a handle is no actor
+                claims[key] = Claimed(attempt, nbytes, value, kind) if kind != ACTOR else Claimed(attempt)
+        return claims
 
     def take(self, key: str, attempt: int | None, spare: Worker | None = None) -> dict[Worker, tuple[int, int, str]]:
         """The copies of this attempt. All others of the key are dropped, but not by ``spare``."""
@@ -102,20 +126,26 @@ class Recovery:
 
     # --- what clients say of it -------------------------------------------------------------------------
 
-    def finish(self, task: Task, attempt: int | None) -> bool:
-        """A task without data, or data, gets that of the attempt that is claimed; False if nobody holds it."""
-        copies = self.take(task.key, attempt)
-        if not copies:
+    def finish(self, task: Task, claim: Claimed) -> bool:
+        """A task without data, or data, gets that of the attempt that is claimed; False if nobody has it."""
+        copies = self.take(task.key, claim.attempt)
+        if claim.value is not None:
+            self.tables.keep(task, claim.value, payload_size(claim.value))
+        if not copies and task.value is None:
             return False
+        if claim.value is not None:
+            task.attempt, task.nbytes, task.type = claim.attempt or 0, claim.nbytes, claim.type
         for worker, (found, nbytes, kind) in copies.items():
             task.attempt, task.nbytes, task.type = found, nbytes, kind or task.type
             self.tables.add_holder(task, worker)
         task.state, task.flags = MEMORY, 0
         return True
 
-    def holds(self, key: str, attempt: int | None) -> bool:
-        """Whether a copy of this attempt is there."""
-        copies = self.copies.get(key, {})
+    def holds(self, key: str, claim: Claimed) -> bool:
+        """Whether what is claimed is there."""
+        attempt, copies = claim.attempt, self.copies.get(key, {})
+        if claim.value is not None:
+            return True
         return bool(copies) if attempt in (ANY, ANY_SPEC) else any(copy[0] == attempt for copy in copies.values())
 
     @staticmethod
@@ -123,12 +153,13 @@ class Recovery:
         """Whether it is an actor that had come to be: it is there, or is not to be made again."""
         return terms.actor and attempt is not None and attempt > 0
 
-    def data(self, key: str, attempt: int) -> Task | None:
-        """A task for data that was scattered, if its copies are there."""
+    def data(self, key: str, claim: Claimed) -> Task | None:
+        """A task for data that was scattered, or is known to who has its future from others, if it is there."""
         task = self.tables.tasks.get(key) or self.stub(key)
-        if len({copy[1:] for copy in self.copies.get(key, {}).values()}) > 1:  # two things have had this name
-            self.take(key, None)
-        if not self.finish(task, attempt):
+        scattered = [copy for copy in self.copies.get(key, {}).values() if not copy[0]]  # else the attempt tells
+        if len({copy[1] for copy in scattered}) > 1 or len({copy[2] for copy in scattered} - {""}) > 1:
+            self.take(key, None)  # two things have had this name
+        if not self.finish(task, claim):
             return None
         self.tables.tasks[key] = task
         return task

@@ -147,6 +147,9 @@ class Replicas:
             return True
         if task.holders:
             self.data.copy(task, order.names, number)
+        elif any(needed.fn is None for needed in self.lifecycle.lineage(task)):
+            order.failed[key] = "no worker holds it, and what it was made of is gone"
+            return True
         else:  # only the broker has its value at hand, and workers copy from workers
             self.tables.discard(task)
             self.lifecycle.lost([task], "no worker holds it")

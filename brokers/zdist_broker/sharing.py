@@ -10,7 +10,7 @@ from zdist.protocol.messages import ANY, Release, Want
 from zdist_broker.cells import Store
 from zdist_broker.intake import Intake
 from zdist_broker.recovery import Recovery
-from zdist_broker.state import Client, Tables
+from zdist_broker.state import Claimed, Client, Tables
 from zdist_broker.topics import Topics
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class State:
             self.pinner = Client(PINS, {"name": "shared state", "host": "", "pid": 0, "shm": False}, 0.0)
             self.pinner.crowded = True
             self.tables.clients[PINS] = self.peers[PINS] = self.pinner
-        self.pinner.claims = {key: ANY}
+        self.pinner.claims = {key: Claimed(ANY)}
         self.intake.want(self.pinner, Want(1, (key,)), 0.0)
         if key in self.pinner.wants:
             self.loose.pop(key, None)

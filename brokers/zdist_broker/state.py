@@ -11,7 +11,7 @@ any more). The first three are *active*: every active task is needed by a client
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from zdist.limits import (
     AHEAD_MICROS,
@@ -189,6 +189,15 @@ class Peer:
         return f"<{self.session} {self.name}>"
 
 
+class Claimed(NamedTuple):
+    """What a client says of a key that an earlier broker knew: see `Claim`."""
+
+    attempt: int | None = None
+    nbytes: int = 0
+    value: Payload | None = None
+    type: str = ""
+
+
 class Client(Peer):
     """A client: what it wants (key to generation), what it holds itself, and the functions it defined."""
 
@@ -207,7 +216,7 @@ class Client(Peer):
         self.function_bytes = 0
         self.trim_at = FUNCTIONS_DEFINED  # so many functions are defined when those without tasks are forgotten
         self.refused: dict[bytes, str] = {}  # functions whose definitions were not taken, and why
-        self.claims: dict[str, int] = {}  # what it says of the keys of its next Submit or Want: their attempts
+        self.claims: dict[str, Claimed] = {}  # what it says of the keys of its next Submit or Want
         self.asking = 0  # questions and calls that wait for their answers
         self.crowded = False  # much of what it was sent is not acknowledged: values stay where they are
         self.logs = False

@@ -76,6 +76,15 @@ class Entry:
         self.waiters: list[Waiter] | None = None
         self.outcome: Any = None
 
+    def value_here(self) -> bool:
+        """It is finished, and its value came along."""
+        return self.status == FINISHED and self.outcome[3] is not None
+
+    def value_row(self) -> tuple[Key, int, int, Payload, str]:
+        """That value, for a broker that does not know it: a row of Claim."""
+        key, attempt, nbytes, value, _, kind = self.outcome
+        return key, attempt, nbytes, value, kind
+
     def __repr__(self) -> str:
         return f"Entry({self.key!r}, {self.status}, refs={self.refs}, pins={self.pins}, gen={self.gen})"
 

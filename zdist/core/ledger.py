@@ -116,8 +116,7 @@ class Ledger(Replay):
         if not self.ready.done:
             self._settle(self.ready, False, (code, text))
         for entry in list(self.entries.values()):
-            value_here = entry.status == FINISHED and entry.outcome[3] is not None
-            if not (value_here or entry.status in (ERROR, CANCELLED)):
+            if not (entry.value_here() or entry.status in (ERROR, CANCELLED)):
                 self._end(entry, CANCELLED, text)
         for req in list(self.replies):
             self._reply(req, False, text)
@@ -321,7 +320,9 @@ class Ledger(Replay):
             entry = self._current(key)
             if entry is None:
                 continue
-            if reason == UNKNOWN and entry.work is None and entry.status == PENDING and self._once_more(key, now):
+            early = reason == UNKNOWN and entry.work is None and entry.status == PENDING
+            here = entry.value_here() and reason.endswith((UNKNOWN, UNHELD))  # it is no less finished for that
+            if here or (early and self._once_more(key, now)):
                 entry.gen = 0
             else:
                 why = f"{reason}: {GIVEN_UP}" if self.given_up and reason.endswith((UNKNOWN, UNHELD)) else reason

@@ -280,8 +280,9 @@ class Lineage(Machine[Route]):
             claims = [(e.key, 0) for e in entries if e.work is None and e.row and self.store.get(e.key) is None]
             if self.imports:  # who has made them may want them no more
                 claims += [(e.key, self.imports[e.key]) for e in entries if e.key in self.imports]
-            if claims:
-                self.send(CONTROL, m.Claim(tuple(claims)))
+            values = [entry.value_row() for entry in entries if entry.work is None and entry.value_here()]
+            if claims or values:
+                self.send(CONTROL, m.Claim(tuple(claims), tuple(values)))
             self.send(CONTROL, m.Want(self.gen, tuple([entry.key for entry in entries])))
 
     def _fence(self, keys: tuple[Key, ...]) -> None:

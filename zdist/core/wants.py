@@ -251,6 +251,9 @@ class Wants(Lanes):
                     entry.load = load
                     flying += 1
                     flying_bytes += load
+            else:  # finished under a broker that is gone: its value goes along
+                tasks += 1
+                size += m.payload_size(entry.outcome[3])
         self.flying += flying
         self.flying_bytes += flying_bytes
         for work, entries in groups:
@@ -280,6 +283,7 @@ class Wants(Lanes):
         epoch = self.epoch
         rows: list[Any] = []
         claims: list[tuple[Key, int]] = []
+        values: list[Any] = []
         for entry in entries:
             if entry.status == CANCELLED:  # while the others were collected
                 self._land(entry)
@@ -289,7 +293,7 @@ class Wants(Lanes):
             entry.gen, entry.told = gen, epoch
             rows.append(entry.row)
             if entry.status == FINISHED:  # under a broker that is gone
-                claims.append((entry.key, entry.outcome[1]))
+                values.append(entry.value_row())
             elif self.claims and (claim := self.claims.get(entry)) is not None:
                 if claim == m.ANY_SPEC and entry.refs:
                     claim = m.ANY
@@ -300,8 +304,8 @@ class Wants(Lanes):
         if not rows:
             return
         self._define(work)
-        if claims:
-            self.send(CONTROL, m.Claim(tuple(claims)))
+        if claims or values:
+            self.send(CONTROL, m.Claim(tuple(claims), tuple(values)))
         self.send(CONTROL, m.Submit(work.fn, work.named, gen, work.options, tuple(rows)))
 
     def _define(self, work: Work) -> None:

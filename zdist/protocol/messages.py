@@ -143,9 +143,11 @@ class Claim(NamedTuple):
     """Goes before a Submit or Want: keys of it that an earlier broker knew, and which attempt had finished them.
 
     0: data; ANY: whichever finished it counts; SPEC: need not be started, others were made of it; ANY_SPEC: both.
+    Values that the client has it brings along, so that nobody need hold them: key, attempt, bytes, value, type name.
     """
 
     rows: tuple[tuple[Key, Attempt], ...]
+    values: tuple[tuple[Key, Attempt, int, Payload, str], ...] = ()
 
 
 class Release(NamedTuple):

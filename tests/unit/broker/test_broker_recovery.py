@@ -6,6 +6,7 @@ import pytest
 from broker_world import SLOW, World
 
 from zdist.limits import COPIES_KEPT, RECOVERY
+from zdist.protocol.actors import ACTOR
 from zdist.protocol.messages import (
     ANY,
     ANY_SPEC,
@@ -22,6 +23,7 @@ from zdist.protocol.messages import (
     Rejected,
     Release,
     Returned,
+    Run,
     Unowned,
     Want,
 )
@@ -287,6 +289,50 @@ def test_who_has_a_result_from_others_may_claim_it_before_its_maker_comes(w: Wor
     assert not w.rows("c-1", Cancelled) and not w.rows("c-0", Cancelled)
 
 
+def test_a_value_that_its_client_has_is_known_again(w: World) -> None:
+    """The worker that had it is gone as well, and so is what it was made of."""
+    w.send("c-0", Claim((), (("a", 7, 5, b"value", "int"),)))
+    w.submit("a", deps=("gone",))
+    assert w.rows("c-0", Finished) == [("a", 7, 5, b"value", (), "int")]
+    w.submit("b", deps=("a",))
+    w.turn()
+    (run,) = [row for session in ("w-0", "w-1") for row in w.rows(session, Run)]
+    assert run[0] == "b" and run[5] == (("a", 5, (), b"value"),)
+    assert not w.rows("c-0", Cancelled)
+
+
+def test_a_value_that_a_client_has_from_others_is_known_again(w: World) -> None:
+    w.send("c-1", Claim((), (("a", 7, 5, b"value", "int"),)))
+    w.send("c-1", Want(1, ("a",)))
+    w.submit("b", deps=("a",), client="c-1")
+    assert running(w) == ["b"]
+    held(w, "w-0", "a")  # that copy comes late
+    w.send("c-0", Claim((), (("a", 7, 5, b"value", "int"),)))
+    w.submit("a", deps=("gone",))
+    assert [row[0] for row in w.rows("c-0", Finished)] == ["a"]
+    w.die("w-0")
+    assert w.task("a").state == MEMORY and w.task("a").value == b"value"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ("", 7, 5, b"v", "int"), ("x" * 5000, 7, 5, b"v", "int"), ("a", -2, 5, b"v", "int"),
+        ("a", 7, -5, b"v", "int"), ("a", 7, 5, b"v", "int" * 5000), ("a", 7, 5, b"v" * 20_000, "bytes"),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_is_not_taken(w: World, row: tuple[str, int, int, bytes, str]) -> None:
+    w.send("c-0", Claim((), (row,)))
+    w.send("c-0", Want(1, (row[0],)))
+    assert not w.broker.tables.tasks and not w.rows("c-0", Finished)
+
+
+def test_a_handle_that_a_client_has_is_no_actor(w: World) -> None:
+    w.send("c-0", Claim((), (("a", 7, 5, b"handle", ACTOR),)))
+    w.send("c-0", Want(1, ("a",)))
+    assert [row[0] for row in w.rows("c-0", Cancelled)] == ["a"]
+
+
 def test_a_result_that_was_claimed_cannot_be_made_of_itself(w: World) -> None:
     held(w, "w-0", "a")
     claim(w, ("a", 7), client="c-1")
@@ -365,3 +411,12 @@ def test_data_of_which_two_are_found_is_neither(w: World) -> None:
     claim(w, ("x", 0))
     w.send("c-0", Want(1, ("x",)))
     assert [row[0] for row in w.rows("c-0", Cancelled)] == ["x"]
+
+
+def test_copies_of_copies_do_not_tell_their_type(w: World) -> None:
+    w.send("w-0", Held((("x", 0, 5, "str"), ("r", 7, 278, "str"))))
+    w.send("w-1", Held((("x", 0, 5, ""), ("r", 7, 139, ""))))
+    claim(w, ("x", 0), ("r", 7))
+    w.send("c-0", Want(1, ("x", "r")))
+    assert [row[0] for row in w.rows("c-0", Finished)] == ["x", "r"]
+    assert w.task("x").type == w.task("r").type == "str"

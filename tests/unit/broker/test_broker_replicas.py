@@ -12,6 +12,8 @@ from zdist.protocol.messages import (
     Answer,
     Ask,
     Call,
+    Cancelled,
+    Claim,
     Drop,
     Finished,
     Held,
@@ -20,6 +22,7 @@ from zdist.protocol.messages import (
     NoCopy,
     Place,
     Replicate,
+    Want,
 )
 from zdist_broker.state import MEMORY
 
@@ -103,6 +106,15 @@ def test_an_argument_stays_with_its_client_however_it_is_copied() -> None:
     assert not w.rows("c-0", Drop)
     w.send("c-0", Place(("a",), (), 0))  # what its client scatters it gives away
     assert on(w, "a") == {"w-0", "w-1"} and w.rows("c-0", Drop) == ["a"]
+
+
+def test_a_value_that_only_the_broker_has_and_cannot_make_again_stays() -> None:
+    w = World(workers=2)
+    w.send("c-0", Claim((), (("a", 7, 5, b"value", "int"),)))
+    w.send("c-0", Want(1, ("a",)))
+    order(w, "replicate", ("a",), 1, None)
+    assert "what it was made of is gone" in answer(w)["failed"]["a"]
+    assert w.task("a").value == b"value" and not w.rows("c-0", Cancelled)
 
 
 def test_on_all_of_some_workers() -> None:

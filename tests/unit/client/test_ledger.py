@@ -380,7 +380,7 @@ def test_a_broker_that_had_given_the_session_up_is_told_everything_again() -> No
     assert claim == m.Claim((("a", m.ANY),)) and pending.gen == submit.gen and done.status == FINISHED
     ledger.submit(PURE, [("c", b"", ("b",))])
     claim, *submits = turn(ledger)
-    assert claim == m.Claim((("b", done.outcome[1]),))  # it need not be computed again if somebody holds it
+    assert claim == m.Claim((), (("b", 1, 100, b"v", "int"),))  # nobody need hold it, nor compute it again
     assert [row[0] for message in submits for row in message.rows] == ["b", "c"]
 
 
@@ -467,6 +467,23 @@ def test_scattered_data_is_asked_for_as_long_as_somebody_may_bring_it_back() -> 
             assert claim == m.Claim((("x", 0),)) and want.keys == ("x",)
             asked += 1
     assert asked >= 5 and now >= 10.0 + limits.COPIES_KEPT - limits.RECOVERY
+
+
+def test_a_value_that_was_had_from_others_goes_along_with_what_is_made_of_it() -> None:
+    """Its maker may not have come back yet; it is no less finished if the broker does not take it."""
+    ledger = connected()
+    (x,) = ledger.want(["x"])
+    turn(ledger)
+    finish(ledger, "x")
+    assert succeeded(ledger, 10.0) == []
+    ledger.submit(PURE, [("c", b"", ("x",))])
+    claim, want, *_, submit = turn(ledger)
+    assert claim == m.Claim((), (("x", 1, 100, b"v", "int"),)) and want.keys == ("x",)
+    assert [row[0] for row in submit.rows] == ["c"]
+    ledger.handle(CONTROL, m.Cancelled((("x", UNKNOWN),)), 12.5)
+    assert x.value_here() and not x.gen and ledger.entries["x"] is x
+    ledger.handle(CONTROL, m.Cancelled((("x", "cancelled by client other"),)), 12.5)
+    assert x.value_here()  # said of a want that is over
 
 
 def test_what_was_had_from_others_is_claimed_at_the_next_broker() -> None:
