@@ -77,8 +77,11 @@ def test_restart(start: Callable[..., LocalCluster], gate: functions.Gate) -> No
         before = set(client.run(os.getpid).values())
         finished, running = client.submit(functions.inc, 1), client.submit(functions.wait_at, gate)
         wait(finished)
+        ledger: Any = client._ledger
+        ledger.window = (2, 1 << 20)
+        unheard = client.map(functions.wait_at, [gate] * 4, "abcd")  # all but the first are not with the broker yet
         client.restart(timeout=WITHIN)
-        for future in (finished, running):
+        for future in (finished, running, *unheard):
             with pytest.raises(CancelledError, match="restart"):
                 future.result(timeout=20)
         client.wait_for_workers(2, timeout=WITHIN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import cluster_functions as functions
@@ -9,6 +10,7 @@ import pytest
 from cluster_checks import eventually
 
 from zdist import Client, Future
+from zdist.client import scattering
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,16 @@ def test_an_unpicklable_object_is_named(client: Client) -> None:
 
     with pytest.raises(SerializationError, match=r"lock"):
         client.scatter([1, threading.Lock()])
+
+
+def test_who_waits_for_a_worker_is_told(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warning(event: str, reason: str) -> None:
+        raise InterruptedError(f"{event}: {reason}")  # else it would wait for ever
+
+    monkeypatch.setattr(scattering, "SCATTER_NOTICE", 0.02)
+    monkeypatch.setattr(client._driver, "log", SimpleNamespace(warning=warning))
+    with pytest.raises(InterruptedError, match=r"scatter\.waiting: no worker has taken 2 of 2.*tcp://nowhere:1"):
+        client.scatter([1, 2], workers="tcp://nowhere:1")
 
 
 def test_a_place_that_is_not_there(client: Client) -> None:

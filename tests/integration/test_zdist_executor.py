@@ -392,6 +392,8 @@ def test_bad_options(client: Client) -> None:
         client.get_executor(max_workers=0)
     with pytest.raises(TypeError, match="initializer"):
         client.get_executor(initializer=1)
+    with pytest.raises(TypeError, match="for 4 tasks write max_workers=4"):
+        ZdistExecutor(4)
     with contextlib.closing(Client(client.address, token=client.cluster.token, set_as_default=False)) as closed:
         closed.close()
         with pytest.raises(RuntimeError, match="closed"):

@@ -222,11 +222,14 @@ class Admin(Base):
         return self._sync(self._restart(seconds(timeout)))
 
     async def _restart(self, timeout: float | None) -> None:
+        reason = "cluster restarted"
         with self._lock:
             known = list(self._ledger.entries.values())
+            # the broker is not told of these any more: they would be the first that its new workers run
+            self._ledger.cancel([entry for entry in known if entry.status == PENDING and not entry.gen], False, reason)
         await self._asking("restart", timeout, timeout)
-        with self._lock:  # what the broker had not been told of yet
-            self._ledger.cancel([entry for entry in known if entry.status == PENDING], False, "cluster restarted")
+        with self._lock:  # what it was told of by lanes only
+            self._ledger.cancel([entry for entry in known if entry.status == PENDING], False, reason)
 
     def restart_workers(self, workers: Any, timeout: float | str | None = 30.0, raise_for_error: bool = True) -> Any:
         """Replace the processes of some workers, and return when others are there instead.
