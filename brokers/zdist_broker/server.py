@@ -148,12 +148,13 @@ class BrokerServer:
             raise InvariantError(f"the broker cannot do {command!r}")
 
     def _settle(self) -> None:
-        """Load what log records need as soon as nothing waits: it takes a good part of a second."""
+        """Load what log records need as soon as nothing waits, beside the loop: it takes a good part of a second, in
+        which a burst of connections may use up all descriptors."""
         until = time.monotonic() + SETTLED_AT_LAST
         self.loop.drive(lambda: self.stopping, SETTLED)
         while not self.stopping and self.machine.busy() and time.monotonic() < until:
             self.loop.drive(lambda: self.stopping, SETTLED)
-        log.prepare()
+        threading.Thread(target=_prepare_log, name="zdist-broker-log", daemon=True).start()
 
     def run(self, *, own_process: bool = False) -> None:
         """Serve in the calling thread until `stop` is called or a client shuts the cluster down.
@@ -215,3 +216,8 @@ def cluster_id(address: str) -> str:
     """Name the cluster, the same for a broker that takes another's place: futures may be pickled in its state."""
     place = f"{host_id()} {address}"
     return f"cluster-{hashlib.blake2b(place.encode(), digest_size=4).hexdigest()}"
+
+
+def _prepare_log() -> None:
+    with contextlib.suppress(OSError):  # no file can be opened: the first record tries again
+        log.prepare()

@@ -22,7 +22,7 @@ COMMAND = [sys.executable, "-P", "-m", "zdist", "chaos"]
 def test_a_short_one_keeps_every_promise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(FAULTS, "user killed")  # which takes a lease to be forgotten
     with Chaos(5, every=1.0, broker_share=0.3) as chaos:
-        report = chaos.run(8.0)
+        report = chaos.run(9.0)
     assert report.wrongs == []
     assert report.faults.total() >= 7
     assert report.futures > 0

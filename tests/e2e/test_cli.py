@@ -8,7 +8,6 @@ import os
 import re
 import select
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ports import free_port
 
 ROOT = Path(__file__).parents[2]
 ZDIST = [sys.executable, "-P", "-m", "zdist"]
@@ -76,13 +76,6 @@ def address_of(process: subprocess.Popen[str]) -> str:
 def run(*args: str) -> subprocess.CompletedProcess[str]:
     """A command that ends by itself."""
     return subprocess.run([*ZDIST, *args], capture_output=True, text=True, timeout=DEADLINE, check=False)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 # --- zdist broker -------------------------------------------------------------------------------------

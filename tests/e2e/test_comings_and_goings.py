@@ -10,7 +10,6 @@ import re
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 from zdist import CancelledError, Client, LocalCluster, Lock, Queue, log, wait
 from zdist.node.process import child_environment
@@ -106,9 +106,7 @@ def shown() -> Iterator[io.StringIO]:
 
 @pytest.fixture
 def address() -> str:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+    return f"tcp://127.0.0.1:{free_port()}"
 
 
 def wait_gone(pid: int) -> None:

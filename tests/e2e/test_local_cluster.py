@@ -158,6 +158,10 @@ def test_a_killed_worker_is_replaced_and_the_work_completes() -> None:
         os.kill(victim, signal.SIGKILL)
         wait_gone(victim)
         assert client.gather(futures) == list(range(400))
+        end = time.monotonic() + PATIENCE
+        while cluster.workers.get("local-1", {}).get("pid") in (None, 0, victim):
+            assert time.monotonic() < end, "it was not replaced"
+            threading.Event().wait(0.01)
         client.wait_for_workers(2, timeout=PATIENCE)
         assert cluster.workers["local-1"]["pid"] != victim
 

@@ -32,7 +32,7 @@ if __name__ == "__main__":
             wait(futures)
             print("sizes", {len(value) for value in client.gather(futures, progress=True)})
         elif sys.argv[1] == "tasks":
-            progress(client.map(abs, range(1000)), client.map(nap, [0.05] * 10, pure=False))
+            progress(client.map(abs, range(1000)), client.map(nap, [0.2] * 10, pure=False))
             print("over")
         else:
             client.gather(client.submit(nap, 60), progress=True)

@@ -29,6 +29,10 @@ def cluster() -> Iterator[LocalCluster]:
 def client(cluster: LocalCluster) -> Iterator[Client]:
     with Client(cluster) as client:
         client.wait_for_workers(2, timeout=PATIENCE)
+        end = time.monotonic() + PATIENCE  # one that the test before had replaced counts until it has gone
+        while [w["status"] for w in client.scheduler_info()["workers"].values()] != ["running"] * 2:
+            assert time.monotonic() < end, "there are not two workers that stay"
+            threading.Event().wait(0.01)
         yield client
 
 
@@ -87,7 +91,7 @@ def test_retries_apply_to_timeouts(client: Client, tmp_path: Path) -> None:
             pass
         return "done"
 
-    future = client.submit(slow_at_first, str(tmp_path), timeout="500ms", retries=1)
+    future = client.submit(slow_at_first, str(tmp_path), timeout="2s", retries=1)
     assert future.result(timeout=PATIENCE) == "done"
 
 

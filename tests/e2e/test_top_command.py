@@ -105,6 +105,7 @@ def test_json_for_programs(cluster: LocalCluster) -> None:
         futures = [client.submit(bytes, 10_000 + n) for n in range(20)]
         failed = client.submit(boom)
         wait([*futures, failed])
+        assert top(cluster.broker_address, "--json", "--interval", "0.1").returncode == 0  # workers load what answers
         run = top(cluster.broker_address, "--json", "--interval", "0.1")
     assert run.returncode == 0, run.stderr
     found: dict[str, Any] = json.loads(run.stdout)

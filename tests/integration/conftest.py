@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -24,12 +25,19 @@ def processes_marked(mark: str) -> list[psutil.Process]:
     """The processes, whoever their parent now is, that inherited the mark from this one."""
     found = []
     for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.environ().get("ZDIST_TEST_MARK") == mark:
+        with contextlib.suppress(psutil.Error):  # it may end at any moment
+            mine = process.pid != os.getpid() and process.environ().get("ZDIST_TEST_MARK") == mark
+            if mine and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-        except psutil.Error:
-            continue
-    return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return found
+
+
+def shown(processes: list[psutil.Process]) -> list[tuple[int, list[str]]]:
+    rows = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            rows.append((process.pid, process.cmdline()))
+    return rows
 
 
 def shared_memory(place: Path) -> list[str]:
@@ -57,13 +65,14 @@ def nothing_left() -> Iterator[Path]:
         threads = own_threads()
         yield runtime
         try:
-            gone(lambda: [(p.pid, p.cmdline()) for p in processes_marked(mark)], "processes")
+            gone(lambda: shown(processes_marked(mark)), "processes")
             gone(lambda: own_threads() - threads, "threads")
             gone(lambda: sorted(str(path.relative_to(runtime)) for path in runtime.rglob("*")), "files")
             gone(lambda: shared_memory(memory), "shared memory")
         finally:
             for process in processes_marked(mark):
-                process.kill()
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
             shutil.rmtree(runtime, ignore_errors=True)
             shutil.rmtree(memory, ignore_errors=True)
 

@@ -116,17 +116,19 @@ class Reader:
             "    for value in client.gather(iter(futures), direct=False): print(len(value), flush=True)"
         )
         command = [sys.executable, "-c", code, cluster.broker_address, cluster.token, str(rounds), *keys]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(  # unbuffered: `communicate` does not see what a buffer has taken in
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
 
     def ready(self) -> None:
         """Wait until it is connected."""
         assert self.process.stdout is not None
-        assert self.process.stdout.readline().strip() == "ready"
+        assert self.process.stdout.readline().strip() == b"ready"
 
     def go(self) -> None:
         """Begin."""
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(b"\n")
         self.process.stdin.flush()
 
     def stop_after_the_first(self) -> None:
@@ -140,7 +142,7 @@ class Reader:
     def go_on(self) -> list[str]:
         """What it prints until its end."""
         self.process.send_signal(signal.SIGCONT)
-        return self.process.communicate(timeout=60)[0].split()
+        return self.process.communicate(timeout=60)[0].decode().split()
 
     def __enter__(self) -> Reader:
         return self

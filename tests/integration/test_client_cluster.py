@@ -197,8 +197,8 @@ with LocalCluster(n_workers=2, threads_per_worker=1) as cluster, Client(cluster)
     before = sorted(client.run(os.getpid).values())
     gate = functions.Gate({gate!r})
     future = client.submit(functions.wait_at, gate, "through")
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         client.gather(future, timeout=60)
         print("not interrupted")
     except KeyboardInterrupt:

@@ -30,11 +30,11 @@ def faults(found: Diagnosis) -> list[str]:
 
 
 @pytest.fixture
-def free_address() -> str:
-    """Where nobody listens."""
+def free_address() -> Iterator[str]:
+    """Where nobody listens; nor is anybody else given this port meanwhile."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+        yield f"tcp://127.0.0.1:{sock.getsockname()[1]}"
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 import zmq
 from cluster_checks import WITHIN, eventually
 
-from zdist import Client, LocalCluster
+from zdist import AuthenticationError, Client, LocalCluster
 from zdist.transport import listeners, sockets
 from zdist.transport.listeners import Listeners
 
@@ -66,6 +66,13 @@ def crowd() -> Iterator[Callable[[str], Crowd]]:
         one.leave()
 
 
+def settle(client: Client) -> None:
+    """Have the broker write a record: it loads what that takes a second after its start. That needs files, and the
+    better part of a processor."""
+    with pytest.raises(AuthenticationError):
+        Client(client.address, token="wrong", timeout=WITHIN, set_as_default=False)
+
+
 @pytest.mark.parametrize("protocol", ["tcp", "ipc"])
 def test_a_broker_without_descriptors_serves_those_that_are_there(
     start: Callable[..., LocalCluster], crowd: Callable[[str], Crowd], protocol: str, capfd: pytest.CaptureFixture[str]
@@ -73,6 +80,7 @@ def test_a_broker_without_descriptors_serves_those_that_are_there(
     cluster = start(n_workers=1, threads_per_worker=1, protocol=protocol)
     with Client(cluster, set_as_default=False) as client:
         client.wait_for_workers(1, timeout=WITHIN)
+        settle(client)
         (broker,) = [p for p in psutil.Process().children() if "zdist_broker" in p.cmdline()]
         limit = broker.num_fds() + 40
         broker.rlimit(psutil.RLIMIT_NOFILE, (limit, limit))
@@ -168,6 +176,7 @@ def test_a_burst_of_connections_does_not_end_the_broker(
     cluster = start(n_workers=1, threads_per_worker=1, protocol="ipc")
     with Client(cluster, set_as_default=False) as client:
         client.wait_for_workers(1, timeout=WITHIN)
+        settle(client)
         (broker,) = [p for p in psutil.Process().children() if "zdist_broker" in p.cmdline()]
         broker.rlimit(psutil.RLIMIT_NOFILE, (2048, 2048))
         strangers = crowd(client.address)

@@ -23,6 +23,12 @@ from zdist import Client, ConfigError, LocalCluster, PeerUnreachable, Serializat
 SOCKETS = ("peer", "relay")  # shared memory would make the peer path needless
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of a loaded machine may need longer for its answer to a probe than a program should wait."""
+    monkeypatch.setattr("zdist.core.links.PROBE_TIMEOUT", 2.0)
+
+
 @pytest.fixture
 def peer_client(cluster: LocalCluster) -> Iterator[Client]:
     with Client(cluster, gather_paths=SOCKETS, set_as_default=False) as client:
@@ -81,7 +87,7 @@ def test_true_meets_a_closed_path_with_one_warning_for_each_worker(cluster: Loca
         assert got == [0, 1, 2, 3, 4, 5, 0, 1]
         (warning,) = caught
         text = str(warning.message)
-        assert text.startswith("direct=True") and workers[closed]["name"] in text and workers[open_]["name"] not in text
+        assert text.startswith(f"direct=True, but {workers[closed]['name']} went by the relay: ")
         reason = text.rpartition(": ")[2]
         assert len(reason) > 5 and warning.filename == __file__  # the line that called gather
 
@@ -166,6 +172,8 @@ with LocalCluster(processes=False, threads_per_worker=2) as cluster:
     with Client(cluster, gather_paths=("peer", "relay")) as client:
         ledger, driver = client._ledger, client._driver
         requests = ledger.fetcher.requests
+        def under_way():  # or over, if this thread came late: the gather waits for the last one
+            return requests.inflight or (ledger.collections.open and not ledger.fetcher.tickets)
         futures = client.map(functions.filled, range(12), [4 << 20] * 12, pure=False)
         wait(futures)
         gate = functions.Gate({gate!r})
@@ -173,7 +181,7 @@ with LocalCluster(processes=False, threads_per_worker=2) as cluster:
         hits = 0
         for i in range({times}):
             armed = threading.Event()
-            moments = (lambda: settle(lambda: requests.inflight), lambda: time.sleep(i % 7 / 1000), lambda: None)
+            moments = (lambda: settle(under_way), lambda: time.sleep(i % 7 / 1000), lambda: None)
             striker = threading.Thread(target=strike, args=(armed, moments[i % 3]))
             striker.start()
             values = None

@@ -78,7 +78,11 @@ def test_bystanders_of_a_killer_survive(client: Client) -> None:
     others = client.map(functions.slow_inc, range(400), [0.005] * 400, pure=False)
     with pytest.raises(KilledWorker, match=r"SIGSEGV|signal 11"):
         killer.result(timeout=60)
-    assert client.gather(others, timeout=60) == list(range(1, 401))
+    values = client.gather(others, timeout=60, errors="return")
+    # a worker has two threads: one other task ran at each death, and it may have been the same one each time
+    unlucky = [n for n, value in enumerate(values) if isinstance(value, KilledWorker)]
+    assert len(unlucky) <= 1
+    assert all(value == n + 1 for n, value in enumerate(values) if n not in unlucky)
     eventually(lambda: len(pids(client)) == 2, "two workers")
 
 

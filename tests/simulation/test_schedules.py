@@ -12,7 +12,7 @@ from zdist.testing.simulate import main
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_thousand_schedules_keep_every_promise(capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["--seeds", "1000"])
     output = capsys.readouterr().out

@@ -334,7 +334,8 @@ def _locked(directory: Path) -> Iterator[None]:
     """One ``up`` or ``down`` at a time for a file; the directory is there and is the one that was locked."""
     path = directory / "lock"
     while True:
-        directory.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, 0o700)  # Path.mkdir looks a second time, when a `down` may have removed it
         try:
             lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:

@@ -41,7 +41,7 @@ def main():
             variable.set(value)
         event.set()
         first, grows = follower.result()
-        print(1 <= first <= 5, grows, event.wait(timeout=1))
+        print(1 <= first <= 5, grows, event.wait(timeout=10))
         event.clear()
         counter = Variable("program-counter")
         counter.set(0)
@@ -52,7 +52,7 @@ def main():
         variable.set(client.submit(inc, 41))
         print(Variable("program-variable").get().result())
         lock = Lock("program-other")
-        print(lock.acquire(timeout=1), Lock("program-other").acquire(timeout=0.1), lock.locked())
+        print(lock.acquire(timeout=10), Lock("program-other").acquire(timeout=0.1), lock.locked())
         lock.release()
 
 

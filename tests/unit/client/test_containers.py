@@ -235,10 +235,10 @@ def test_a_flat_list_is_quick(client: FakeClient) -> None:
 
 
 def _seconds_for(futures: list[FakeFuture], values: list[int]) -> float:
-    start = time.perf_counter()
+    start = time.thread_time()
     found, skeleton = flatten(futures)
     result = rebuild(skeleton, values)
-    took = time.perf_counter() - start
+    took = time.thread_time() - start
     assert len(found) == len(result) == 10_000
     return took
 

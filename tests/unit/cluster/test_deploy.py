@@ -115,18 +115,25 @@ def test_connection_without_a_cluster(file: Path) -> None:
     assert deploy.connection(file).address == "tcp://127.0.0.1:4321"
 
 
-def test_a_lock_on_a_removed_directory_is_taken_anew(file: Path) -> None:
+def test_a_lock_on_a_removed_directory_is_taken_anew(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = deploy._directory(file)
-    entered = threading.Event()
+    opened, entered = threading.Event(), threading.Event()
+    real = deploy.fcntl.flock
+
+    def flock(lock: int, how: int) -> None:
+        opened.set()
+        real(lock, how)
 
     def second() -> None:
         with deploy._locked(directory):
-            entered.set()
             assert directory.is_dir()
+            entered.set()
 
     with deploy._locked(directory):
+        monkeypatch.setattr(deploy.fcntl, "flock", flock)
         thread = threading.Thread(target=second)
         thread.start()
+        assert opened.wait(10)  # it waits for a lock on a file that now goes
         shutil.rmtree(directory)
     thread.join(10)
     assert entered.is_set()

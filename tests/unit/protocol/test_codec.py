@@ -8,7 +8,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zdist.errors import ProtocolError, VersionMismatch
@@ -65,6 +65,7 @@ def plain(value: Any) -> Any:
     return value
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20), st.integers(0, 2**40), st.integers(0, 2**40), st.lists(messages(), max_size=4))
 def test_any_packet_survives(session: str, seq: int, ack: int, batch: list[Any]) -> None:
     packet = Packet(session, seq, ack, tuple(batch))
@@ -74,6 +75,7 @@ def test_any_packet_survives(session: str, seq: int, ack: int, batch: list[Any])
     assert [type(m) for m in arrived.messages] == [type(m) for m in batch]
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=200), max_size=4))
 def test_garbage_is_a_protocol_error(frames: list[bytes]) -> None:
     try:
@@ -83,6 +85,7 @@ def test_garbage_is_a_protocol_error(frames: list[bytes]) -> None:
     assert decode(frames).seq >= 0  # bytes that happen to be a packet are one
 
 
+@settings(deadline=None)
 @given(messages(), st.data())
 def test_a_damaged_message_never_reaches_a_machine(message: Any, data: st.DataObject) -> None:
     """Replace one field by something of another type: decoding refuses it or the type allowed it."""
@@ -101,6 +104,7 @@ def test_a_damaged_message_never_reaches_a_machine(message: Any, data: st.DataOb
         decode([header])
 
 
+@settings(deadline=None)
 @given(st.lists(messages(), min_size=1, max_size=3), st.data())
 def test_a_packet_with_changed_bytes_is_refused_or_is_well_typed(batch: list[Any], data: st.DataObject) -> None:
     """What gets through after any change of bytes can be encoded again, so a machine sees nothing ill-typed."""
