@@ -188,7 +188,7 @@ class Intake:
 
     def claim(self, client: Client, message: Claim, now: float) -> None:
         """What the next Submit or Want of this client speaks of."""
-        client.claims = self.recovery.claims(message, now)
+        client.claims = self.recovery.claims(message)
 
     def _again(self, client: Client, fn: Function, message: Submit, terms: Terms) -> None:
         """A submission when there may be results from the time of an earlier broker."""

@@ -73,10 +73,9 @@ class Recovery:
         copies[worker] = (attempt, nbytes, kind)
         return True
 
-    def claims(self, message: Claim, now: float) -> dict[str, Claimed]:
-        """What is said there, as far as it can be true: copies wait for some time, values came along."""
-        waiting = self.until is not None and now < self.until
-        claims = {key: Claimed(attempt) for key, attempt in message.rows} if waiting else {}
+    def claims(self, message: Claim) -> dict[str, Claimed]:
+        """What is said there, as far as it can be true; a client that comes late may find what others have claimed."""
+        claims = {key: Claimed(attempt) for key, attempt in message.rows} if self.until is not None else {}
         for key, attempt, nbytes, value, kind in message.values:
             if not fit_key(key) and min(attempt, nbytes) >= 0 and len(kind) <= MAX_KEY:  # a handle is no actor
                 claims[key] = Claimed(attempt, nbytes, value, kind) if kind != ACTOR else Claimed(attempt)

@@ -357,11 +357,18 @@ def test_data_that_a_client_holds_now_takes_the_place_of_older_copies(w: World) 
     assert w.task("x").nbytes == 9
 
 
-def test_claims_count_only_while_there_is_something_to_claim(w: World) -> None:
+def test_claims_count_also_from_those_who_come_late(w: World) -> None:
+    w.send("c-1", Claim((), (("made", 7, 5, b"value", "int"),)))
+    w.send("c-1", Want(1, ("made",)))
     tick(w, COPIES_KEPT)
-    claim(w, ("a", SPEC))
-    w.submit("a")
-    assert running(w) == ["a"]
+    claim(w, ("made", ANY), ("spec", SPEC))
+    w.submit("made", "spec")
+    assert running(w) == [] and [row[:2] for row in w.rows("c-0", Finished)] == [("made", 7)]
+    w.submit("b", deps=("spec",))
+    assert running(w) == ["spec"]
+
+
+def test_claims_do_not_count_if_there_was_no_earlier_broker() -> None:
     claim(first := World(), ("a", SPEC))
     first.submit("a")
     assert running(first) == ["a"]
