@@ -51,7 +51,10 @@ DEAF: Final = "deaf"  # probes are answered, requests for data are not
 KEY_SECONDS: Final = 4e-6  # what one more key costs its holder and us, whatever the path
 # Round trip and bytes/s before anything is measured. Of shared memory nothing is: what it costs, the page faults, the
 # reader pays later, so what happens on the way says nothing about it.
-PRIOR: Final = {SHM: (0.0001, 4e9), PEER: (0.0005, 500e6), RELAY: (0.001, 200e6)}
+PRIOR: Final = {SHM: (0.0001, 20e9), PEER: (0.0005, 500e6), RELAY: (0.001, 200e6)}
+# Within a host all data goes through its memory, and what is relayed goes twice: if the peer path was slow there,
+# something contended with it, and the relay would be slower still.
+NEAR: Final = 8e9
 SHARED: Final = 1.25  # the relay has to be so much faster: it is everybody's, and what contends for our own CPU and
 #  memory moves every estimate by as much
 STALE: Final = 300.0  # a bandwidth that was not confirmed for this long is forgotten
@@ -91,8 +94,8 @@ class Estimate:
     """Round trip, slowness to answer (seconds) and bandwidth (bytes/s) of something that carries data."""
 
     __slots__ = (
-        "bandwidth", "fresh", "lag", "mark", "measured", "pending", "prior", "rough", "rtt", "rtt_known", "small",
-        "weight",
+        "bandwidth", "fresh", "lag", "least", "mark", "measured", "pending", "prior", "rough", "rtt", "rtt_known",
+        "small", "weight",
     )  # fmt: skip
 
     def __init__(self, path: str) -> None:
@@ -101,6 +104,7 @@ class Estimate:
         self.rtt_known = False
         self.lag = 0.0  # how much longer than the round trip answers take: a busy holder
         self.bandwidth = 0.0  # 0: not measured
+        self.least = 0.0  # bandwidth to count on whatever was measured
         self.measured = 0.0  # when
         self.mark = 0.0  # since when the bytes in ``pending`` have been arriving
         self.pending = 0
@@ -111,7 +115,7 @@ class Estimate:
     @property
     def speed(self) -> float:
         """Bytes per second to count on, measured or assumed."""
-        return (self.bandwidth or self.prior) / self.weight
+        return max(self.bandwidth or self.prior, self.least) / self.weight
 
     @property
     def delay(self) -> float:
@@ -176,12 +180,13 @@ class Link(Estimate):
 
     __slots__ = (
         "backlog", "carried_bytes", "carried_keys", "closed_until", "fault", "holder", "inflight", "lost", "missed",
-        "misses", "name", "path", "probe", "progress", "queue", "reason", "requests", "retry", "route", "silence",
-        "since", "starving", "state", "strikes", "text",
+        "misses", "name", "path", "probe", "progress", "queue", "reason", "requests", "retry", "route",
+        "silence", "since", "starving", "state", "strikes", "text",
     )  # fmt: skip
 
-    def __init__(self, holder: str, path: str, route: Route, name: str) -> None:
+    def __init__(self, holder: str, path: str, route: Route, name: str, least: float = 0.0) -> None:
         super().__init__(path)
+        self.least = least
         self.holder, self.path, self.route, self.name = holder, path, route, name
         self.state = UNKNOWN if path == PEER else OPEN
         self.text = ""  # why it is closed, for people
@@ -300,7 +305,8 @@ class Links:
             if member.session in self.members or not member.address:
                 continue  # a session keeps its address as long as it lives
             self.members[member.session] = member
-            link = Link(member.session, PEER, Route(member.address), member.name or member.address)
+            near = member.address.startswith("ipc:") or (self.host is not None and member.host == self.host.id)
+            link = Link(member.session, PEER, Route(member.address), member.name or member.address, NEAR * near)
             self.peers[member.session] = self.addresses[member.address] = link
 
     def peer(self, holder: str) -> Link | None:

@@ -43,6 +43,7 @@ class Channels:
         self._routers: set[str] = set()
         self._poller = zmq.Poller()
         self._listeners = Listeners(self.log, self._poller)
+        self._dialled = 0  # connections, which take turns on the I/O threads
         self._dirty = True  # the machine may have something to send since the last turn
 
     # --- which there are ---------------------------------------------------------------------------
@@ -63,7 +64,8 @@ class Channels:
         peers = [name for name in self._channels if "://" in name]
         if len(peers) >= limits.PEER_SOCKETS and "://" in channel:
             self._drop(peers[0])
-        sock = sockets.dealer(self.context, address)
+        self._dialled += 1
+        sock = sockets.dealer(self.context, address, 1 << self._dialled % sockets.IO_THREADS)
         self._addresses[channel] = address
         self.attach(channel, sock, router=False)
         return sock

@@ -16,13 +16,25 @@ from zdist import limits
 from zdist.errors import AddressUnavailable
 from zdist.transport.security import check_bind
 
-__all__ = ["Context", "bind", "bulk_address", "common", "context", "dealer", "more_files", "router", "unlink_ipc"]
+__all__ = [
+    "IO_THREADS",
+    "Context",
+    "bind",
+    "bulk_address",
+    "common",
+    "context",
+    "dealer",
+    "more_files",
+    "router",
+    "unlink_ipc",
+]
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
 UNREAD = 60_000  # milliseconds after which a connection that takes nothing is closed, and what was queued for it goes
 CONNECT = 2_000  # milliseconds after which connecting begins anew: TCP itself would ask at ever longer intervals
 INBOX = 1000  # messages taken in ahead from one connection to a ROUTER; what is beyond waits with its sender
+IO_THREADS = 2  # of a peer: what two workers send is copied on two cores
 QUEUE = 100_000  # HWM in messages; a backstop, since the protocol's own windows are in bytes
 
 
@@ -47,7 +59,7 @@ class _Common:
         """Use it, until `leave`."""
         with self.lock:
             if self.context is None or self.pid != os.getpid():  # a context does not survive a fork
-                self.context, self.users, self.pid = context(), 0, os.getpid()
+                self.context, self.users, self.pid = context(IO_THREADS), 0, os.getpid()
             self.users += 1
             return self.context
 
@@ -84,10 +96,12 @@ def _options(sock: zmq.Socket[bytes], largest: int = limits.MAX_FRAME) -> None:
     sock.setsockopt(zmq.IPV6, 1)
 
 
-def dealer(ctx: Context, address: str) -> zmq.Socket[bytes]:
-    """A DEALER connected to a broker or a worker's data socket."""
+def dealer(ctx: Context, address: str, affinity: int = 0) -> zmq.Socket[bytes]:
+    """A DEALER connected to a broker or a worker's data socket; the bits of ``affinity`` are I/O threads."""
     sock: zmq.Socket[bytes] = ctx.socket(zmq.DEALER)
     _options(sock)
+    if affinity:
+        sock.setsockopt(zmq.AFFINITY, affinity)
     sock.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT)
     # the other side closes a connection on which no ping came for that long, and drops what it had queued for it
     sock.setsockopt(zmq.HEARTBEAT_IVL, int(limits.SILENT_PEER * 250))

@@ -50,3 +50,21 @@ def test_the_reason_for_a_relay_that_is_faster() -> None:
     links.by_relay("w-1").bandwidth = links.relay.bandwidth = 1e9
     (batch,) = plan_gather([("k", 64 * MIB, ("w-1",))], links)
     assert (batch.path, batch.reason) == (RELAY, "relay faster")
+
+
+@pytest.mark.parametrize(("address", "host"), [("ipc:///run/one", "there"), ("tcp://127.0.0.1:1", "here")])
+def test_within_a_host_a_peer_path_that_was_slow_is_not_left_for_the_relay(address: str, host: str) -> None:
+    links = Links(Host("here"))
+    links.learn([("w-1", address, "one", host, "n-1")])
+    links.peers["w-1"].opened()
+    links.peers["w-1"].bandwidth = 1e5
+    links.by_relay("w-1").bandwidth = links.relay.bandwidth = 5e9
+    (batch,) = plan_gather([("k", 64 * MIB, ("w-1",))], links, paths=(PEER, RELAY))
+    assert (batch.path, batch.reason) == (PEER, "peer path open")
+
+
+def test_no_peer_path_is_so_fast_that_shared_memory_is_left_for_it() -> None:
+    links = one_worker("open", host="here")
+    links.peers["w-1"].bandwidth = 10e9
+    (batch,) = plan_gather([("k", 64 * MIB, ("w-1",))], links)
+    assert (batch.path, batch.reason) == (SHM, "same host")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from typing import Any
 
 import psutil
+import zmq
 
 from zdist.transport import sockets
+from zdist.transport.channels import Channels
 
 
 def test_a_connection_that_is_not_answered_is_begun_anew() -> None:
@@ -31,3 +34,14 @@ def test_a_connection_that_is_not_answered_is_begun_anew() -> None:
             assert len(seen) == 2
             sock.close(0)
     ctx.destroy(0)
+
+
+def test_connections_take_turns_on_the_threads_that_copy() -> None:
+    endpoint: Any = None
+    ctx = sockets.context(sockets.IO_THREADS)
+    channels = Channels(endpoint, ctx, "test")
+    dialled = [channels.dial(f"tcp://127.0.0.1:{port}", f"tcp://127.0.0.1:{port}") for port in range(1, 5)]
+    threads = [sock.getsockopt(zmq.AFFINITY) for sock in dialled]
+    ctx.destroy(0)
+    assert sorted(threads) == [1, 1, 2, 2]
+    assert threads[0] != threads[1]
