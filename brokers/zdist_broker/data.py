@@ -145,15 +145,16 @@ class Data:
 
     # --- copies on workers ----------------------------------------------------------------------------
 
-    def held(self, worker: Worker, message: Held, now: float) -> None:
+    def held(self, peer: Worker | Client, message: Held, now: float) -> None:
         for key, attempt, nbytes, kind in message.rows:
             task = self.tables.tasks.get(key)
-            if key in worker.held:
+            if key in peer.held:
                 continue
-            if task is not None and task.worker is worker and task.attempt == attempt:  # before it was told of Adopt
-                self.lifecycle.done(worker, Done(((key, attempt, task.cost, nbytes, None, kind),)), now)
+            if isinstance(peer, Worker) and task is not None and task.worker is peer and task.attempt == attempt:
+                done = Done(((key, attempt, task.cost, nbytes, None, kind),))  # before it was told of Adopt
+                self.lifecycle.done(peer, done, now)
                 continue
-            if (task is None or is_stub(task)) and self.recovery.keep(worker, (key, attempt, nbytes, kind), now):
+            if (task is None or is_stub(task)) and self.recovery.keep(peer, (key, attempt, nbytes, kind), now):
                 continue
             if (
                 task is None
@@ -163,12 +164,12 @@ class Data:
                 or not (task.who or task.users)
                 or not (task.holders or task.value is not None)
             ):
-                self.lifecycle.stale(worker, key, task)
+                self.lifecycle.stale(peer, key, task)
                 continue
-            self.tables.add_holder(task, worker)
+            self.tables.add_holder(task, peer)
             placing = self.tables.placing.get(key)
-            if placing is not None:
-                placing.targets.pop(worker, None)
+            if placing is not None and isinstance(peer, Worker):
+                placing.targets.pop(peer, None)
                 self.advance(placing)
 
     def missing(self, peer: Worker | Client, message: Missing, now: float) -> None:
@@ -311,6 +312,7 @@ class Data:
 
     def leave(self, client: Client) -> None:
         """A client is gone, and with it what it held itself; its wants have been taken off before."""
+        self.recovery.gone(client)
         lost = []
         for task in list(client.held.values()):
             self.tables.remove_holder(task, client, tell=False)

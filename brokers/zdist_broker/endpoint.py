@@ -137,7 +137,7 @@ class BrokerEndpoint:
         for message in packet.messages:
             kind = type(message)
             if kind is Ping:
-                self._loose(peer, Pong())
+                peer.pinged = True
             elif kind is Bye:
                 assert isinstance(message, Bye)
                 self._part(peer, message.reason[: limits.MAX_KEY], now)
@@ -338,12 +338,14 @@ class BrokerEndpoint:
         return weight
 
     def _sweep(self, now: float) -> None:
-        """Give up who has been silent for longer than its lease; a worker only while its node is not here to speak."""
+        """Answer pings; give up who was silent for longer than its lease, a worker only while its node is not here."""
         self.complaints.sweep()
         total, heaviest = 0, None
         for peer in list(self.peers.values()):
             late = peer.first <= peer.swept  # else it confirms as it should, and what is kept for it is little
-            peer.swept = peer.session.sent
+            if peer.pinged:
+                self._loose(peer, Pong())
+            peer.swept, peer.pinged = peer.session.sent, False
             if peer.crowded or late:
                 weight = self._weigh(peer, now)
                 total += weight
@@ -385,7 +387,7 @@ class BrokerEndpoint:
             self._weigh(peer, now)
         self.lagging.clear()
         if now >= self.next_sweep:
-            self.next_sweep = aligned(now, limits.HEARTBEAT / 2)
+            self.next_sweep = aligned(now, limits.HEARTBEAT)
             self._sweep(now)
         for machine in (self.machine, self.relay):
             deadline = machine.deadline()

@@ -127,16 +127,16 @@ class Lifecycle:
         worker.victim = False
         self.placement.touched[worker] = None
 
-    def stale(self, worker: Worker, key: str, task: Task | None) -> None:
-        """A result of an attempt that does not count: the worker need not keep it."""
+    def stale(self, peer: Worker | Client, key: str, task: Task | None) -> None:
+        """A result of an attempt that does not count: the peer need not keep it."""
         self.tables.ignored += 1
-        if len(key) <= MAX_KEY and (task is None or (task.worker is not worker and key not in worker.held)):
-            self.tables.post(worker, Drop, key)
+        if len(key) <= MAX_KEY and (task is None or (task.worker is not peer and key not in peer.held)):
+            self.tables.post(peer, Drop, key)
             placing = self.tables.placing.get(key)
-            if placing is not None and worker in placing.targets:  # the copy that was ordered goes, too
-                del placing.targets[worker]
+            if placing is not None and isinstance(peer, Worker) and peer in placing.targets:  # the copy that was
+                del placing.targets[peer]  # ordered goes, too
                 if placing.task.state == MEMORY and placing.task.holders:
-                    self.replicate(placing, worker)
+                    self.replicate(placing, peer)
 
     def replicate(self, placing: Placing, worker: Worker) -> None:
         """Ask a worker for one of the copies."""

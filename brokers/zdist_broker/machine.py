@@ -150,6 +150,7 @@ class BrokerMachine(Machine[str]):
             Cancel: intake.cancel,
             Retry: intake.retry,
             Hold: data.hold,
+            Held: data.held,
             Place: data.place,
             Missing: data.missing,
             Ask: queries.ask,

@@ -21,8 +21,8 @@ class Peer:
     """One session: its numbers, and the connections that it uses now."""
 
     __slots__ = (
-        "begun", "behind", "bulk", "control", "crowded", "greeted", "heard", "host", "info", "mute", "node", "repeats",
-        "role", "session", "settled", "spoke", "swept", "until",
+        "begun", "behind", "bulk", "control", "crowded", "greeted", "heard", "host", "info", "mute", "node", "pinged",
+        "repeats", "role", "session", "settled", "spoke", "swept", "until",
     )  # fmt: skip
 
     def __init__(self, session: str, role: str, node: str, host: str, info: dict[str, Any]) -> None:
@@ -35,6 +35,7 @@ class Peer:
         self.control: bytes | None = None
         self.bulk: bytes | None = None
         self.heard = 0.0
+        self.pinged = False  # it is answered with the next sweep
         self.greeted = 0.0  # when its last hello was taken
         self.mute = False  # its socket took no more: nothing goes out until it speaks
         self.spoke = 0.0  # when that last happened

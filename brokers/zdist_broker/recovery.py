@@ -1,9 +1,9 @@
-"""What workers hold from the time of an earlier broker, until clients say again that they want it. PURE.
+"""What peers hold from the time of an earlier broker, until clients say again that they want it. PURE.
 
-A broker that takes another's place knows no key. Workers announce what they hold, clients submit again what they want,
-and say of what had been finished which attempt it was (`Claim`): if a worker holds that attempt, it counts, and nothing
-is computed. Small values that clients have come with the claim. Clients wait with that until workers have had the time
-to come back. What nobody has claimed is dropped.
+A broker that takes another's place knows no key. Workers announce what they hold, and clients what they hold for others
+only. Clients submit again what they want, and say of what had been finished which attempt it was (`Claim`): if somebody
+holds that attempt, it counts, and nothing is computed. Small values that clients have come with the claim. Clients wait
+with that until workers have had the time to come back. What nobody has claimed is dropped.
 What workers run on is adopted when a client submits it: the attempt goes on as one of this broker's.
 """
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LAZILY", "NOTHING", "Recovery", "is_stub"]
 
+Copies = dict[Worker | Client, tuple[int, int, str]]
 LAZILY: Final = (SPEC, ANY_SPEC)
 NOTHING: Final = Claimed()
 
@@ -46,11 +47,11 @@ def is_stub(task: Task) -> bool:
 
 
 class Recovery:
-    """Copies of unknown keys, by key and worker: attempt, bytes, type name."""
+    """Copies of unknown keys, by key and holder: attempt, bytes, type name."""
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
-        self.copies: dict[str, dict[Worker, tuple[int, int, str]]] = {}
+        self.copies: dict[str, Copies] = {}
         self.rows = 0
         self.runs: dict[str, tuple[Worker, int]] = {}  # of unknown keys: which attempt runs where
         self.until: float | None = None  # when they are dropped; None: no broker was here before this one
@@ -61,7 +62,7 @@ class Recovery:
             self.until = now + COPIES_KEPT
         return max(0.0, self.until - COPIES_KEPT + RECOVERY - now)
 
-    def keep(self, worker: Worker, row: tuple[str, int, int, str], now: float) -> bool:
+    def keep(self, holder: Worker | Client, row: tuple[str, int, int, str], now: float) -> bool:
         """Whether a copy of a key that is in no table may be wanted yet."""
         key, attempt, nbytes, kind = row
         if self.until is None or now >= self.until or self.rows >= COPIES_MOST:
@@ -69,8 +70,8 @@ class Recovery:
         if fit_key(key) or min(attempt, nbytes) < 0 or len(kind) > MAX_KEY:
             return False
         copies = self.copies.setdefault(key, {})
-        self.rows += worker not in copies
-        copies[worker] = (attempt, nbytes, kind)
+        self.rows += holder not in copies
+        copies[holder] = (attempt, nbytes, kind)
         return True
 
     def claims(self, message: Claim) -> dict[str, Claimed]:
@@ -81,16 +82,16 @@ class Recovery:
                 claims[key] = Claimed(attempt, nbytes, value, kind) if kind != ACTOR else Claimed(attempt)
         return claims
 
-    def take(self, key: str, attempt: int | None, spare: Worker | None = None) -> dict[Worker, tuple[int, int, str]]:
+    def take(self, key: str, attempt: int | None, spare: Worker | None = None) -> Copies:
         """The copies of this attempt. All others of the key are dropped, but not by ``spare``."""
         copies = self.copies.pop(key, {})
         self.rows -= len(copies)
         if attempt in (ANY, ANY_SPEC):
             attempt = max((copy[0] for copy in copies.values()), default=None)
-        good = {worker: copy for worker, copy in copies.items() if copy[0] == attempt}
-        for worker in copies:
-            if worker not in good and worker is not spare:
-                self.tables.post(worker, Drop, key)
+        good = {holder: copy for holder, copy in copies.items() if copy[0] == attempt}
+        for holder in copies:
+            if holder not in good and holder is not spare:
+                self.tables.post(holder, Drop, key)
         return good
 
     def runs_on(self, worker: Worker, message: Unowned, now: float) -> None:
@@ -102,12 +103,12 @@ class Recovery:
             if not fit_key(key) and attempt >= 0 and (task is None or is_stub(task)):
                 self.runs[key] = (worker, attempt)
 
-    def gone(self, worker: Worker) -> None:
-        """The worker is gone, and its copies with it, and what it ran."""
-        self.runs = {key: run for key, run in self.runs.items() if run[0] is not worker}
-        for key in [key for key, copies in self.copies.items() if worker in copies]:
+    def gone(self, peer: Worker | Client) -> None:
+        """The peer is gone, and its copies with it, and what it ran."""
+        self.runs = {key: run for key, run in self.runs.items() if run[0] is not peer}
+        for key in [key for key, copies in self.copies.items() if peer in copies]:
             copies = self.copies[key]
-            del copies[worker]
+            del copies[peer]
             self.rows -= 1
             if not copies:
                 del self.copies[key]
@@ -134,9 +135,9 @@ class Recovery:
             return False
         if claim.value is not None:
             task.attempt, task.nbytes, task.type = claim.attempt or 0, claim.nbytes, claim.type
-        for worker, (found, nbytes, kind) in copies.items():
+        for holder, (found, nbytes, kind) in copies.items():
             task.attempt, task.nbytes, task.type = found, nbytes, kind or task.type
-            self.tables.add_holder(task, worker)
+            self.tables.add_holder(task, holder)
         task.state, task.flags = MEMORY, 0
         return True
 

@@ -3,34 +3,49 @@
     python tests/simulation/mutants.py [--sample N] [--seed S] [--schedules K] [--jobs J] [WORD …]
 
 A mutant has one condition negated, or one early ``return``, ``continue`` or ``break`` taken away; words choose modules
-by their names. Each is given K schedules of the simulator, and if it keeps all promises, the machines' own tests. It is
-caught if one of these fails, or does not come to an end. Prints every survivor with its line, and exits with 1 if fewer
-than 95 % are caught, not counting those that `EQUIVALENT` shows to change nothing.
+by their names. First all tests of the machines and K schedules of the simulator are lived as they are, and it is noted
+which lines of the machines each comes past. Then each mutant is lived by a fork of this process, in which the altered
+function takes the place of the original: by all that comes past the guard, the quickest first, until something fails.
+It is caught if something does, or does not come to an end. Prints every survivor with its line, and exits with 1 if
+fewer than 95 % are caught, not counting those that `EQUIVALENT` shows to change nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import importlib.abc
-import importlib.machinery
+import gc
+import importlib
 import os
+import pickle
 import random
-import subprocess
+import resource
+import select
+import signal
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType, FunctionType
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "brokers"), str(Path(__file__).parent)]
+
+import pytest  # noqa: E402
+from _pytest.runner import runtestprotocol  # noqa: E402
+from guards import Mutant, altered, mutants, parts  # noqa: E402
+from hypothesis import Phase, settings  # noqa: E402
+
 PACKAGES = {"zdist_broker": ROOT / "brokers" / "zdist_broker", "zdist.core": ROOT / "zdist" / "core"}
 DRIVERS = {"zdist_broker.__main__", "zdist_broker.server"}
 TESTS = [f"tests/unit/{name}" for name in ("broker", "core", "data", "node", "client", "worker")]
 WANTED = 0.95
-SECONDS_PER_SCHEDULE, SECONDS_FOR_TESTS = 3, 400  # a mutant that takes longer has stopped getting anywhere
+SLACK, TIMES = 20, 5  # seconds, and times what it takes otherwise; a mutant that takes longer gets nowhere any more
+MEMORY = 6 << 30  # bytes that it may take
+SURVIVES, SCHEDULES, BY_TEST, UNALTERED = 0, 1, 2, 3  # exit codes
 
 #: Mutants that nobody could tell from the original, by their names, and why.
 EQUIVALENT = {
@@ -39,198 +54,245 @@ EQUIVALENT = {
 }
 
 
-class Mutant(NamedTuple):
-    module: str
-    number: int  # of the guard in its module
-    line: int
-    where: str  # class and function
-    what: str
+class Life(NamedTuple):
+    """A test or schedule that can be lived: what it takes, and the lines that it comes past."""
 
-    @property
-    def name(self) -> str:
-        return f"{self.module}.{self.where}: {self.what}"
+    seconds: float
+    kind: int  # BY_TEST or SCHEDULES
+    number: int  # of the test, or the seed
+    lines: frozenset[tuple[str, int]]
 
 
-# --- guards -------------------------------------------------------------------------------------------------
+# --- what there is to live ----------------------------------------------------------------------------------
 
 
-def _tail(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements after which a block is over."""
-    if body:
-        last = body[-1]
-        yield last
-        for field in ("body", "orelse", "handlers", "finalbody"):
-            if isinstance(last, ast.If | ast.With | ast.Try):
-                inner = getattr(last, field, [])
-                yield from _tail(inner[-1].body if inner and isinstance(inner[-1], ast.ExceptHandler) else inner)
+class Lines:
+    """The lines of the machines that anything in this process comes past."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.paths = set(map(str, paths))
+        self.seen: set[tuple[str, int]] = set()
+
+    def __enter__(self) -> Lines:
+        threading.settrace(self._call)
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+
+    def _call(self, frame: FrameType, event: str, arg: Any) -> Any:
+        return self._line if frame.f_code.co_filename in self.paths else None
+
+    def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
+        self.seen.add((frame.f_code.co_filename, frame.f_lineno))
+        return self._line
 
 
-def guards(tree: ast.Module) -> list[tuple[ast.AST, str, int | None]]:
-    """What can be altered: the node, the field that holds a condition ("" for an exit), and its place in a list."""
-    idle = set()  # exits that lead where going on leads
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            idle |= {id(end) for end in _tail(node.body) if isinstance(end, ast.Return) and _nothing(end.value)}
-            idle.add(id(node.body[-1]))
-        if isinstance(node, ast.For | ast.While):
-            idle |= {id(end) for end in _tail(node.body) if isinstance(end, ast.Continue)}
-    found: list[tuple[ast.AST, str, int | None]] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If | ast.While | ast.IfExp) and not isinstance(node.test, ast.Constant):
-            if ast.unparse(node.test) != "TYPE_CHECKING":
-                found.append((node, "test", None))
-        elif isinstance(node, ast.comprehension):
-            found += [(node, "ifs", i) for i in range(len(node.ifs))]
-        elif isinstance(node, ast.Return | ast.Continue | ast.Break) and id(node) not in idle:
-            found.append((node, "", None))
+def live(kind: int, number: int, items: list[pytest.Item]) -> bool:
+    """Live one test or schedule; whether it is as it should be."""
+    if kind == BY_TEST:
+        return not any(report.failed for report in runtestprotocol(items[number], log=False))
+    from zdist.testing.schedule import Schedule
+
+    try:
+        Schedule(number).run()
+    except Exception:
+        return False
+    return True
+
+
+def survey(share: list[tuple[int, int]], items: list[pytest.Item], paths: list[Path]) -> list[Life]:
+    """Live these, and note what each takes and comes past."""
+    found = []
+    for kind, number in share:
+        begin = time.monotonic()
+        if not live(kind, number, items):
+            raise SystemExit(
+                f"unaltered machines fail: {items[number].nodeid if kind == BY_TEST else f'seed {number}'}"
+            )
+        seconds = time.monotonic() - begin
+        with Lines(paths) as lines:
+            live(kind, number, items)
+        found.append(Life(seconds, kind, number, frozenset(lines.seen)))
     return found
 
 
-def _nothing(value: ast.expr | None) -> bool:
-    return value is None or (isinstance(value, ast.Constant) and value.value is None)
+# --- forks --------------------------------------------------------------------------------------------------
 
 
-def _condition(node: Any, field: str, place: int | None) -> ast.expr:
-    found: Any = getattr(node, field)
-    return found if place is None else found[place]
+def forked(works: Iterable[tuple[Any, float, Callable[[], int]]], jobs: int) -> Iterator[tuple[Any, int | None]]:
+    """Do each work (name, most seconds, function) in a fork of its own, ``jobs`` at once; names and exit codes as they
+    come, None for one that took too long."""
+    rest = iter(works)
+    poll = select.poll()
+    flying: dict[int, tuple[Any, int, float]] = {}  # by pidfd: name, pid, until when
+    while True:
+        for name, seconds, work in rest:
+            pid = os.fork()
+            if not pid:
+                _be_child(work)
+            fd = os.pidfd_open(pid)
+            poll.register(fd, select.POLLIN)
+            flying[fd] = (name, pid, time.monotonic() + seconds)
+            if len(flying) >= jobs:
+                break
+        if not flying:
+            return
+        poll.poll(max(0.0, min(until for _, _, until in flying.values()) - time.monotonic()) * 1000)
+        for fd, (name, pid, until) in list(flying.items()):
+            late = time.monotonic() >= until
+            if late:
+                os.kill(pid, signal.SIGKILL)
+            ended, status = os.waitpid(pid, 0 if late else os.WNOHANG)
+            if ended:
+                poll.unregister(fd)
+                os.close(fd)
+                del flying[fd]
+                yield name, None if late else os.waitstatus_to_exitcode(status)
 
 
-def mutants(module: str, path: Path) -> list[Mutant]:
-    result = []
-    tree = ast.parse(path.read_text())
-    above = {id(child): parent for parent in ast.walk(tree) for child in ast.iter_child_nodes(parent)}
-    for number, (node, field, place) in enumerate(guards(tree)):
-        if field:
-            what = f"not ({ast.unparse(_condition(node, field, place))})"
-        else:
-            parent = above[id(node)]
-            reason = f" if {ast.unparse(parent.test)}" if isinstance(parent, ast.If) else ""
-            what = f"without {ast.unparse(node)!r}{reason}"
-        line = node.lineno if hasattr(node, "lineno") else _condition(node, field, place).lineno
-        names, up = [], node
-        while (up := above.get(id(up))) is not None:
-            names += [up.name] if isinstance(up, ast.FunctionDef | ast.ClassDef) else []
-        result.append(Mutant(module, number, line, ".".join(reversed(names)), what))
-    return result
-
-
-def mutated(source: str, number: int) -> ast.Module:
-    """The tree of a module with one guard altered."""
-    tree = ast.parse(source)
-    node, field, place = guards(tree)[number]
-    if field:
-        old = _condition(node, field, place)
-        new = ast.copy_location(ast.UnaryOp(ast.Not(), old), old)
-        if place is None:
-            setattr(node, field, new)
-        else:
-            getattr(node, field)[place] = new
-    else:
-        for parent in ast.walk(tree):
-            for name in ("body", "orelse", "finalbody"):
-                block = getattr(parent, name, None)
-                if isinstance(block, list) and node in block:
-                    block[block.index(node)] = ast.copy_location(ast.Pass(), node)
-    return ast.fix_missing_locations(tree)
-
-
-# --- one mutant, in a process of its own --------------------------------------------------------------------
-
-
-class Loader(importlib.machinery.SourceFileLoader):
-    number = 0
-
-    def get_code(self, fullname: str) -> CodeType:
-        path = self.get_filename(fullname)
-        return compile(mutated(Path(path).read_text(), self.number), path, "exec")
-
-
-class Finder(importlib.abc.MetaPathFinder):
-    def __init__(self, module: str, number: int) -> None:
-        self.module, self.number = module, number
-
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        if fullname != self.module:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
-        assert spec is not None and spec.origin is not None
-        spec.loader = Loader(fullname, spec.origin)
-        spec.loader.number = self.number
-        return spec
-
-
-def live(module: str, number: int, schedules: int) -> int:
-    """What this process is for: 1 if a schedule fails, 2 if a test does, 0 if nothing is noticed."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "brokers")]
-    sys.meta_path.insert(0, Finder(module, number))
+def _be_child(work: Callable[[], int]) -> None:
+    code = 255
     try:
-        from zdist.testing.schedule import Schedule
-
-        for seed in range(schedules):
-            Schedule(seed).run()
-            print(seed, flush=True)
-    except BaseException as exc:
-        print(f"schedule: {exc!r:.200}")
-        return 1
-    import pytest
-    from hypothesis import Phase, settings
-
-    settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate], database=None)
-    settings.load_profile("mutants")
-    os.chdir(ROOT)
-    return 2 if pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--timeout", "60", "--tb=line", *TESTS]) else 0
+        silence = os.open(os.devnull, os.O_RDWR)
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        code = work()
+    finally:
+        os._exit(code)
 
 
-# --- all of them --------------------------------------------------------------------------------------------
+# --- mutants ------------------------------------------------------------------------------------------------
 
 
-def judge(mutant: Mutant, schedules: int) -> str:
-    """Who catches it: "schedules", "tests", or "" if nobody does; or "time"."""
-    command = [sys.executable, __file__, "--live", mutant.module, str(mutant.number), "--schedules", str(schedules)]
-    most = SECONDS_PER_SCHEDULE * schedules + SECONDS_FOR_TESTS
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=most, check=False)
-    except subprocess.TimeoutExpired:
-        return "time"
-    if done.returncode not in (0, 1, 2):
-        return "schedules"  # it took the process with it
-    return {0: "", 1: "schedules", 2: "tests"}[done.returncode]
+def functions(paths: Iterable[Path]) -> dict[tuple[str, str, int], list[FunctionType]]:
+    """The functions that live in this process, by file, name and first line."""
+    known = set(map(str, paths))
+    found: dict[tuple[str, str, int], list[FunctionType]] = {}
+    for function in gc.get_objects():
+        if type(function) is FunctionType and function.__code__.co_filename in known:
+            found.setdefault(place(function.__code__), []).append(function)
+    return found
+
+
+def place(code: CodeType) -> tuple[str, str, int]:
+    return code.co_filename, code.co_qualname, code.co_firstlineno
+
+
+def alter(mutant: Mutant, alive: dict[tuple[str, str, int], list[FunctionType]]) -> bool:
+    """Put the altered function in the place of the original, wherever that is used."""
+    changed = False
+    for code in parts(altered(mutant)):
+        for function in alive.get(place(code), ()):
+            if function.__code__ != code:
+                function.__code__ = code
+                changed = True
+    return changed
+
+
+def judge(
+    mutant: Mutant, lives: list[Life], items: list[pytest.Item], alive: dict[tuple[str, str, int], list[FunctionType]]
+) -> int:
+    """Live a mutant, until something fails; an exit code."""
+    if not alter(mutant, alive):
+        return UNALTERED
+    for life in lives:
+        if not live(life.kind, life.number, items):
+            return life.kind
+    return SURVIVES
+
+
+class Court:
+    """All of it, in the place where pytest would run the tests that it has collected."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.good = False
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Instead of the loop over all tests."""
+        everything: list[Mutant] = []
+        for package, folder in PACKAGES.items():
+            for path in sorted(folder.glob("*.py")):
+                module = package if path.stem == "__init__" else f"{package}.{path.stem}"
+                if module not in DRIVERS:
+                    importlib.import_module(module)
+                    everything += mutants(module, path)
+        words = self.options.words
+        chosen = [mutant for mutant in everything if not words or any(word in mutant.module for word in words)]
+        chosen = [mutant for mutant in chosen if mutant.name not in EQUIVALENT]
+        if self.options.sample:
+            chosen = random.Random(self.options.seed).sample(chosen, min(self.options.sample, len(chosen)))
+        self.good = self._judge(chosen, session.items)
+        return True
+
+    def _survey(self, items: list[pytest.Item], paths: list[Path]) -> list[Life]:
+        both = [(BY_TEST, number) for number in range(len(items))]
+        both += [(SCHEDULES, seed) for seed in range(self.options.schedules)]
+        random.Random(0).shuffle(both)
+        found: list[Life] = []
+        with tempfile.TemporaryDirectory() as folder:
+
+            def work(part: int) -> int:
+                lives = survey(both[part :: self.options.jobs], items, paths)
+                Path(folder, str(part)).write_bytes(pickle.dumps(lives))
+                return 0
+
+            tasks = [(part, float("inf"), lambda part=part: work(part)) for part in range(self.options.jobs)]
+            for part, code in forked(tasks, self.options.jobs):
+                if code:
+                    raise pytest.UsageError("unaltered machines fail in the survey: run the tests and the simulator")
+                found += pickle.loads(Path(folder, str(part)).read_bytes())
+        return sorted(found)
+
+    def _judge(self, chosen: list[Mutant], items: list[pytest.Item]) -> bool:
+        begin = time.monotonic()
+        paths = sorted({mutant.path for mutant in chosen})
+        print(f"{len(chosen)} mutants; {len(items)} tests, {self.options.schedules} schedules", flush=True)
+        lives = self._survey(items, paths)
+        print(f"all lived once in {time.monotonic() - begin:.0f} s", flush=True)
+        alive = functions(paths)
+
+        def works() -> Iterator[tuple[Mutant, float, Callable[[], int]]]:
+            for mutant in chosen:
+                own = {(str(mutant.path), line) for line in mutant.lines}
+                those = [life for life in lives if own & life.lines]
+                most = SLACK + TIMES * sum(life.seconds for life in those)
+                yield mutant, most, lambda mutant=mutant, those=those: judge(mutant, those, items, alive)
+
+        names = {None: "time", SCHEDULES: "schedules", BY_TEST: "tests"}
+        caught: Counter[str] = Counter()
+        survivors = 0
+        for mutant, code in forked(works(), self.options.jobs):
+            if code in (SURVIVES, UNALTERED):
+                survivors += 1
+                verb = "survives" if code == SURVIVES else "cannot be altered while it runs"
+                print(f"{verb}: line {mutant.line} of {mutant.name}", flush=True)
+            else:
+                caught[names.get(code, "a crash")] += 1
+        share = 1 - survivors / max(1, len(chosen))
+        told = ", ".join(f"{count} by {who}" for who, count in caught.items())
+        print(f"{share:.1%} caught ({told}), {survivors} survive, in {time.monotonic() - begin:.0f} s")
+        return share >= WANTED
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Exit code 0 if enough mutants are caught."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="modules whose names have one of these in them; default: all")
     parser.add_argument("--sample", type=int, help="so many mutants, drawn at random; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--schedules", type=int, default=40, help="for each mutant, before the tests")
+    parser.add_argument("--schedules", type=int, default=200, help="that are lived")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--live", nargs=2, metavar=("MODULE", "NUMBER"), help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.live:
-        return live(options.live[0], int(options.live[1]), options.schedules)
-    everything: list[Mutant] = []
-    for package, folder in PACKAGES.items():
-        for path in sorted(folder.glob("*.py")):
-            module = package if path.stem == "__init__" else f"{package}.{path.stem}"
-            if module not in DRIVERS and (not options.words or any(word in module for word in options.words)):
-                everything += mutants(module, path)
-    chosen = [mutant for mutant in everything if mutant.name not in EQUIVALENT]
-    if options.sample:
-        chosen = random.Random(options.seed).sample(chosen, min(options.sample, len(chosen)))
-    print(f"{len(chosen)} mutants of {len(everything)}, {options.schedules} schedules each, then the tests", flush=True)
-    begin, caught, survivors = time.monotonic(), dict.fromkeys(("schedules", "tests", "time"), 0), 0
-    with ThreadPoolExecutor(options.jobs) as pool:
-        verdicts = pool.map(lambda mutant: judge(mutant, options.schedules), chosen)
-        for mutant, verdict in zip(chosen, verdicts, strict=True):
-            if verdict:
-                caught[verdict] += 1
-            else:
-                survivors += 1
-                print(f"survives: line {mutant.line} of {mutant.name}", flush=True)
-    share = 1 - survivors / max(1, len(chosen))
-    told = ", ".join(f"{count} by {who}" for who, count in caught.items())
-    print(f"{share:.1%} caught ({told}), {survivors} survive, in {time.monotonic() - begin:.0f} s")
-    return 0 if share >= WANTED else 1
+    court = Court(parser.parse_args(argv))
+    settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate], database=None, derandomize=True)
+    settings.load_profile("mutants")
+    os.chdir(ROOT)
+    pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no", *TESTS], plugins=[court])
+    return 0 if court.good else 1
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from zdist.protocol.messages import (
     Message,
     Packet,
     Ping,
+    Pong,
     Refused,
     Welcome,
 )
@@ -48,6 +49,7 @@ class Redial:
 
 
 BULK_PINGS: Final = 3  # heartbeats for one on the bulk socket
+PONG_LATE: Final = 1.25  # heartbeats after a pong until it is asked for anew
 
 
 class PeerMachine(Protocol):
@@ -169,6 +171,8 @@ class PeerEndpoint:
             if fresh is None:
                 self._hello(now)  # something before it was lost: greet anew, so that both send again
             elif fresh:
+                if kind is Pong:  # which comes once a heartbeat: the next ping goes while this process is awake
+                    self._ping(now, now + PONG_LATE * limits.HEARTBEAT)
                 for message in packet.messages:
                     self._handle(CONTROL, message, now)
 
@@ -311,15 +315,15 @@ class PeerEndpoint:
             if not self.up:
                 self._greet(now)
             elif now >= self.next_ping:
-                self._ping(now)
+                self._ping(now, aligned(now, limits.HEARTBEAT))
         self.machine.ahead = len(self.session.unacked) > limits.PACKETS_AHEAD
         deadline = self.machine.deadline()
         if deadline is not None and now >= deadline:
             self.machine.tick(now)
         self.machine.turn(now)
 
-    def _ping(self, now: float) -> None:
-        self.next_ping = aligned(now, limits.HEARTBEAT)
+    def _ping(self, now: float, again: float) -> None:
+        self.next_ping = again
         if now - self.heard > 3 * limits.HEARTBEAT:
             self.commands.append(Redial("control"))
             self.commands.append(Redial("bulk"))

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from zdist import limits
 from zdist.core.deaths import death_text
-from zdist.core.machine import CONTROL, Machine, Route, require
+from zdist.core.machine import CONTROL, Machine, Route, aligned, require
 from zdist.core.mirror import Copy
 from zdist.core.slot import Running
 from zdist.core.supervised import Ended, EndWorker, Look, StartWorker, WorkerInfo
@@ -150,7 +150,7 @@ class NodeMachine(Machine[Route]):
                 self.log("warning", "worker.not_dismissed", worker=worker.name, session=worker.session)
                 self._end_worker(worker, now)
         if self.alive and now >= self.look_at:
-            self.look_at = now + limits.LOOK
+            self.look_at = aligned(now, limits.LOOK)
             self.commands.append(Look())
         self._settle(now)
 

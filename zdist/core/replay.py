@@ -67,8 +67,12 @@ class Replay(Wants):
             mine = self.store.get(entry.key) if entry.work is None else None
             if mine is not None:
                 held.append((entry.key, mine.nbytes, mine.type))
-        for key in [key for key in self.store.entries if key not in self.entries]:
-            self.store.drop(key, 0.0)
+        kept = [(key, 0, mine.nbytes, mine.type) for key, mine in self.store.entries.items() if key not in self.entries]
+        if self.patient_until and kept:  # let go of here, but others may want it
+            self.send(CONTROL, m.Held(tuple(kept)))
+        else:
+            for key, *_ in kept:
+                self.store.drop(key, 0.0)
         if held:
             self._hold(held)
 

@@ -93,7 +93,7 @@ class Refused(NamedTuple):
 
 
 class Ping(NamedTuple):
-    """Application heartbeat; the broker answers with Pong."""
+    """Application heartbeat; the broker answers all of them once a second with Pong."""
 
 
 class Pong(NamedTuple):
@@ -339,7 +339,8 @@ class Erred(NamedTuple):
 
 
 class Held(NamedTuple):
-    """Copies that this worker now has: key, attempt, bytes, type name."""
+    """Copies that this worker now has: key, attempt, bytes, type name. A client says so to a broker's successor of data
+    that it holds for others only."""
 
     rows: tuple[tuple[Key, Attempt, int, str], ...]
 

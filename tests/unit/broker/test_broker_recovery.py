@@ -227,6 +227,27 @@ def test_scattered_data_is_still_there(w: World) -> None:
     assert running(w) == ["a"]
 
 
+def test_data_that_a_client_held_for_others_is_still_there(w: World) -> None:
+    w.send("c-0", Held((("x", 0, 5, "bytes"), ("y", 0, 5, "bytes"))))
+    claim(w, ("x", 0), client="c-1")
+    w.send("c-1", Want(1, ("x",)))
+    assert [row[0] for row in w.rows("c-1", Finished)] == ["x"]
+    tick(w, COPIES_KEPT)
+    assert w.rows("c-0", Drop) == ["y"]
+    w.send("c-0", Held((("z", 0, 5, "bytes"),)))
+    assert w.rows("c-0", Drop) == ["z"]
+    w.leave("c-0")
+    assert [row[0] for row in w.rows("c-1", Cancelled)] == ["x"]
+
+
+def test_a_client_that_leaves_takes_along_what_it_held_for_others(w: World) -> None:
+    w.send("c-0", Held((("x", 0, 5, "bytes"),)))
+    w.leave("c-0")
+    claim(w, ("x", 0), client="c-1")
+    w.send("c-1", Want(1, ("x",)))
+    assert [row[0] for row in w.rows("c-1", Cancelled)] == ["x"]
+
+
 def test_a_result_outlives_the_data_that_it_was_made_of(w: World) -> None:
     held(w, "w-0", "a")
     claim(w, ("a", 7))

@@ -523,6 +523,23 @@ def test_data_that_went_because_the_client_had_been_given_up_says_so() -> None:
     assert GIVEN_UP in call.value
 
 
+@pytest.mark.parametrize("recover", [0.0, 2.0])
+def test_data_that_is_kept_for_others_is_kept_for_the_next_broker(recover: float) -> None:
+    ledger = connected()
+    (data,) = ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=True)
+    turn(ledger)
+    ledger.dropped.append(data)
+    assert kinds(turn(ledger)) == ["Release"] and ledger.store.get("x")
+    ledger.welcomed(m.Welcome(2, 0, True, {"recover": recover}), 10.0)
+    told = [message for message in turn(ledger) if isinstance(message, m.Held)]
+    if not recover:  # the same broker, which had given this client up: nobody can want it any more
+        assert told == [] and not ledger.store.get("x")
+        return
+    assert told == [m.Held((("x", 0, 4, "bytes"),))]
+    ledger.handle(CONTROL, m.Drop(("x",)), 20.0)
+    assert not ledger.store.get("x")
+
+
 def test_a_result_is_claimed_though_what_it_was_made_of_is_gone() -> None:
     ledger = connected()
     (data,) = ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from zdist import limits
 from zdist.core.endpoint import PeerEndpoint, Redial
 from zdist.core.machine import CONTROL, Log, Machine, Route
-from zdist.protocol.messages import Bye, Hello, HelloPlease, Message, Packet, Ping, Refused, Welcome
+from zdist.protocol.messages import Bye, Hello, HelloPlease, Message, Packet, Ping, Pong, Refused, Welcome
 
 ADDRESS = "tcp://broker:1"
 
@@ -37,7 +38,7 @@ class Quiet(Machine[Route]):
         self.refusals.append(code)
 
     def handle(self, route: Route, message: Message, now: float) -> None:
-        raise AssertionError(message)
+        assert type(message) is Pong, message
 
     def turn(self, now: float) -> None:
         pass
@@ -257,3 +258,33 @@ def test_who_was_stopped_itself_does_not_take_the_broker_for_dead(stopped: float
     w.until(3.0)  # what was to be read is read by now, and nothing was there
     w.until(2.0)
     assert not w.endpoint.up and w.redials
+
+
+def test_a_pong_is_answered_with_the_next_ping_at_once() -> None:
+    w = World("secret")
+    w.turn()
+    w.turn(WELCOME)
+    w.later()
+    assert w.turn() == [Ping()]
+    w.now += 0.7  # the broker answers once a second, whenever that is
+    for _ in range(3):
+        assert Ping() in w.turn(Pong())
+        w.now += limits.HEARTBEAT
+        assert w.turn() == []
+        assert w.endpoint.deadline() > w.now  # nobody wakes up for it before the answer is late
+
+
+def test_a_pong_that_does_not_come_is_asked_for_once_a_heartbeat() -> None:
+    w = World("secret")
+    w.turn()
+    w.turn(WELCOME)
+    w.later()
+    w.turn()
+    assert w.turn(Pong()) == [Ping()]
+    heard, asked = w.now, []
+    while not w.redials:
+        w.later()
+        asked += [w.now - heard] * (Ping() in w.turn())
+    assert 1.0 < asked[0] <= 1.25 * limits.HEARTBEAT
+    assert [later - earlier <= limits.HEARTBEAT for earlier, later in pairwise(asked)] == [True] * (len(asked) - 1)
+    assert 3.0 < w.now - heard <= 4.0
