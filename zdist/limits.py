@@ -214,5 +214,5 @@ VAIN_REPEATS: Final = 8  # times that is done without any progress
 BULK_MESSAGES: Final = 64  # of one packet on the bulk socket
 SPARE_FILES: Final = 16  # file descriptors; with fewer left, new connections are refused
 SPARE_SHARE: Final = 16  # or with less than this part of all that are allowed: a burst takes many between two looks
-LISTENERS_LOOK: Final = 1.0  # how often that is looked at
+LISTENERS_LOOK: Final = 2.0  # how often that is looked at; twice as often by those that are awake
 REFUSED_KEYS: Final = 1 << 16  # that a receiver was told it cannot have and has not confirmed; then it is told no more

@@ -54,8 +54,8 @@ class Listeners:
             accepts.close(0)
 
     def look(self, now: float) -> None:
-        """At ``due``: close or open."""
-        if now < self.due:
+        """At ``due``, or half way there if this process is awake: close or open."""
+        if now < self.due - LISTENERS_LOOK / 2:
             return
         self.due = now + LISTENERS_LOOK
         limit, free = files()

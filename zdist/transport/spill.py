@@ -47,8 +47,11 @@ def sweep_spilled(session: Session = "") -> None:
 def memory_in_use(pid: int | str = "self") -> int:
     """Bytes of memory that are a process's own: not files that it has mapped. 0 where that cannot be told."""
     try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            _size, resident, shared = file.read().split()[:3]
+        file = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)  # open() takes three times as long
+        try:
+            _size, resident, shared = os.read(file, 256).split()[:3]
+        finally:
+            os.close(file)
     except (OSError, ValueError):
         return 0
     return (int(resident) - int(shared)) * PAGE
