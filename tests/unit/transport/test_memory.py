@@ -21,15 +21,29 @@ def test_one_frame_of_each_heap_is_held_and_let_go_in_time() -> None:
     assert heaps.due == 10.0 + HEAPS_KEPT
     heaps.note(second, 11.0)
     heaps.note(first, 11.5)
-    assert list(heaps.held.values()) == [first, second]
-    assert heaps.due == 10.0 + HEAPS_KEPT  # however much comes, it ends
+    assert [frame for _, frame in heaps.held.values()] == [first, second]
     heaps.sweep(11.9)
-    assert heaps.held
+    assert len(heaps.held) == 2
+    assert heaps.due == 10.0 + HEAPS_KEPT
+    heaps.sweep(heaps.due)
+    assert len(heaps.held) == 2 and heaps.due == 11.0 + HEAPS_KEPT  # that heap is still in use
+    heaps.sweep(heaps.due)
+    assert [frame for _, frame in heaps.held.values()] == [first]
     heaps.sweep(heaps.due)
     assert not heaps.held
     assert heaps.due == float("inf")
     heaps.note(first, 20.0)
-    assert list(heaps.held.values()) == [first]
+    assert [frame for _, frame in heaps.held.values()] == [first]
+
+
+def test_the_frame_that_came_last_is_the_one_that_is_held() -> None:
+    heaps = Heaps()
+    first = Frame()
+    later = Frame()
+    later.buffer = first.buffer
+    heaps.note(first, 1.0)
+    heaps.note(later, 1.0)
+    assert [frame for _, frame in heaps.held.values()] == [later]
 
 
 def test_nothing_is_held_once_nobody_would_let_go_of_it() -> None:
@@ -45,7 +59,7 @@ def test_nothing_is_held_once_nobody_would_let_go_of_it() -> None:
 
 def test_what_is_held_is_bounded() -> None:
     heaps = Heaps()
-    heaps.held = dict.fromkeys(range(HEAPS))
+    heaps.held = dict.fromkeys(range(HEAPS), (1.0, None))
     heaps.note(Frame(), 1.0)
     assert len(heaps.held) == HEAPS
 
