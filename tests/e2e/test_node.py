@@ -17,6 +17,7 @@ from typing import IO
 import pytest
 
 from zdist import Client, KilledWorker
+from zdist.client.watching import Watcher
 from zdist.cluster.children import Child, broker_command, node_command
 from zdist.node.process import child_environment
 
@@ -57,6 +58,14 @@ class Ground:
     def client(self) -> Client:
         token = Path(self.token_file).read_text().strip()
         return Client(self.address, token=token, timeout=PATIENCE)
+
+    def settled(self, client: Client, nodes: int) -> None:
+        """Workers may be there before their nodes are: wait until the broker has heard of so many, of one worker each,
+        and they of the broker."""
+        watcher, end = Watcher(client), time.monotonic() + PATIENCE
+        while watcher.look(PATIENCE)["nodes"] < nodes:
+            assert time.monotonic() < end, "the nodes have not come"
+        client.scale(nodes)  # which all of them confirm
 
     def end(self) -> None:
         for node in self.nodes:
@@ -142,6 +151,7 @@ def test_a_busy_worker_does_not_hold_up_the_end(ground: Ground, task: Callable[[
     node = ground.node()
     with ground.client() as client:
         client.wait_for_workers(1, timeout=PATIENCE)
+        ground.settled(client, 1)
         (pid,) = client.run(os.getpid).values()
         running = client.submit(task)
         read_until(node.stderr, b"busy")

@@ -150,6 +150,7 @@ def test_a_node_does_not_wait_for_a_broker_that_has_gone(ground: Ground) -> None
     first, second = ground.node(), ground.node()
     with ground.client() as client:
         client.wait_for_workers(2, timeout=PATIENCE)
+        ground.settled(client, 2)
         client.submit(time.sleep, 60)
         first.terminate()
         read_until(first.stderr, b"node.draining")
@@ -171,6 +172,7 @@ def test_sigterm_drains_a_node(ground: Ground, tmp_path: Path) -> None:  # noqa:
     node = ground.node()
     with ground.client() as client:
         client.wait_for_workers(1, timeout=PATIENCE)
+        ground.settled(client, 1)
         data = client.scatter(bytearray(300_000))
         running = client.submit(held, str(tmp_path))
         begun(tmp_path)
