@@ -44,6 +44,7 @@ DRIVERS = {"zdist_broker.__main__", "zdist_broker.server"}
 TESTS = [f"tests/unit/{name}" for name in ("broker", "core", "data", "node", "client", "worker")]
 WANTED = 0.95
 SLACK, TIMES = 20, 5  # seconds, and times what it takes otherwise; a mutant that takes longer gets nowhere any more
+SURVEY = 3600  # seconds that the first life may take
 MEMORY = 6 << 30  # bytes that it may take
 SURVIVES, SCHEDULES, BY_TEST, UNALTERED = 0, 1, 2, 3  # exit codes
 
@@ -104,14 +105,12 @@ def live(kind: int, number: int, items: list[pytest.Item]) -> bool:
 
 
 def survey(share: list[tuple[int, int]], items: list[pytest.Item], paths: list[Path]) -> list[Life]:
-    """Live these, and note what each takes and comes past."""
+    """Live these, and note what each takes and comes past. What fails although nothing is altered says nothing."""
     found = []
     for kind, number in share:
         begin = time.monotonic()
         if not live(kind, number, items):
-            raise SystemExit(
-                f"unaltered machines fail: {items[number].nodeid if kind == BY_TEST else f'seed {number}'}"
-            )
+            continue
         seconds = time.monotonic() - begin
         with Lines(paths) as lines:
             live(kind, number, items)
@@ -241,10 +240,10 @@ class Court:
                 Path(folder, str(part)).write_bytes(pickle.dumps(lives))
                 return 0
 
-            tasks = [(part, float("inf"), lambda part=part: work(part)) for part in range(self.options.jobs)]
+            tasks = [(part, SURVEY, lambda part=part: work(part)) for part in range(self.options.jobs)]
             for part, code in forked(tasks, self.options.jobs):
-                if code:
-                    raise pytest.UsageError("unaltered machines fail in the survey: run the tests and the simulator")
+                if code != 0:
+                    raise pytest.UsageError(f"the survey ended with {code}: run the tests and the simulator")
                 found += pickle.loads(Path(folder, str(part)).read_bytes())
         return sorted(found)
 
@@ -253,7 +252,8 @@ class Court:
         paths = sorted({mutant.path for mutant in chosen})
         print(f"{len(chosen)} mutants; {len(items)} tests, {self.options.schedules} schedules", flush=True)
         lives = self._survey(items, paths)
-        print(f"all lived once in {time.monotonic() - begin:.0f} s", flush=True)
+        left = len(items) + self.options.schedules - len(lives)
+        print(f"lived once in {time.monotonic() - begin:.0f} s; {left} fail unaltered and are left out", flush=True)
         alive = functions(paths)
 
         def works() -> Iterator[tuple[Mutant, float, Callable[[], int]]]:
@@ -291,7 +291,9 @@ def main(argv: list[str] | None = None) -> int:
     settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate], database=None, derandomize=True)
     settings.load_profile("mutants")
     os.chdir(ROOT)
-    pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no", *TESTS], plugins=[court])
+    pytest.main(
+        ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no", "-W", "ignore", *TESTS], plugins=[court]
+    )
     return 0 if court.good else 1
 
 
