@@ -250,5 +250,8 @@ class Meter:
 
     def end(self) -> Row:
         """The state when all is here that can be had."""
-        failed = max(self.failed, sum(future.status != FINISHED for future in self.futures))
-        return Row("gather", self.keys, self.keys, failed, self.size, self.size)
+        with self.client._lock:
+            sizes = [future._entry.outcome[2] for future in self.futures if future.status == FINISHED]
+        failed = max(self.failed, len(self.futures) - len(sizes))
+        size = self.size or sum(sizes)  # it may have been over before the first look
+        return Row("gather", self.keys, self.keys, failed, size, size)
