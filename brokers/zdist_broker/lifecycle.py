@@ -185,7 +185,7 @@ class Lifecycle:
             if trouble.errors <= task.terms.retries:
                 self.placement.requeue(task)
             else:
-                self.placement.unassign(task)
+                self.placement.give_up(task)
                 self.fail(task, (RAISED, payload, key, text[:MAX_TEXT]))
 
     def died(self, task: Task, text: str) -> None:
@@ -208,7 +208,7 @@ class Lifecycle:
         assert terms is not None and worker is not None
         if trouble.errors <= terms.retries:
             return self.placement.requeue(task)
-        self.placement.unassign(task)
+        self.placement.give_up(task)
         text = f"{task.key} ran for longer than its timeout of {terms.timeout:g} s, at last on worker {worker.name}"
         self.fail(task, (OVERDUE, b"", task.key, text))
 

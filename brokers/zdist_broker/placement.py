@@ -24,7 +24,7 @@ from zdist.limits import (
     RUN_ROWS,
     RUNS_FROM,
 )
-from zdist.protocol.messages import Define, Options, Run, TakeBack, TimeLimit, payload_size
+from zdist.protocol.messages import Define, Drop, Options, Run, TakeBack, TimeLimit, payload_size
 from zdist_broker.pool import Place, Pool
 from zdist_broker.rows import parts
 from zdist_broker.state import (
@@ -175,6 +175,12 @@ class Placement:
         self.touched[worker] = None
         return worker
 
+    def give_up(self, task: Task) -> None:
+        """An attempt is over without a result. A copy of an earlier one may have come to its worker meanwhile."""
+        worker = self.unassign(task)
+        if not worker.gone and task.key not in worker.held:
+            self.tables.post(worker, Drop, task.key)
+
     def take_all_back(self, worker: Worker) -> None:
         """Nothing new is to start there: ask for what has not."""
         rows = [(task.key, task.attempt) for task in worker.assigned.values()]
@@ -183,7 +189,7 @@ class Placement:
 
     def requeue(self, task: Task) -> None:
         """An attempt is over without a result: start another when the inputs are there."""
-        self.unassign(task)
+        self.give_up(task)
         task.state = WAITING
         if not task.waiting:
             self.enqueue(task)

@@ -24,6 +24,7 @@ from zdist.protocol.messages import (
     Refused,
     Rejected,
     Replicate,
+    Returned,
     Run,
     Want,
     WorkerDied,
@@ -209,6 +210,19 @@ def waiting_for_input(w: World) -> None:
     w.submit("b", deps=("a",), options=tuple(Options(workers=("W-1",))))
     assert w.where("b") == "w-1"
     w.inbox.clear()
+
+
+@pytest.mark.parametrize("end", ["returned", "failed"])
+def test_a_copy_of_another_attempt_goes_when_its_worker_does_not_make_the_result(end: str) -> None:
+    w = World(workers=1)
+    w.submit("a")
+    w.turn()
+    attempt = w.task("a").attempt
+    w.send("w-0", Held((("a", attempt - 1, 5, "int"),)))  # fetched before it was given the task itself
+    assert w.rows("w-0", Drop) == []  # its result would take the place
+    over = Returned((("a", attempt),)) if end == "returned" else Erred((("a", attempt, 5, b"error", "it failed"),))
+    w.send("w-0", over)
+    assert w.rows("w-0", Drop) == ["a"]
 
 
 def test_a_missing_input_is_computed_again_and_its_user_told_where() -> None:
