@@ -1,13 +1,13 @@
 """What the tests would not notice: alter one guard of the machines at a time, and see whether anything fails.
 
-    python tests/simulation/mutants.py [--sample N] [--seed S] [--schedules K] [--jobs J] [WORD …]
+    python tests/simulation/mutants.py [WORD …] [--sample N] [--seed S] [--schedules K] [--jobs J] [--tests PATH …]
 
-A mutant has one condition negated, or one early ``return``, ``continue`` or ``break`` taken away; words choose modules
-by their names. First all tests of the machines and K schedules of the simulator are lived as they are, and it is noted
-which lines of the machines each comes past. Then each mutant is lived by a fork of this process, in which the altered
-function takes the place of the original: by all that comes past the guard, the quickest first, until something fails.
-It is caught if something does, or does not come to an end. Prints every survivor with its line, and exits with 1 if
-fewer than 95 % are caught, not counting those that `EQUIVALENT` shows to change nothing.
+A mutant has one condition negated, or one early ``return``, ``continue`` or ``break`` taken away; words choose mutants
+by their names, as they are printed. First all tests of the machines and K schedules of the simulator are lived as they
+are, and it is noted which lines of the machines each comes past. Then each mutant is lived by a fork of this process,
+in which the altered function takes the place of the original: by all that comes past the guard, the quickest first,
+until something fails. It is caught if something does, or does not come to an end. Prints every survivor with its line,
+and exits with 1 if fewer than 95 % are caught, not counting those that `EQUIVALENT` shows to change nothing.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class Court:
                     importlib.import_module(module)
                     everything += mutants(module, path)
         words = self.options.words
-        chosen = [mutant for mutant in everything if not words or any(word in mutant.module for word in words)]
+        chosen = [mutant for mutant in everything if not words or any(word in mutant.name for word in words)]
         chosen = [mutant for mutant in chosen if mutant.name not in EQUIVALENT]
         if self.options.sample:
             chosen = random.Random(self.options.seed).sample(chosen, min(self.options.sample, len(chosen)))
@@ -282,17 +282,19 @@ class Court:
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0 if enough mutants are caught."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", help="modules whose names have one of these in them; default: all")
+    parser.add_argument("words", nargs="*", help="mutants whose names have one of these in them; default: all")
     parser.add_argument("--sample", type=int, help="so many mutants, drawn at random; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--schedules", type=int, default=200, help="that are lived")
+    parser.add_argument("--tests", nargs="+", default=TESTS, help="that are lived; default: all of the machines'")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     court = Court(parser.parse_args(argv))
     settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate], database=None, derandomize=True)
     settings.load_profile("mutants")
     os.chdir(ROOT)
     pytest.main(
-        ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no", "-W", "ignore", *TESTS], plugins=[court]
+        ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no", "-W", "ignore", *court.options.tests],
+        plugins=[court],
     )
     return 0 if court.good else 1
 
