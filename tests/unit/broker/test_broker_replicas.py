@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from broker_world import SLOW, World
 
-from zdist.limits import COPY_PAUSE, COUNTED_TASKS
+from zdist.limits import COPIES_KEPT, COPY_PAUSE, COUNTED_TASKS
 from zdist.protocol.messages import (
     Answer,
     Ask,
@@ -22,6 +22,7 @@ from zdist.protocol.messages import (
     NoCopy,
     Place,
     Replicate,
+    Subscribe,
     Want,
 )
 from zdist_broker.state import MEMORY
@@ -91,6 +92,31 @@ def test_a_copy_of_an_earlier_attempt_is_dropped_and_the_order_given_again() -> 
     assert said == [Drop, Replicate]
     hold(w, second, "a")
     assert answer(w) == {"failed": {}, "keys": 0, "bytes": 0}
+
+
+def test_orders_are_not_looked_at_all_the_time() -> None:
+    w = World(workers=2)
+    (first,) = {result(w, "a")}
+    order(w, "replicate", ("a",), 2, None)
+    (second,) = {"w-0", "w-1"} - {first}
+    hold(w, second, "a")
+    w.broker.tick(w.now)  # something else was due
+    assert w.got("c-0", Answer) == []
+    assert w.broker.deadline() == w.now + COPY_PAUSE
+    assert answer(w)["failed"] == {}
+
+
+def test_a_key_that_its_client_may_be_about_to_claim_is_waited_for() -> None:
+    w = World(workers=1)
+    w.broker.succeeds(w.now)
+    order(w, "replicate", ("a", "b"), 1, None)
+    assert answer(w) is None
+    w.send("w-0", Held((("a", 7, 5, "int"),)))
+    w.send("c-0", Claim((("a", 7),)))
+    w.submit("a")
+    assert answer(w) is None  # b may come yet
+    w.now += COPIES_KEPT
+    assert answer(w)["failed"].keys() == {"b"}
 
 
 def test_an_argument_stays_with_its_client_however_it_is_copied() -> None:
@@ -279,6 +305,46 @@ def test_a_holder_that_does_not_have_it_ends_the_move() -> None:
     loaded_more.send("w-1", Missing(((key, ("w-0",)),)))
     assert answer(loaded_more)["keys"] == 0
     assert loaded_more.where(key) == "w-0"  # it is computed again
+
+
+def test_a_worker_that_is_as_good_as_even_gives_nothing_more_away() -> None:
+    w = World(workers=4)
+    loaded(w, 60, 10, 10, 10)
+    order(w, "rebalance", None, None)  # a quarter of it all would be 22.5
+    moved = {s: copies(w, s) for s in ("w-1", "w-2", "w-3")}
+    assert sorted(moved.values()) == [[], ["k0"], ["k1"]]
+
+
+def test_nothing_moves_where_all_others_are_paused() -> None:
+    w = World(workers=2)
+    loaded(w, 40, 30, 20, 10)
+    w.send("w-1", Subscribe(1, (), {}, True))
+    order(w, "rebalance", None, None)
+    assert answer(w) == {"failed": {}, "keys": 0, "bytes": 0}
+
+
+def test_a_move_is_ordered_once() -> None:
+    w = World(workers=2)
+    loaded(w, 40, 30, 20, 10)
+    order(w, "rebalance", None, None)
+    assert copies(w, "w-1") == ["k0", "k3"]
+    later(w)
+    later(w)
+    assert copies(w, "w-1") == []
+
+
+def test_what_is_being_copied_for_another_reason_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zdist_broker.replicas.COPIES_AHEAD", 1)
+    w = World(workers=2)
+    loaded(w, 40, 30, 20, 10)
+    order(w, "rebalance", None, None)
+    assert copies(w, "w-1") == ["k0"]
+    w.send("c-0", Place(("k3",), (), 0))  # before its turn has come
+    hold(w, "w-1", "k0")
+    assert answer(w) == {"failed": {}, "keys": 1, "bytes": 40}
+    hold(w, "w-1", "k3")
+    later(w)
+    assert on(w, "k3") == {"w-0", "w-1"}
 
 
 # --- looking --------------------------------------------------------------------------------------------
