@@ -1,0 +1,159 @@
+"""State that clients share: who gives up, leaves, comes late or never, and what that leaves to the others."""
+
+from __future__ import annotations
+
+from test_broker_shared import Shared, item
+
+from zdist.limits import COPIES_KEPT, LEASE_CLIENT, RECOVERY
+from zdist.protocol.messages import Held, Hold, Place
+from zdist_broker.sharing import KEYS_WAIT
+
+
+def test_who_waits_behind_one_whose_time_runs_out_is_served() -> None:
+    w = Shared()
+    several, one = w.op("c-0", "queue", "get", 2, timeout=2.0), w.op("c-1", "queue", "get", 1)
+    w.do("c-0", "queue", "put", *item("a"), 0)
+    assert w.answers("c-1") == {}
+    w.tick(2.0)
+    assert w.answers("c-0") == {several: ("timeout", None)}
+    assert w.answers("c-1") == {one: ("ok", (item("a"),))}
+
+
+def test_what_is_given_up_counts_no_longer_as_asked() -> None:
+    w = Shared()
+    client = w.broker.tables.clients["c-0"]
+    waits = w.op("c-0", "queue", "get", 1)
+    assert client.asking == 1
+    w.op("c-0", "", "cancel", waits)
+    assert client.asking == 0
+    done = w.op("c-0", "queue", "put", *item("a"), 0)
+    w.op("c-0", "", "cancel", done)
+    assert client.asking == 0
+
+
+def test_answers_for_others_stay_when_a_client_leaves() -> None:
+    w = Shared()
+    w.deaf = {"n-0"}
+    w.op("c-0", "queue", "put", *item("a"), 0)
+    other = w.op("c-1", "queue", "put", *item("b"), 0)
+    assert w.answers("c-1") == {}  # the copies do not have it yet
+    w.leave("c-0")
+    w.deaf = set()
+    assert w.answers("c-1") == {other: ("ok", None)}
+
+
+# --- futures ------------------------------------------------------------------------------------------
+
+
+def test_a_future_of_data_that_comes_back_keeps_it() -> None:
+    w = Shared(workers=1)
+    for message in (Hold(1, (("data", 5, "int"),)), Place(("data",), (), 1)):
+        w.send("c-0", message)
+    w.send("w-0", Held((("data", 0, 5, "int"),)))
+    w.submit("user", deps=("data",))
+    w.finish("user")
+    w.release("data", 1)
+    assert w.states() == {"data": "released", "user": "memory"}
+    w.do("c-0", "variable", "set", *item("future", "data"))
+    w.turn()
+    w.send("c-0", Hold(2, (("data", 5, "int"),)))
+    w.turn()
+    w.release("data", 2)
+    assert [client.session for client in w.task("data").who] == ["shared"]
+
+
+# --- another broker -----------------------------------------------------------------------------------
+
+
+def size(w: Shared, client: str = "c-1") -> object:
+    return w.do(client, "queue", "size")
+
+
+def test_copies_have_the_time_to_come_from_the_first_on() -> None:
+    w = Shared()
+    w.do("c-0", "queue", "put", *item("a"), 0)
+    new = w.successor()
+    assert new.broker.deadline() == RECOVERY
+    new.tick(RECOVERY)
+    assert size(new) == 1
+
+
+def test_a_copy_that_comes_late_is_taken_over_at_once_if_there_is_nothing_yet() -> None:
+    w = Shared()
+    w.do("c-0", "queue", "put", *item("a"), 0)
+    w.deaf = {"n-0", "n-1"}
+    new = w.successor()
+    early = new.op("c-1", "queue", "size")
+    new.tick(RECOVERY)
+    assert new.answers("c-1") == {early: ("ok", 0)}
+    for part in w.copies["n-0"].offer():
+        new.send("n-0", part)
+    waits = new.op("c-1", "queue", "size")
+    assert new.answers("c-1") == {} and new.broker.shared.deadline() == new.now
+    new.tick(0.0)
+    assert new.answers("c-1") == {waits: ("ok", 1)}
+
+
+def test_a_copy_that_comes_after_another_was_taken_over_brings_nothing_back() -> None:
+    w = Shared()
+    w.do("c-0", "queue", "put", *item("a"), 0)
+    late = list(w.copies["n-0"].offer())
+    new = w.successor()
+    new.tick(RECOVERY)
+    assert new.do("c-1", "queue", "get", 1) == (item("a"),)
+    for part in late:
+        new.send("n-0", part)
+    new.tick(0.0)
+    assert size(new) == 0
+
+
+def test_what_a_client_asked_for_before_it_left_is_not_done_once_the_copies_are_here() -> None:
+    w = Shared()
+    w.do("c-0", "queue", "put", *item("a"), 0)
+    new = w.successor()
+    other = new.op("c-1", "queue", "size")
+    new.op("c-0", "queue", "put", *item("b"), 0)
+    new.leave("c-0")
+    new.tick(RECOVERY)
+    assert new.answers("c-1") == {other: ("ok", 1)}
+    assert size(new) == 1
+
+
+def test_only_those_who_have_not_come_back_in_time_lose_what_they_had() -> None:
+    w = Shared(clients=3)
+    w.do("c-0", "lock", "acquire", 1)
+    w.op("c-0", "", "confirm", heard=(w.req,))  # so nothing of it is left but its lock,
+    w.do("c-2", "queue", "put", *item("a"), 0)  # and of this one but an answer
+    token = w.do("c-1", "lock", "acquire", 1, name="other")
+    mine = w.req
+    new = w.successor()
+    new.broker.left("c-0", "never came", new.now)
+    new.tick(RECOVERY)
+    waits = new.op("c-1", "lock", "acquire", 1)
+    new.tick(LEASE_CLIENT - 1)
+    assert new.answers("c-1") == {}
+    assert new.broker.shared.store.items("answer", "c-2")
+    new.tick(1.0)
+    assert waits in new.answers("c-1")
+    assert not new.broker.shared.store.items("answer", "c-2")
+    assert new.do("c-1", "lock", "acquire", 1, name="other", req=mine) == token  # it was answered before
+    assert new.do("c-1", "lock", "held", name="other") == 1
+
+
+def test_a_future_in_a_queue_claims_what_a_worker_holds_before_that_is_given_up() -> None:
+    w = Shared(workers=1)
+    w.submit("task")
+    w.turn()
+    w.do("c-0", "queue", "put", *item("future", "task"), 0)
+    w.finish("task")
+    new = w.successor()
+    new.worker("w-0")
+    new.send("w-0", Held((("task", 7, 5, "int"),)))
+    new.tick(RECOVERY)
+    assert new.states() == {}
+    assert new.broker.shared.deadline() == COPIES_KEPT - KEYS_WAIT
+    new.tick(COPIES_KEPT - KEYS_WAIT - RECOVERY)
+    assert new.states() == {"task": "memory"}
+    assert new.broker.shared.deadline() != new.now
+    new.tick(KEYS_WAIT)
+    assert new.states() == {"task": "memory"}
