@@ -52,14 +52,18 @@ SURVIVES, SCHEDULES, BY_TEST, UNALTERED = 0, 1, 2, 3  # exit codes
 EQUIVALENT = {
     "zdist.core.wants.Wants._pump: without 'return' if lone is not None and (not self.flying) and (len(queue) == 1) "
     "and (queue[0] is lone) and self._go_early(lone)": "the queue is empty then, and the rest of the function idle",
-    "zdist_broker.shared.Shared.cancel: without 'return' if ops.pop((session, req), None) is not None": "an operation "
-    "waits at one place, and has no answer yet",
-    "zdist_broker.state.Tables.holders: without 'return holder.sessions' if len(holders) == 1": "the rest of the function "
-    "finds the same for one",
-    "zdist.core.calls.Calls.tick: without 'return' if now < self.next": "nothing is due before that, as `check` requires, "
-    "and when the next is is found again",
-    "zdist.core.collect.Collections.close: without 'return' if self.open.pop(collection.ticket, None) is None": "what is "
-    "closed fetches nothing, and is told of nothing that it would act on",
+    "zdist_broker.shared.Shared.cancel: without 'return' if ops.pop((session, req), None) is not None": (
+        "an operation waits at one place, and has no answer yet"
+    ),
+    "zdist_broker.state.Tables.holders: without 'return holder.sessions' if len(holders) == 1": (
+        "the rest of the function finds the same for one"
+    ),
+    "zdist.core.calls.Calls.tick: without 'return' if now < self.next": (
+        "nothing is due before that, as `check` requires; only what is due next is found again"
+    ),
+    "zdist.core.collect.Collections.close: without 'return' if self.open.pop(collection.ticket, None) is None": (
+        "what is closed fetches nothing, and does nothing with what it is told"
+    ),
 }
 
 
