@@ -64,6 +64,11 @@ EQUIVALENT = {
     "zdist.core.collect.Collections.close: without 'return' if self.open.pop(collection.ticket, None) is None": (
         "what is closed fetches nothing, and does nothing with what it is told"
     ),
+    "zdist.core.fetch.Fetcher._accept: without 'return False' if transfer.got == total": (
+        "the transfer is done, and nobody looks at its gaps any more"
+    ),
+    "zdist.core.gather._best: without 'return _batches(plan, ways, links, why)' if cost[0] <= soonest and "
+    "all((link.path == PEER for link in plan))": "whatever takes a relay ends later, and is not taken",
 }
 
 

@@ -153,6 +153,12 @@ def test_a_holder_elsewhere_has_no_shared_memory_here() -> None:
     assert Links().shm(B) is None
 
 
+def test_where_no_shared_memory_is_open_keys_go_in_the_order_in_which_they_are_wanted() -> None:
+    links = neighbours({}, (A,))
+    (batch,) = plan_gather([("large", MIB, (A,)), ("small", 1, (A,)), ("another", MIB, (A,))], links)
+    assert batch.keys == ["large", "small", "another"]
+
+
 def test_of_several_holders_one_of_this_host_is_taken() -> None:
     links = neighbours({A: "far"}, ())
     plan = plan_gather([(i, MIB, (A, B)) for i in range(10)], links)

@@ -39,6 +39,16 @@ def test_reasons(state: str, direct: bool | None, paths: tuple[str, ...], holder
     assert (batch.path, batch.reason) == (path, reason)
 
 
+@pytest.mark.parametrize(("direct", "reason"), [(None, "peer path open"), (True, "direct=True")])
+def test_reasons_where_several_hold_it(direct: bool | None, reason: str) -> None:
+    links = Links(Host("here"))
+    links.learn([(w, f"tcp://{w}:1", w, "there", "n-1") for w in ("w-1", "w-2")])
+    for link in links.peers.values():
+        link.opened()
+    plan = plan_gather([(key, MIB, ("w-1", "w-2")) for key in "ab"], links, direct)
+    assert {(batch.path, batch.reason) for batch in plan} == {(PEER, reason)}
+
+
 def test_the_reason_for_shared_memory() -> None:
     (batch,) = plan_gather([("k", 4 * MIB, ("w-1",))], one_worker("open", host="here"))
     assert (batch.path, batch.reason) == (SHM, "same host")
