@@ -69,6 +69,8 @@ EQUIVALENT = {
     ),
     "zdist.core.gather._best: without 'return _batches(plan, ways, links, why)' if cost[0] <= soonest and "
     "all((link.path == PEER for link in plan))": "whatever takes a relay ends later, and is not taken",
+    "zdist.core.gather._unshared: without 'return [_single(keys, sum(sizes), ways[holders[0]], links, direct)]' if "
+    "len(holders) == 1": "`_best` finds the same, but for rounding",
 }
 
 

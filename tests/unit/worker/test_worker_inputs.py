@@ -1,0 +1,47 @@
+"""What a worker makes of news of its tasks' dependencies."""
+
+from __future__ import annotations
+
+import pytest
+from test_worker_machine import OTHER, control, define, fail, machine, run, said, start
+
+from zdist import limits
+from zdist.protocol import messages as m
+
+THIRD = "w-00000000000000cc"
+
+
+def test_another_task_may_know_better_where_a_dependency_is() -> None:
+    worker = machine()
+    define(worker)
+    run(worker, "a", deps=[("dep", 6, (OTHER,), None)])
+    run(worker, "b", deps=[("dep", 6, (THIRD,), None)])
+    assert worker.fetcher.tables[None]["dep"].holders == (THIRD,)
+    run(worker, "c", deps=[("dep", 6, (), None)])
+    assert worker.fetcher.tables[None]["dep"].holders == (THIRD,)
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_who_ordered_a_copy_that_cannot_be_made_is_told_why(copy: bool) -> None:
+    worker = machine()
+    define(worker)
+    run(worker, "a", deps=[("dep", 6, (OTHER,), None)])
+    if copy:
+        control(worker, m.Replicate((("dep", 1, 6, (OTHER,)),)))
+    fail(worker, "dep", "unpicklable", "a lock")
+    assert said(worker) == [m.NoCopy((("dep", "a lock"),))] * copy
+    assert start(worker).inputs["dep"].error == "a lock"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("nbytes", [limits.SPILL_MIN - 1, limits.SPILL_MIN])
+def test_a_large_value_that_a_task_needs_goes_to_disk_after_others(nbytes: int) -> None:
+    worker = machine()
+    define(worker)
+    for key in ("old", "new"):
+        control(worker, m.Replicate(((key, 1, nbytes, (OTHER,)),)))
+        worker.fetcher.drop(0, (key,), 0.0)
+        worker.fetcher.arrived.append(((0,), key, 1, [bytes(nbytes)], nbytes, "peer"))
+        said(worker)
+    run(worker, "a", deps=[("old", nbytes, (OTHER,), None)])
+    large = nbytes >= limits.SPILL_MIN
+    assert list(worker.store.entries) == (["new", "old"] if large else ["old", "new"])
