@@ -52,6 +52,15 @@ SURVIVES, SCHEDULES, BY_TEST, UNALTERED = 0, 1, 2, 3  # exit codes
 EQUIVALENT = {
     "zdist.core.wants.Wants._pump: without 'return' if lone is not None and (not self.flying) and (len(queue) == 1) "
     "and (queue[0] is lone) and self._go_early(lone)": "the queue is empty then, and the rest of the function idle",
+    "zdist_broker.endpoint.BrokerEndpoint._accept: without 'return' if fresh is None": "who owes a confirmation is in "
+    "`due` already, and what is not fresh goes no further",
+    "zdist_broker.endpoint.BrokerEndpoint._part: without 'return' if self.peers.pop(session, None) is None": "all that "
+    "follows does nothing the second time",
+    "zdist_broker.intake.Intake._create: without 'return' if not waiting": "no input is assigned then: all have arrived",
+    "zdist_broker.intake.Intake.release: without 'continue' if task.state == MEMORY and (not task.dependents) and "
+    "(not task.deps)": "`tidy` passes by what has been forgotten",
+    "zdist_broker.lanes.Lanes._end: without 'return' if worker.lane is not lane": "the worker is gone then, with its "
+    "tasks and what was ahead, and is sent nothing",
 }
 
 
