@@ -54,9 +54,8 @@ EQUIVALENT = {
     "and (queue[0] is lone) and self._go_early(lone)": "the queue is empty then, and the rest of the function idle",
     "zdist_broker.endpoint.BrokerEndpoint._accept: without 'return' if fresh is None": "who owes a confirmation is in "
     "`due` already, and what is not fresh goes no further",
-    "zdist_broker.endpoint.BrokerEndpoint._part: without 'return' if self.peers.pop(session, None) is None": "all that "
-    "follows does nothing the second time",
-    "zdist_broker.intake.Intake._create: without 'return' if not waiting": "no input is assigned then: all have arrived",
+    "zdist_broker.intake.Intake._create: without 'return' if not waiting": "all "
+    "inputs have arrived then: none is assigned",
     "zdist_broker.intake.Intake.release: without 'continue' if task.state == MEMORY and (not task.dependents) and "
     "(not task.deps)": "`tidy` passes by what has been forgotten",
     "zdist_broker.lanes.Lanes._end: without 'return' if worker.lane is not lane": "the worker is gone then, with its "
