@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from broker_world import World
+from broker_world import World, ask
 
 from zdist.protocol.messages import (
     Adjust,
     Adjusted,
     Answer,
-    Ask,
     Buffer,
     Call,
     Called,
@@ -23,17 +22,6 @@ from zdist.protocol.messages import (
 )
 from zdist_broker.machine import Shutdown
 from zdist_broker.relay import Relay
-
-
-def ask(w: World, what: str, args: Any = None, client: str = "c-0") -> Any:
-    w.gen += 1
-    w.send(client, Ask(w.gen, what, args))
-    answers = w.got(client, Answer)
-    if not answers:
-        return None
-    (answer,) = answers
-    assert answer.req == w.gen
-    return answer.value if answer.ok else ("error", answer.value)
 
 
 def test_workers() -> None:
