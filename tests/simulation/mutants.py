@@ -50,6 +50,12 @@ SURVIVES, SCHEDULES, BY_TEST, UNALTERED = 0, 1, 2, 3  # exit codes
 
 #: Mutants that nobody could tell from the original, by their names, and why.
 EQUIVALENT = {
+    "zdist_broker.notices.Notices.turn: without 'return' if not starving and (not self.lacks)": "the rest of the "
+    "function goes over the two, and they are empty",
+    "zdist_broker.parse.options: without 'return _DEFAULTS' if not fields": "fields that are not there are taken from "
+    "the same defaults, which are fit",
+    "zdist_broker.placement.Placement._assign_ready: without 'return' if not dirty": "the rest of the function goes "
+    "over what is dirty, and that is nothing",
     "zdist.core.wants.Wants._pump: without 'return' if lone is not None and (not self.flying) and (len(queue) == 1) "
     "and (queue[0] is lone) and self._go_early(lone)": "the queue is empty then, and the rest of the function idle",
     "zdist_broker.endpoint.BrokerEndpoint._accept: without 'return' if fresh is None": "who owes a confirmation is in "

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from broker_world import FN, World, ask
 
-from zdist.protocol.messages import Buffer, Hold
+from zdist.protocol.messages import Buffer, Erred, Hold
 
 
 def rows(w: World) -> dict[str, Any]:
@@ -60,6 +60,17 @@ def test_how_a_task_is_made_is_not_told_if_that_is_large(monkeypatch: pytest.Mon
     w.submit("large", args=b"12345")
     assert ask(w, "spec", "small")[3] == b"1234"
     assert ask(w, "spec", "large") == ("error", "spec: function and arguments of large have more than 16 bytes")
+
+
+def test_a_failure_is_told_once_of_the_task_that_raised() -> None:
+    w = World(workers=1)
+    w.submit("a")
+    w.submit("b", deps=("a",))
+    w.turn()
+    w.send("w-0", Erred((("a", w.task("a").attempt, 1, b"error", "Traceback\nValueError: no\n"),)))
+    w.submit("c", deps=("a",))
+    found = ask(w, "status")
+    assert (found["failed"], found["failures"]) == (1, [(1, "a", "ValueError: no")])
 
 
 def test_the_last_lines_of_the_log() -> None:

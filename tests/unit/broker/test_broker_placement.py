@@ -408,6 +408,8 @@ def test_what_is_urgent_stays_in_the_queue_when_that_is_swept() -> None:
     w = World(workers=0)
     gen = w.submit(*(f"k{n}" for n in range(200)))
     w.submit("urgent", options=tuple(Options(priority=1)))
+    pool = w.broker.placement.default
+    assert (len(pool.tail), len(pool.heap)) == (200, 1)  # what comes in order costs the same however much waits
     for n in range(199):
         w.release(f"k{n}", gen)
     w.worker("w-0", threads=2)
