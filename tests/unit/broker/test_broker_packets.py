@@ -192,3 +192,16 @@ def test_who_is_given_up_does_not_count_for_what_is_kept_for_all(monkeypatch: py
     d.turn(1.0)  # what it has not confirmed by the next sweep counts
     d.turn(1.0)
     assert events(d) == ["client.given_up"] and list(d.endpoint.peers) == ["c-2"]
+
+
+def test_of_those_who_stay_the_one_with_the_most_goes_in_the_same_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zdist.limits.KEPT_BYTES", 20_000)
+    monkeypatch.setattr("zdist.limits.KEPT_BYTES_TOTAL", 30_000)
+    d = Desk()
+    for session, packets in (("c-1", 3), ("c-2", 1), ("c-3", 1)):
+        d.hello(session)
+        for n in range(packets):
+            d.endpoint.peers[session].session.wrap([Answer(n, True, "x" * (16_000 + (session == "c-3")))])
+    d.turn(1.0)  # what it has not confirmed by the next sweep counts
+    d.turn(1.0)
+    assert [log.fields["session"] for log in d.logged()] == ["c-1", "c-3"] and list(d.endpoint.peers) == ["c-2"]
