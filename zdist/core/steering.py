@@ -343,7 +343,7 @@ class Steering:
         self.plan(moved, now)
 
     def _behind(self, link: Link, now: float) -> None:
-        """A peer path has fallen behind: what it owes and what waits for it may go by relay, until it delivers again."""
+        """A peer path has fallen behind: what it owes, and what waits for it, is planned anew until it delivers."""
         link.silence = SILENCE
         self.requests.behind[link] = self.requests.behind.get(link, 0) + 1
         moved = []
