@@ -162,8 +162,8 @@ class BrokerEndpoint:
 
     def undeliverable(self, route: Route, error: ProtocolError, now: float) -> None:
         """A packet that cannot be encoded: its session can never go on, all others do."""
-        peer = (self.bulk if route.channel == "bulk" else self.control).get(route.hop)
-        if peer is not None and route.channel == "control":
+        peer = self.control.get(route.hop) if route.channel == "control" else None
+        if peer is not None:
             self._defect(peer, "a packet for it", error, now)
         else:
             self.commands.append(Log("error", "relay.unsent", {"error": str(error)}))
@@ -295,8 +295,7 @@ class BrokerEndpoint:
 
     def _part(self, peer: Peer, reason: str, now: float) -> None:
         session = peer.session.id
-        if self.peers.pop(session, None) is None:
-            return
+        del self.peers[session]
         self.due.pop(session, None)
         self.lagging.pop(session, None)
         if peer.control is not None and peer.session.weigh() > limits.CROWDED_BYTES:
@@ -340,7 +339,8 @@ class BrokerEndpoint:
     def _sweep(self, now: float) -> None:
         """Answer pings; give up who was silent for longer than its lease, a worker only while its node is not here."""
         self.complaints.sweep()
-        total, heaviest = 0, None
+        total = most = 0
+        heaviest: Peer | None = None
         for peer in list(self.peers.values()):
             late = peer.first <= peer.swept  # else it confirms as it should, and what is kept for it is little
             if peer.pinged:
@@ -349,8 +349,8 @@ class BrokerEndpoint:
             if peer.crowded or late:
                 weight = self._weigh(peer, now)
                 total += weight
-                if heaviest is None or weight > heaviest.session.weight:
-                    heaviest = peer
+                if weight > most:
+                    most, heaviest = weight, peer
         if heaviest is not None and total > limits.KEPT_BYTES_TOTAL:
             self._give_up(heaviest, f"{total} bytes were kept for all sessions, most of them for this one", now)
         for peer in list(self.peers.values()):

@@ -90,7 +90,7 @@ def _waiting(pool: Pool) -> dict[Client, int]:
     """How many of the class's tasks each client waits for."""
     counts: dict[Client, int] = {}
     entries: list[Any] = [*pool.tail, *(entry[1] for entry in pool.heap)]
-    for task in entries:
+    for task in dict.fromkeys(entries):  # one that waited for its input again is queued twice
         if task.state == READY:
             for client in task.who:
                 counts[client] = counts.get(client, 0) + 1

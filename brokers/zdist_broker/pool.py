@@ -58,7 +58,7 @@ class Pool:
         """A queued task is no longer ready; its entry stays until it is met or swept out."""
         self.live -= 1
         if len(self.tail) + len(self.heap) > 2 * self.live + _GHOSTS:
-            self.tail = deque(dict.fromkeys(t for t in self.tail if t.state == _READY))
+            self.tail = deque(t for t in self.tail if t.state == _READY)
             self.heap = [(p, t) for p, t in self.heap if t.state == _READY]
             heapify(self.heap)
 

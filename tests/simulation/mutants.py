@@ -50,6 +50,12 @@ SURVIVES, SCHEDULES, BY_TEST, UNALTERED = 0, 1, 2, 3  # exit codes
 
 #: Mutants that nobody could tell from the original, by their names, and why.
 EQUIVALENT = {
+    "zdist_broker.notices.Notices.turn: without 'return' if not starving and (not self.lacks)": "the rest of the "
+    "function goes over the two, and they are empty",
+    "zdist_broker.parse.options: without 'return _DEFAULTS' if not fields": "fields that are not there are taken from "
+    "the same defaults, which are fit",
+    "zdist_broker.placement.Placement._assign_ready: without 'return' if not dirty": "the rest of the function goes "
+    "over what is dirty, and that is nothing",
     "zdist.core.wants.Wants._pump: without 'return' if lone is not None and (not self.flying) and (len(queue) == 1) "
     "and (queue[0] is lone) and self._go_early(lone)": "the queue is empty then, and the rest of the function idle",
     "zdist_broker.shared.Shared.cancel: without 'return' if ops.pop((session, req), None) is not None": (
@@ -71,6 +77,14 @@ EQUIVALENT = {
     "all((link.path == PEER for link in plan))": "whatever takes a relay ends later, and is not taken",
     "zdist.core.gather._unshared: without 'return [_single(keys, sum(sizes), ways[holders[0]], links, direct)]' if "
     "len(holders) == 1": "`_best` finds the same, but for rounding",
+    "zdist_broker.endpoint.BrokerEndpoint._accept: without 'return' if fresh is None": "who owes a confirmation is in "
+    "`due` already, and what is not fresh goes no further",
+    "zdist_broker.intake.Intake._create: without 'return' if not waiting": "all "
+    "inputs have arrived then: none is assigned",
+    "zdist_broker.intake.Intake.release: without 'continue' if task.state == MEMORY and (not task.dependents) and "
+    "(not task.deps)": "`tidy` passes by what has been forgotten",
+    "zdist_broker.lanes.Lanes._end: without 'return' if worker.lane is not lane": "the worker is gone then, with its "
+    "tasks and what was ahead, and is sent nothing",
 }
 
 

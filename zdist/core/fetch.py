@@ -83,6 +83,7 @@ class Fetcher(Sharing):
             if link is not None:
                 moved += self.evacuate(link)
                 self.requests.settle(link, now)
+                self.requests.behind.pop(link, None)
                 self.probes.cancel(link)
         self.links.remove(session)
         self.plan(moved, now)
@@ -202,7 +203,10 @@ class Fetcher(Sharing):
         if isinstance(message, Data):
             self._data(route, message, now)
         else:
-            self.probes.reply(route, self.links.peers.get(message.session), message, now)
+            link = self.links.peers.get(message.session)
+            self.probes.reply(route, link, message, now)
+            if link is not None and link.route.channel == route.channel:
+                link.silence = 0.0
         self.pump(now)
 
     def _data(self, route: Route, message: Data, now: float) -> None:

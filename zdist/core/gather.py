@@ -66,6 +66,8 @@ def _why(peer: Link | None, holder: str, paths: Sequence[str]) -> str:
         return "a client holds it, and has no socket of its own" if holder.startswith("c-") else "no peer address known"
     if peer.state == UNKNOWN:
         return "peer path not probed yet"
+    if peer.state == OPEN:
+        return "peer path fell behind" if peer.silence else "relay faster"
     return f"peer path {peer.state}: {peer.text}" if peer.text else f"peer path {peer.state}"
 
 
@@ -185,7 +187,7 @@ def _single(keys: list[Any], nbytes: int, way: _Ways, links: Links, direct: bool
             reason = "direct=True" if direct else "peer path open"
             return Batch(PEER, peer.holder, keys, nbytes, direct_seconds, reason)
     if relay is not None:
-        return Batch(RELAY, relay.holder, keys, nbytes, seconds, "relay faster" if peer is not None else way.reason)
+        return Batch(RELAY, relay.holder, keys, nbytes, seconds, way.reason)
     return Batch(WAIT if way.wait else NONE, "", keys, nbytes, 0.0, way.reason)
 
 
@@ -224,7 +226,7 @@ def _batches(plan: Plan, ways: dict[str, _Ways], links: Links, why: str) -> list
     for link, load in plan.items():
         keys = load.parts[0] if len(load.parts) == 1 else [key for part in load.parts for key in part]
         way = ways[link.holder]
-        reason = why if link.path != RELAY else "relay faster" if way.peer is not None else way.reason
+        reason = way.reason if link.path == RELAY else why
         seconds = load.finish if link.path != RELAY else _relayed(load, total, links)
         batches.append(Batch(link.path, link.holder, keys, load.nbytes, seconds, reason))
     return batches

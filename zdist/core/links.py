@@ -198,7 +198,7 @@ class Link(Estimate):
         self.misses = 0  # answers "unreachable" in a row,
         self.missed = 0.0  # since when
         self.lost = False  # and that for too long
-        self.silence = 0.0  # seconds that it was waited for in vain when it was last used
+        self.silence = 0.0  # seconds by which answers are late since it fell silent or behind, until one comes
         self.inflight = 0  # bytes asked for and not got
         self.requests: dict[int, float] = {}  # under way: request, when sent
         self.progress = 0.0  # when something last arrived

@@ -69,7 +69,8 @@ class Replay(Wants):
                 held.append((entry.key, mine.nbytes, mine.type))
         kept = [(key, 0, mine.nbytes, mine.type) for key, mine in self.store.entries.items() if key not in self.entries]
         if self.patient_until and kept:  # let go of here, but others may want it
-            self.send(CONTROL, m.Held(tuple(kept)))
+            for start in range(0, len(kept), limits.PACKET_RECORDS):
+                self.send(CONTROL, m.Held(tuple(kept[start : start + limits.PACKET_RECORDS])))
         else:
             for key, *_ in kept:
                 self.store.drop(key, 0.0)

@@ -24,6 +24,9 @@ __all__ = ["Requests"]
 ACTIVE_LINKS: Final = 64  # links with a request under way; the others wait their turn
 RELAY_WINDOW: Final = CHUNK  # in flight through a broker whose throughput is unknown or small
 STALE: Final = 1024  # requests given up whose answers are still recognised
+QUIET: Final = 0.02  # seconds without progress in which a peer path has not yet fallen behind,
+QUIET_TIMES: Final = 4  # nor in so many times what an answer takes
+SLOW: Final = 50e6  # bytes per second to expect at least of a path that is not measured
 
 
 class Requests:
@@ -49,6 +52,7 @@ class Requests:
         self.starving: dict[bool, list[tuple[int, int, Link]]] = {True: [], False: []}  # by relay or not
         self.discovered = False  # the speed of a link that was unknown
         self.serial = 0
+        self.behind: dict[Link, int] = {}  # how often in a row it has fallen behind
         self.due = float("inf")  # when the owner has to look after a link
         self.report = Report()
 
@@ -250,10 +254,11 @@ class Requests:
                 self.links.relay.started(now)
             self.relayed += request.nbytes
             self.links.relay_load += request.nbytes
+        due = now + min(link.stall, self.quiet(link))
         if len(self.active) == 1 and len(link.requests) == 1:
-            self.due = now + link.stall  # whatever it was is over
+            self.due = due  # whatever it was is over
         else:
-            self.due = min(self.due, now + link.stall)
+            self.due = min(self.due, due)
 
     # --- ending ----------------------------------------------------------------------------------
 
@@ -265,6 +270,7 @@ class Requests:
         link.progress = now
         link.strikes = 0
         link.silence = 0.0
+        self.behind.pop(link, None)
         link.carried_bytes += nbytes
         if nbytes >= keys * Link.MIDDLING and nbytes:
             small = keys if nbytes < keys * Link.LARGE else 0
@@ -326,13 +332,22 @@ class Requests:
             return min(MAX_PATIENCE, (0.5 + max(link.stall, 1.0 + shared)) * (1 << min(link.strikes, 2)))
         return max(link.patience, min(MAX_PATIENCE, REQUEST_TIMEOUT + shared)) if shared else link.patience
 
+    def quiet(self, link: Link) -> float:
+        """Seconds without progress after which a peer path has fallen behind, and the relay is asked as well: a lost
+        packet costs a connection ten times that. A holder that is slow to answer is so by either way."""
+        relay = self.links.relays.get(link.holder)
+        if link.path != PEER or link.least or link.silence or relay is None or relay.state != OPEN or relay.silence:
+            return float("inf")
+        delay = link.delay + relay.lag + link.inflight / (link.bandwidth or SLOW)
+        return max(QUIET, QUIET_TIMES * delay) * (1 << min(self.behind.get(link, 0), 10))
+
+    def limit(self, link: Link) -> float:
+        """Seconds without progress after which a link with requests has to be looked at."""
+        return min(self.quiet(link), self.patience(link) if link.path != PEER or link.probe else link.stall)
+
     def next_due(self) -> float:
         """When a link with requests has to be looked at."""
-        due = float("inf")
-        for link in self.active:
-            limit = self.patience(link) if link.path != PEER or link.probe else link.stall
-            due = min(due, link.oldest() + limit)
-        return due
+        return min([link.oldest() + self.limit(link) for link in self.active], default=float("inf"))
 
     def check(self) -> None:
         """Raise InvariantError if the books do not balance."""

@@ -31,6 +31,8 @@ REPLAN_SECONDS: Final = 0.05  # what waits in queues is planned anew, so often a
 REPLAN_PER_KEY: Final = 1e-4  # and the less often the more there is
 SETTLED: Final = 0.1  # seconds from the end at which nothing changes its way any more: estimates are not that good
 
+SILENCE: Final = 0.3  # seconds that a peer path which has fallen behind is expected to stay so: a connection repeats
+#  what was lost after 0.2 at the earliest, if nothing else has told it
 SILENT: Final = "does not answer"  # why a holder is crossed off that may well have the data
 UNREACHABLE_PAUSE: Final = 0.5  # seconds before holders that no path leads to are tried again
 
@@ -309,7 +311,9 @@ class Steering:
             return
         since = link.oldest()
         if now < since + self.requests.patience(link):  # the same sums as for the deadline, or ticks would spin
-            if link.path == PEER and now >= since + link.stall:
+            if now >= since + self.requests.quiet(link):
+                self._behind(link, now)
+            elif link.path == PEER and now >= since + link.stall:
                 self.probes.suspect(link, now)
             return
         link.strikes += 1
@@ -336,6 +340,21 @@ class Steering:
             self.at(link.closed_until, link)
             moved += self.requests.clear(link)
             self.requests.settle(link, now)
+        self.plan(moved, now)
+
+    def _behind(self, link: Link, now: float) -> None:
+        """A peer path has fallen behind: what it owes, and what waits for it, is planned anew until it delivers."""
+        link.silence = SILENCE
+        self.requests.behind[link] = self.requests.behind.get(link, 0) + 1
+        moved = []
+        for req in list(link.requests):
+            request = self.requests.open[req]
+            if all(row[0].direct is None for row in request.rows.values()):
+                self.requests.give_up(request)
+                moved += self.void(request)
+        moved += self.requests.clear(link)
+        self.requests.settle(link, now)
+        self.probes.suspect(link, now)
         self.plan(moved, now)
 
     def deadline(self) -> float | None:

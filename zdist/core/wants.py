@@ -153,11 +153,13 @@ class Wants(Lanes):
         return made
 
     def _hold(self, rows: list[tuple[Key, int, str]]) -> None:
-        self.gen += 1
-        for key, _, _ in rows:
-            entry = self.entries[key]
-            entry.gen, entry.told = self.gen, self.epoch
-        self.send(CONTROL, m.Hold(self.gen, tuple(rows)))
+        for start in range(0, len(rows), limits.PACKET_RECORDS):
+            part = tuple(rows[start : start + limits.PACKET_RECORDS])
+            self.gen += 1
+            for key, _, _ in part:
+                entry = self.entries[key]
+                entry.gen, entry.told = self.gen, self.epoch
+            self.send(CONTROL, m.Hold(self.gen, part))
 
     def place(self, entries: Iterable[Entry], workers: tuple[str, ...], copies: int) -> None:
         """Copy held keys to workers; their entries finish when that is done. Finished ones are copied on."""

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 from zdist.limits import LANE_BITS
 from zdist.protocol.messages import (
     Abort,
+    Answer,
+    Ask,
     Define,
     Done,
     Drop,
@@ -163,6 +165,18 @@ class World:
         from zdist_broker.state import STATES
 
         return {key: STATES[task.state] for key, task in self.broker.tables.tasks.items()}
+
+
+def ask(w: World, what: str, args: Any = None, client: str = "c-0") -> Any:
+    """The answer to a question; None if it is not answered at once."""
+    w.gen += 1
+    w.send(client, Ask(w.gen, what, args))
+    answers = w.got(client, Answer)
+    if not answers:
+        return None
+    (answer,) = answers
+    assert answer.req == w.gen
+    return answer.value if answer.ok else ("error", answer.value)
 
 
 class FakeWorker:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from broker_desk import FN, TOKEN, Desk, kinds
 
 from zdist import limits
-from zdist.core.machine import Log, Route
+from zdist.core.machine import Route
 from zdist.errors import ProtocolError
 from zdist.protocol.messages import (
     Answer,
@@ -15,86 +16,17 @@ from zdist.protocol.messages import (
     BulkHello,
     Bye,
     Data,
-    Define,
     Done,
     Finished,
     Get,
-    Hello,
     HelloPlease,
     Message,
-    Packet,
     Ping,
     Pong,
     Refused,
     Submit,
-    Subscribe,
     Welcome,
-    function_digest,
 )
-from zdist_broker.endpoint import BrokerEndpoint
-from zdist_broker.machine import BrokerMachine
-from zdist_broker.relay import Relay
-
-TOKEN = "secret"
-FN = function_digest(b"code")
-
-
-class Desk:
-    """An endpoint and what it sends, by channel and connection."""
-
-    def __init__(self) -> None:
-        relay = Relay()
-        self.machine = BrokerMachine(epoch=1, cluster="c", relay=relay)
-        self.endpoint = BrokerEndpoint(self.machine, relay, epoch=1, token=TOKEN, cluster="c", bulk="tcp://bulk")
-        self.now = 1.0
-        self.seq: dict[str, int] = {}
-
-    def hello(self, session: str, hop: bytes = b"", *, token: str = TOKEN, epoch: int = 0, **info: Any) -> None:
-        role = {"c": "client", "w": "worker", "n": "node"}[session[0]]
-        hello = Hello(role, token, epoch, 0, info)
-        self.loose(session, hello, hop=hop)
-
-    def loose(self, session: str, *messages: Message, hop: bytes = b"", ack: int = 0, channel: str = "control") -> None:
-        route = Route(channel, hop or session.encode())
-        self.endpoint.receive(route, Packet(session, 0, ack, messages), self.now)
-
-    def say(self, session: str, *messages: Message, ack: int = 0) -> None:
-        number = self.seq[session] = self.seq.get(session, 0) + 1
-        self.endpoint.receive(Route("control", session.encode()), Packet(session, number, ack, messages), self.now)
-
-    def turn(self, seconds: float = 0.0) -> list[tuple[Route, Packet]]:
-        self.now += seconds
-        self.endpoint.turn(self.now)
-        packets = self.endpoint.flush(self.now)
-        self.endpoint.check()
-        return packets
-
-    def to(self, hop: str, seconds: float = 0.0) -> list[Packet]:
-        return [packet for route, packet in self.turn(seconds) if route.hop == hop.encode()]
-
-    def logged(self) -> list[Log]:
-        logs = [command for command in self.machine.commands if isinstance(command, Log)]
-        self.machine.commands.clear()
-        return [log for log in logs if log.level != "info"]
-
-    def cluster(self) -> None:
-        """A worker that takes work, and a client with a function."""
-        self.hello("w-1", node="", address="tcp://w")
-        self.say("w-1", Subscribe(1000, (), {}, False))
-        self.hello("c-1")
-        self.say("c-1", Define(FN, "f", b"code"))
-        self.turn()
-
-    def answers(self, session: str, count: int, size: int = 50) -> None:
-        """Let the broker have so much to tell a client."""
-        for n in range(count):
-            self.say(session, Ask(n, "x" * size, None))
-        self.turn()
-
-
-def kinds(packets: list[Packet]) -> list[str]:
-    return [type(m).__name__ for packet in packets for m in packet.messages]
-
 
 # --- strangers ------------------------------------------------------------------------------------------
 

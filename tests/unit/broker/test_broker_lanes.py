@@ -175,6 +175,29 @@ def test_the_end_tells_the_worker_which_attempts_are_nobodys_after_ordering_the_
     assert not world.broker.lanes.lanes
 
 
+def test_what_overtook_its_submission_is_taken_once() -> None:
+    world = World(workers=1)
+    one = lane(world)
+    world.send(one.session, Output("out", "hello", "k", one.session))
+    early(world, one.first)
+    world.send(one.session, Output("out", "again", "k", one.session))
+    world.send("c-0", Lane("", one.first, one.first + 1))
+    assert [m.text for m in world.got("c-0", Output)] == ["hello", "again"]
+
+
+@pytest.mark.parametrize("overtakes", [False, True])
+def test_a_task_that_came_by_a_lane_may_secede(overtakes: bool) -> None:
+    world = World(workers=1)
+    one = lane(world)
+    for secedes in (overtakes, not overtakes):
+        if secedes:
+            world.send(one.session, Seceded("k", one.first, False))
+        else:
+            early(world, one.first)
+    world.submit("next")
+    assert world.where("next") == one.session
+
+
 def test_a_release_that_overtakes_the_completion_leaves_nothing() -> None:
     world = World()
     one = lane(world)
@@ -196,6 +219,7 @@ def test_a_busy_worker_closes_the_lane_and_its_block_stays_good_until_that_is_ac
     assert not world.got("c-0", Lane)  # it may well be over already, and the other have come after it
     later(world)
     assert world.got("c-0", Lane) == [Lane("", one.first, 0)]
+    assert repr(world.broker.tables.clients["c-0"].lane) == f"<lane {one.first}: C-0 to W-0, closing>"
     assert world.task("k").worker.session == one.session
     early(world, one.first + 1, "under way")
     assert world.task("under way").attempt == one.first + 1
@@ -210,6 +234,15 @@ def test_a_busy_worker_closes_the_lane_and_its_block_stays_good_until_that_is_ac
         done(world, one.session, one.first + (key != "k"), key)
     world.finish("too late")
     assert set(world.states().values()) == {"memory"}
+
+
+def test_a_lane_whose_own_tasks_wait_for_each_other_stays_open() -> None:
+    world = World(workers=1)
+    one = lane(world)
+    for n in range(3):
+        early(world, one.first + n, f"k{n}")
+    later(world)
+    assert list(world.runs(one.session)) == ["k0", "k1", "k2"] and not world.got("c-0", Lane)
 
 
 def test_a_task_behind_another_is_taken_back_for_a_worker_that_is_idle() -> None:
@@ -328,7 +361,15 @@ def test_the_credit_grows_with_what_has_come() -> None:
     assert until >= one.first + 384
 
 
-def test_no_lane_without_small_results_or_idle_workers() -> None:
+def test_no_lane_where_no_result_is_small_enough_for_one() -> None:
+    world = World(workers=1)
+    world.broker.tables.inline_result = 0
+    world.turn()
+    world.send("c-0", Lane("", 0, 0))
+    assert not world.got("c-0", Lane)
+
+
+def test_no_lane_without_idle_workers() -> None:
     world = World(workers=1)
     world.submit("a")
     world.turn()

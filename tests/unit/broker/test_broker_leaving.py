@@ -14,11 +14,13 @@ from zdist.protocol.messages import (
     Dismiss,
     Failed,
     Held,
+    Hold,
     Interrupt,
     Killed,
     Leaving,
     Options,
     Overdue,
+    Place,
     Replicate,
     Returned,
     Stop,
@@ -146,8 +148,6 @@ def test_a_node_speaks_for_its_own_workers_only() -> None:
 
 
 def test_data_for_named_workers_that_all_leave_goes_to_others() -> None:
-    from zdist.protocol.messages import Hold, Place
-
     w = World(workers=2)
     w.send("c-0", Hold(1, (("a", 1000, "array"),)))
     w.send("c-0", Place(("a",), ("W-0",), 2))
@@ -155,6 +155,42 @@ def test_data_for_named_workers_that_all_leave_goes_to_others() -> None:
     w.send("w-0", Held((("a", row[1], 1000, "array"),)))
     leave(w, "w-0")
     assert len(w.rows("w-1", Replicate)) == 1
+
+
+def test_data_on_its_way_to_named_workers_goes_to_others_when_all_of_those_leave() -> None:
+    w = World(workers=3)
+    w.submit("a")
+    first = w.finish("a", value=None)
+    second, third = (session for session in ("w-0", "w-1", "w-2") if session != first)
+    w.send("c-0", Place(("a",), (second.upper(),), 1))
+    assert len(w.rows(second, Replicate)) == 1
+    leave(w, first, second)
+    assert dismissed(w) == [Dismiss((second,), False)]
+    w.die(second, ordered=True)
+    assert len(w.rows(third, Replicate)) == 1
+
+
+def test_only_so_many_copies_are_begun_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zdist_broker.leaving.LEAVE_COPIES", 3)
+    w = World(workers=1)
+    keys = [f"k{n}" for n in range(5)]
+    w.submit(*keys)
+    w.finish(*keys, value=None)
+    w.worker("w-1")
+    leave(w, "w-0")
+    assert [row[0] for row in w.rows("w-1", Replicate)] == keys[:3]
+    later(w)
+    assert [row[0] for row in w.rows("w-1", Replicate)] == keys[3:]
+
+
+def test_leaving_workers_are_looked_at_with_pauses() -> None:
+    w = World(workers=1)
+    leave(w, "w-0")
+    assert len(dismissed(w)) == 1
+    later(w, LEAVE_PAUSE / 2)
+    assert dismissed(w) == []
+    later(w, LEAVE_PAUSE / 2)
+    assert len(dismissed(w)) == 1  # the node may be another by now
 
 
 def test_a_worker_that_is_paused_gives_back_what_it_has_not_started() -> None:
@@ -196,6 +232,29 @@ def test_retire_refuses_what_would_lose_data() -> None:
     assert not answer.ok and "no worker 'nobody'" in answer.value
     w.send("c-0", Ask(7, "retire", ()))
     assert w.got("c-0", Answer) == [Answer(7, True, {})]
+
+
+def test_ordered_restarts_are_answered_when_the_next_workers_are_there() -> None:
+    w = World(workers=2)
+    w.send("c-0", Ask(5, "restart_workers", (("W-0",), None)))
+    later(w, 0)
+    assert dismissed(w) == [Dismiss(("w-0",), False)]
+    w.die("w-0", ordered=True)
+    later(w, 1e9)
+    assert w.got("c-0", Answer) == []
+    w.worker("w-2")
+    assert w.got("c-0", Answer) == [Answer(5, True, 2)]
+
+
+def test_ordered_restarts_are_given_up_in_time() -> None:
+    w = World(workers=2)
+    w.send("c-0", Ask(5, "restart_workers", (("W-0",), 3.0)))
+    w.die("w-0", ordered=True)
+    assert w.broker.deadline() == 0.0
+    later(w, 2.9)
+    assert w.got("c-0", Answer) == [] and w.broker.deadline() == 3.0
+    later(w, 0.1)
+    assert w.got("c-0", Answer) == [Answer(5, False, "restart: 1 of 2 workers were back in time")]
 
 
 def test_a_worker_without_a_node_is_told_to_stop() -> None:

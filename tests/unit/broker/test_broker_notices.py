@@ -167,3 +167,17 @@ def test_an_orphan_whose_node_is_not_there_says_nothing_new() -> None:
     w.worker("w-9", node="n-unknown")
     w.send("w-9", NodeEnded())
     assert list(w.broker.tables.nodes) == ["n-0"]
+
+
+def test_a_task_that_waited_for_its_input_again_counts_once() -> None:
+    w = World(workers=1)
+    w.submit("a")
+    w.finish("a", value=None)
+    w.submit("x", deps=("a",), options=NOWHERE)
+    w.turn()
+    w.die("w-0")
+    w.worker("w-1")
+    w.finish("a", value=None)
+    wait(w)
+    ((count, _),) = w.rows("c-0", Starved)
+    assert count == 1

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import pytest
 from broker_world import FN, SLOW, World
 
-from zdist.limits import AHEAD_MICROS, AHEAD_TASKS, MIN_MICROS, NOTICE, RUN_MICROS, RUNS_FROM, STEAL_PAUSE
-from zdist.protocol.messages import Options, Returned, Seceded, Subscribe, TakeBack
+from zdist.limits import (
+    AHEAD_MICROS,
+    AHEAD_TASKS,
+    MIN_MICROS,
+    NOTICE,
+    POOLS_KEPT,
+    RUN_MICROS,
+    RUN_ROWS,
+    RUNS_FROM,
+    STEAL_PAUSE,
+)
+from zdist.protocol.messages import Options, Release, Returned, Run, Seceded, Subscribe, TakeBack
+from zdist_broker.pool import Pool
 
 
 def spread(w: World) -> list[int]:
@@ -108,6 +120,36 @@ def test_priority_holds_across_classes_of_placement() -> None:
     assert order == ["busy", "high", "low", "here"]
 
 
+def test_the_most_urgent_task_of_all_classes_gets_the_thread() -> None:
+    w = World(workers=1)
+    w.submit("low")
+    w.submit("urgent", options=tuple(Options(workers=("W-0",), priority=1)))
+    assert (w.where("urgent"), w.where("low")) == ("w-0", "")
+
+
+def test_classes_take_turns_as_their_tasks_came() -> None:
+    w = World(workers=1, threads=2)
+    w.submit("first")
+    w.submit("second", options=tuple(Options(workers=("W-0",))))
+    w.submit("third")
+    assert [w.where(key) for key in ("first", "second", "third")] == ["w-0", "w-0", ""]
+
+
+def test_a_class_is_gone_through_once_in_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = World(workers=1)
+    drained: list[Pool] = []
+    drain = w.broker.placement._drain
+
+    def counted(pool: Pool, limit: int) -> int | None:
+        drained.append(pool)
+        return drain(pool, limit)
+
+    monkeypatch.setattr(w.broker.placement, "_drain", counted)
+    w.submit("a", "b")
+    w.turn()
+    assert drained == [w.broker.placement.default]
+
+
 def test_tasks_go_where_most_of_their_input_lies() -> None:
     w = World(workers=2)
     w.submit("a", "b")
@@ -119,6 +161,53 @@ def test_tasks_go_where_most_of_their_input_lies() -> None:
         w.submit(f"x{n}", deps=("a", "b"), fn=SLOW)
         assert w.where(f"x{n}") == where["b"]
         w.done(where["b"], f"x{n}")
+
+
+def holders(w: World, key: str, nbytes: int) -> tuple[str, str]:
+    """One worker has the key, the other is the next in turn."""
+    w.submit(key)
+    holder = w.finish(key, value=None, nbytes=nbytes)
+    w.send(holder, Subscribe(1, (), {}, True))
+    w.submit("other")
+    other = w.finish("other")
+    w.send(holder, Subscribe(1, (), {}, False))
+    w.turn()
+    w.send(other, Subscribe(1, (), {}, False))
+    return holder, other
+
+
+def test_an_idle_worker_that_has_the_input_goes_before_the_next_in_turn() -> None:
+    w = World(workers=2)
+    holder, other = holders(w, "a", 10**6)
+    w.submit("x")
+    assert w.finish("x") == other
+    w.submit("y", deps=("a",), fn=SLOW)
+    assert w.where("y") == holder
+
+
+def test_a_busy_worker_that_has_a_large_input_is_waited_for_while_another_is_idle() -> None:
+    w = World(workers=2)
+    holder, _ = holders(w, "a", 10**8)
+    w.submit("x", "y", deps=("a",))
+    assert {w.where("x"), w.where("y")} == {holder}
+
+
+def test_a_task_of_unknown_duration_does_not_wait_where_its_input_lies() -> None:
+    w = World(workers=1)
+    w.submit("a")
+    w.finish("a", value=None, nbytes=10**6)
+    w.submit("x", "y", deps=("a",), fn=SLOW)
+    assert spread(w) == [1]
+
+
+def test_a_worker_that_was_filled_by_its_inputs_still_takes_work_in_advance() -> None:
+    w = World(workers=1)
+    w.learn()
+    w.submit("a")
+    w.finish("a", value=None, nbytes=10**6)
+    w.submit("x", "y", deps=("a",))
+    w.submit("z")
+    assert spread(w) == [3]
 
 
 def test_a_chain_stays_where_it_began() -> None:
@@ -302,6 +391,50 @@ def test_the_queue_does_not_keep_what_was_cancelled() -> None:
     assert pool.live == 1 and len(pool.tail) < 100
     w.worker("w-0")
     assert w.where("k499") == "w-0"
+
+
+def test_the_queue_is_not_swept_for_each_task_that_is_cancelled() -> None:
+    w = World(workers=0)
+    gen = w.submit(*(f"k{n}" for n in range(500)))
+    pool = w.broker.placement.default
+    sweeps, tail = 0, pool.tail
+    for n in range(500):
+        w.broker.handle("c-0", Release(((f"k{n}", gen),)), 0.0)
+        sweeps, tail = sweeps + (pool.tail is not tail), pool.tail
+    assert 0 < sweeps < 10
+
+
+def test_what_is_urgent_stays_in_the_queue_when_that_is_swept() -> None:
+    w = World(workers=0)
+    gen = w.submit(*(f"k{n}" for n in range(200)))
+    w.submit("urgent", options=tuple(Options(priority=1)))
+    pool = w.broker.placement.default
+    assert (len(pool.tail), len(pool.heap)) == (200, 1)  # what comes in order costs the same however much waits
+    for n in range(199):
+        w.release(f"k{n}", gen)
+    w.worker("w-0", threads=2)
+    assert (w.where("urgent"), w.where("k199")) == ("w-0", "w-0")
+
+
+def test_tasks_of_equal_options_share_what_is_kept_of_them_and_few_are_kept() -> None:
+    w = World(workers=0)
+    for n in range(2 * POOLS_KEPT):
+        w.submit(f"k{n}", options=tuple(Options(retries=n)))
+        assert 0 < len(w.broker.placement.terms) <= POOLS_KEPT
+    w.submit("a", options=tuple(Options(retries=1)))
+    w.submit("b", options=tuple(Options(retries=2)))
+    w.submit("c", options=tuple(Options(retries=1)))
+    assert w.task("c").terms is w.task("a").terms is not w.task("b").terms
+
+
+def test_tasks_with_inputs_travel_in_smaller_messages_than_those_without() -> None:
+    w = World(workers=1, threads=3 * RUN_ROWS)
+    roots = [f"r{n}" for n in range(RUN_ROWS + 1)]
+    w.submit(*roots)
+    assert [len(run.rows) for run in w.got("w-0", Run)] == [len(roots)]
+    w.finish("r0")
+    w.submit(*(f"k{n}" for n in range(RUN_ROWS + 1)), deps=("r0",))
+    assert [len(run.rows) for run in w.got("w-0", Run)] == [RUN_ROWS, 1]
 
 
 def test_many_classes_do_not_pile_up() -> None:

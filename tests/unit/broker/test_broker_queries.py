@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from broker_world import World
+from broker_world import World, ask
 
+from zdist.limits import WAITING_ASKS
 from zdist.protocol.messages import (
     Adjust,
     Adjusted,
@@ -20,20 +21,10 @@ from zdist.protocol.messages import (
     Output,
     Refused,
     Stop,
+    WorkerDied,
 )
-from zdist_broker.machine import Shutdown
+from zdist_broker.machine import Expel, Shutdown
 from zdist_broker.relay import Relay
-
-
-def ask(w: World, what: str, args: Any = None, client: str = "c-0") -> Any:
-    w.gen += 1
-    w.send(client, Ask(w.gen, what, args))
-    answers = w.got(client, Answer)
-    if not answers:
-        return None
-    (answer,) = answers
-    assert answer.req == w.gen
-    return answer.value if answer.ok else ("error", answer.value)
 
 
 def test_workers() -> None:
@@ -105,6 +96,21 @@ def test_wait_for_workers() -> None:
     assert [a.value for a in w.got("c-0", Answer)] == [3]
 
 
+def test_bytes_in_the_relay_are_counted_where_there_is_one() -> None:
+    w = World()
+    assert ask(w, "counts")["relay"] == 0
+    w.broker.queries.relay = relay = Relay()
+    relay.granted = 7
+    assert ask(w, "counts")["relay"] == 7
+
+
+def test_workers_that_are_there_are_not_waited_for() -> None:
+    w = World(workers=1)
+    for n in range(WAITING_ASKS + 1):
+        w.send("c-0", Ask(n, "wait_for_workers", 1))
+    assert all(answer.ok for answer in w.got("c-0", Answer))
+
+
 def test_restart_cancels_everything_and_answers_when_as_many_are_back() -> None:
     w = World(workers=2, clients=2)
     w.submit("a")
@@ -132,6 +138,17 @@ def test_restart_gives_up_after_its_timeout() -> None:
     (answer,) = w.got("c-0", Answer)
     assert not answer.ok and "0 of 1" not in answer.value and "were back in time" in answer.value
     assert w.broker.deadline() is None
+
+
+def test_a_restart_is_answered_whoever_else_has_ordered_one_and_is_gone() -> None:
+    w = World(workers=1, clients=2)
+    for client in ("c-0", "c-1"):
+        ask(w, "restart", (5,), client=client)
+    w.leave("c-0")
+    assert [restart.client.session for restart in w.broker.queries.restarts] == ["c-1"]
+    w.die("w-0", ordered=True)
+    w.worker("w-1")
+    assert [answer.ok for answer in w.got("c-1", Answer)] == [True]
 
 
 def test_scale_spreads_over_the_nodes() -> None:
@@ -224,6 +241,24 @@ def test_joining_tells_the_cluster_and_the_window() -> None:
     w.broker.resumed("c-9", 1.0)
     w.broker.resumed("unknown", 1.0)
     w.leave("unknown")
+
+
+def test_a_session_that_joins_again_has_left_before() -> None:
+    w = World(workers=1)
+    w.submit("a")
+    w.client("c-0")
+    assert w.states() == {} and len(w.broker.tables.clients) == 1
+    w.submit("b")
+    assert w.where("b") == "w-0"
+    w.worker("w-0")
+    assert w.task("b").worker is None
+
+
+@pytest.mark.parametrize(("code", "text", "why"), [(3, "", "exit code 3"), (-9, "", "signal 9"), (3, "full", "full")])
+def test_a_worker_is_expelled_with_what_it_died_of(code: int, text: str, why: str) -> None:
+    w = World(workers=1)
+    w.send("n-0", WorkerDied("w-0", code, text, (), False))
+    assert Expel("w-0", why) in w.broker.commands
 
 
 def test_a_worker_may_come_before_its_node() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from broker_world import SLOW, World
 
-from zdist.limits import COPIES_KEPT, COPY_PAUSE, COUNTED_TASKS
+from zdist.limits import COPIES_KEPT, COPY_PAUSE, COUNTED_TASKS, PLACE_FAN_OUT
 from zdist.protocol.messages import (
     Answer,
     Ask,
@@ -117,6 +117,28 @@ def test_a_key_that_its_client_may_be_about_to_claim_is_waited_for() -> None:
     assert answer(w) is None  # b may come yet
     w.now += COPIES_KEPT
     assert answer(w)["failed"].keys() == {"b"}
+
+
+def test_orders_of_copies_for_several_workers_add_up() -> None:
+    w = World(workers=4)
+    w.gen += 1
+    w.send("c-0", Hold(w.gen, (("a", 5, "int"),)))
+    for names in (("W-0",), ("W-2",)):
+        w.send("c-0", Place(("a",), names, 0))
+    assert [s for s in ("w-0", "w-1", "w-2", "w-3") if copies(w, s)] == ["w-0", "w-2"]
+    w.send("c-0", Place(("a",), (), 0))
+    for session in ("w-0", "w-2"):
+        hold(w, session, "a")
+    assert copies(w, "w-1") == copies(w, "w-3") == ["a"]
+
+
+def test_a_holder_is_asked_for_a_few_copies_at_a_time_whatever_happens_meanwhile() -> None:
+    w = World(workers=5)
+    w.gen += 1
+    w.send("c-0", Hold(w.gen, (("a", 5, "int"),)))
+    w.send("c-0", Place(("a",), (), 0))
+    w.send("w-4", Subscribe(2, (), {}, False))
+    assert len([s for s in w.broker.tables.workers if copies(w, s)]) == PLACE_FAN_OUT
 
 
 def test_an_argument_stays_with_its_client_however_it_is_copied() -> None:

@@ -283,6 +283,29 @@ def test_a_node_that_does_not_confirm_is_replaced() -> None:
     assert w.copies["n-2"].cells == w.broker.shared.store.cells
 
 
+def test_nodes_are_told_nothing_while_nothing_is_shared() -> None:
+    w = Shared()
+    assert w.got("n-0", Mirror) == w.got("n-1", Mirror) == []
+
+
+def test_copies_that_are_confirmed_stay_where_they_are() -> None:
+    w = Shared(nodes=3)
+    w.do("c-0", "queue", "put", *item("a"), 0)
+    w.tick(MIRROR_PATIENCE)
+    w.tick(MIRROR_PATIENCE)
+    assert w.copies["n-0"].cells and w.copies["n-1"].cells and not w.copies["n-2"].cells
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_node_that_does_not_confirm_is_looked_after_if_there_is_another(nodes: int) -> None:
+    w = Shared(nodes=nodes)
+    w.deaf = {"n-0"}
+    put = w.op("c-0", "queue", "put", *item("a"), 0)
+    assert w.answers("c-0") == {} and w.broker.deadline() == (None if nodes == 1 else w.now + MIRROR_PATIENCE)
+    w.tick(MIRROR_PATIENCE)
+    assert w.answers("c-0") == ({} if nodes == 1 else {put: ("ok", None)})
+
+
 def test_a_node_that_is_gone_is_replaced() -> None:
     w = Shared(nodes=3)
     w.do("c-0", "queue", "put", *item("a"), 0)
@@ -351,6 +374,17 @@ def test_a_copy_of_which_parts_are_missing_does_not_count() -> None:
     assert copy.cells == {("queue", "it"): {0: item("a")}}
     (offer,) = copy.offer()
     assert (offer.version, offer.rows) == (5, (("queue", "it", 0, item("a")),))
+
+
+@pytest.mark.parametrize(("version", "counts"), [(1, True), (0, False), (-1, False), (1 << 62, False)])
+def test_a_copy_of_a_version_that_cannot_be_does_not_count(version: int, counts: bool) -> None:
+    w = Shared()
+    w.do("c-0", "variable", "set", *item("a"))
+    w.deaf = {"n-0", "n-1"}
+    new = w.successor()
+    new.send("n-0", w.copies["n-0"].offer()[0]._replace(version=version))
+    new.tick(RECOVERY)
+    assert new.do("c-1", "variable", "get", timeout=0.0) == ((item("a"),) if counts else ("timeout", None))
 
 
 def test_sessions_that_do_not_come_back_hold_nothing() -> None:

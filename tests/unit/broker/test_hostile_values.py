@@ -14,6 +14,7 @@ from zdist.protocol.codec import decode, encode
 from zdist.protocol.messages import (
     Answer,
     Ask,
+    Buffer,
     Call,
     Called,
     Cancel,
@@ -430,11 +431,14 @@ def test_classes_without_tasks_are_forgotten_in_time() -> None:
     assert len(w.broker.placement.pools) <= 65
 
 
-def test_values_of_inputs_are_bounded_in_what_one_worker_is_sent_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("value", [b"v" * 6000, Buffer(b"v" * 6000)])
+def test_values_of_inputs_are_bounded_in_what_one_worker_is_sent_at_once(
+    monkeypatch: pytest.MonkeyPatch, value: Any
+) -> None:
     monkeypatch.setattr("zdist_broker.placement.INLINED_BYTES", 20_000)
     w = World(workers=2)
     w.submit("a")
-    holder = w.finish("a", value=b"v" * 6000, nbytes=6000)
+    holder = w.finish("a", value=value, nbytes=6000)
     other = "w-1" if holder == "w-0" else "w-0"
     w.send(holder, Subscribe(0, (), {}, True))
     w.send(other, Subscribe(20, (), {}, False))

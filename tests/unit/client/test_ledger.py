@@ -540,6 +540,21 @@ def test_data_that_is_kept_for_others_is_kept_for_the_next_broker(recover: float
     assert not ledger.store.get("x")
 
 
+def test_what_is_held_for_the_cluster_is_told_in_parts() -> None:
+    ledger = connected()
+    count = 2 * limits.PACKET_RECORDS + 1
+    kept = ledger.hold([(f"x{i}", Pieces([b"data"]), "bytes") for i in range(count)], finished=True)
+    holds = [message for message in turn(ledger) if isinstance(message, m.Hold)]
+    assert [len(hold.rows) for hold in holds] == [limits.PACKET_RECORDS] * 2 + [1]
+    assert len({hold.gen for hold in holds}) == 3 and kept[-1].gen == holds[-1].gen
+    ledger.dropped.extend(kept)
+    while turn(ledger):
+        pass
+    ledger.welcomed(m.Welcome(2, 0, True, {"recover": 2.0}), 10.0)
+    told = [message for message in turn(ledger) if isinstance(message, m.Held)]
+    assert [len(held.rows) for held in told] == [limits.PACKET_RECORDS] * 2 + [1]
+
+
 def test_a_result_is_claimed_though_what_it_was_made_of_is_gone() -> None:
     ledger = connected()
     (data,) = ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=True)
