@@ -324,9 +324,6 @@ class Relay(Machine[str]):
 
     def _pass_on(self, receiver: str, get: Get, size: int, now: float) -> None:
         self._unqueue(receiver, get.req)
-        if get.holder not in self.connected:
-            self._defer(get, now)
-            return
         grant = self.grants[(receiver, get.req)] = Grant(receiver, get, 0, now)
         self.took.setdefault(receiver, now)
         if size > SMALL:
@@ -413,6 +410,8 @@ class Relay(Machine[str]):
             owed[receiver] = owed.get(receiver, 0) + 1
         require(owed == self.debtors, "relay: debts are not the sum")
         require(all(self.queues.values()), "relay: an empty queue was kept")
+        holders = {get.holder for queue in self.queues.values() for get in queue.values()}
+        require(holders <= self.connected.keys(), "relay: a request waits for a holder that is not connected")
         require(all(self.early.values()), "relay: an empty list of early requests was kept")
         deferred: dict[str, int] = {}
         for early in self.early.values():

@@ -67,10 +67,11 @@ class Setups:
 
     def _begin(self, worker: Worker, offer: Subscribe | None) -> bool:
         payloads = self.payloads()
-        if payloads:
-            self.open[worker] = setup = Setup(payloads, offer)
-            self._next(worker, setup)
-        return bool(payloads)
+        if not payloads:
+            return False
+        self.open[worker] = setup = Setup(payloads, offer)
+        self._next(worker, setup)
+        return True
 
     def _next(self, worker: Worker, setup: Setup) -> None:
         payload = setup.payloads.pop(0)

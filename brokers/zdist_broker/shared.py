@@ -125,8 +125,6 @@ class Shared(State):
     def cancel(self, client: Client, req: int) -> None:
         """The client has given up: what it asked for is not done, or undone."""
         session = client.session
-        if self.early.pop((session, req), None) is not None:
-            client.asking -= 1
         for place, ops in self.waiting.items():
             if ops.pop((session, req), None) is not None:
                 client.asking -= 1
@@ -287,3 +285,4 @@ class Shared(State):
         """Raise InvariantError if the books do not agree."""
         self.check_state()
         require(all(self.waiting.values()), "shared: an empty table was kept")
+        require(self.open_at is not None or not self.early, "shared: what was asked early is never looked at")

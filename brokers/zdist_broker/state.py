@@ -174,8 +174,7 @@ class Peer:
         self.session = session
         self.name = str(info.get("name") or session)
         self.host = str(info.get("host") or "")
-        pid = info.get("pid")
-        self.pid = pid if isinstance(pid, int) else 0
+        self.pid: int = info["pid"]
         self.seen = now
         self.gone = False
         self.known: set[str] = set()  # workers that it was told of; never iterated
@@ -237,8 +236,7 @@ class Worker(Peer):
         super().__init__(session, info, now)
         self.address = str(info["address"])
         self.node = str(info["node"])
-        limit = info.get("memory_limit")
-        self.memory_limit = limit if isinstance(limit, int) else 0
+        self.memory_limit: int = info["memory_limit"]
         self.alone: tuple[Worker, ...] = (self,)  # shared by all results that only this worker holds
         self.sessions = (session,)
         self.row = (session, self.address, self.name, self.host, self.node)

@@ -281,7 +281,6 @@ class Calls:
                     target.tell_at = now + limits.ACTOR_PATIENCE
                 elif not target.calls and not target.queue:
                     del self.targets[target.key]
-                    continue
             self.next = min(self.next, target.poll_at, target.tell_at)
 
     def _poll(self, target: Target, now: float) -> None:

@@ -116,7 +116,6 @@ class Collections:
             self.waiting[collection.ticket] = collection
         if self.waiting:
             self.flush(now)
-            self.flush(now)
         return collection
 
     def _begin(self, collection: Collection, entry: Entry) -> None:

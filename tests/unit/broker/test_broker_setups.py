@@ -41,7 +41,6 @@ def test_a_worker_is_given_work_after_it_has_answered_all_calls_in_their_order()
     assert w.where("a") == "w-0"
 
 
-@pytest.mark.xfail(strict=True, reason="Setups._begin asks for what is left after the only call has been taken out")
 def test_a_worker_is_given_work_after_it_has_answered_the_only_call() -> None:
     w = World(workers=0)
     register(w, "it", b"payload")
