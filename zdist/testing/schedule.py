@@ -12,7 +12,7 @@ from typing import Any
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry
 from zdist.errors import InvariantError
 from zdist.protocol.messages import Key
-from zdist.testing.cluster import SimCluster, SimNode, joined, value_of
+from zdist.testing.cluster import SimCluster, SimNode, SimWorker, joined, value_of
 from zdist.testing.script import Script, Spec
 from zdist.testing.sharing import judge
 
@@ -166,6 +166,10 @@ class Schedule:
         process = random.choice([p for p in processes if p.alive])
         process.paused = True
         self.data_at_risk = True
+        if isinstance(process, SimWorker):
+            for task in process.running:
+                if task.limit:  # its time does not stand still
+                    self.doubt(task.key)
 
         def go_on() -> None:
             process.paused = False
