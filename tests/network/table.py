@@ -1,8 +1,9 @@
 """How good is what ``direct=None`` chooses? Measures every topology and size against the two fixed paths.
 
 ``python tests/network/table.py [--topology X]... [--size Y]... [--rounds N]``; needs root. Links are warm, runs are
-interleaved, times are medians in seconds. A row misses when None takes longer than 1.10 times the better of True and
-False plus 10 ms; for a new client one probe and one chunk on the slow path are added. Exits with 1 if a row misses.
+interleaved (more of them where chance decides), times are medians in seconds. A row misses when None takes longer than
+1.10 times the better of True and False plus 10 ms; for a new client one probe and one chunk on the slow path are added.
+Exits with 1 if a row misses.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ PATIENCE: Final = 180.0  # seconds for one gather
 LONG: Final = 4.0  # seconds from which a row is measured with fewer rounds
 FEW: Final = 3
 FRESH: Final = 5  # gathers of a new client
+CHANCE: Final = 3  # times as many of all where chance decides how long each takes
 HEADS: Final = (
     "topology", "size", "None", "True", "False", "ratio", "allowed", "paths of None", "new client", "allowed", ""
 )  # fmt: skip
@@ -122,15 +124,16 @@ def measure(there: Stage, size: str, rounds: int) -> Row:
         checked(there.gather(mode), count, where)
     times: dict[bool | None, list[float]] = {mode: [] for mode in MODES}
     paths = ""
-    for number in range(rounds):
+    often = 1 if there.topology.certain else CHANCE
+    for number in range(rounds * often):
         for mode in ORDERS[number % len(ORDERS)]:
             got = checked(there.gather(mode), count, where)
             times[mode].append(got["seconds"])
             paths = shares(got["report"]) if mode is None else paths
-        if number + 1 >= FEW and sum(sum(some) for some in times.values()) > LONG * 3 * (number + 1):
+        if number + 1 >= FEW * often and sum(sum(some) for some in times.values()) > LONG * 3 * (number + 1):
             break
     probe = min(PROBE_TIMEOUT, median(there.fresh(True, count=1)["seconds"] for _ in range(FEW)))
-    new = median(checked(there.fresh(None), count, where)["seconds"] for _ in range(FRESH))
+    new = median(checked(there.fresh(None), count, where)["seconds"] for _ in range(FRESH * often))
     medians = {mode: median(some) for mode, some in times.items()}
     nbytes = sum(number * size for number, size in groups)
     return Row(there.topology.name, size, medians, paths, new, probe, nbytes)

@@ -43,7 +43,7 @@ class Topology:
     advertise: dict[str, str] = field(default_factory=dict)
     ports: str = "40000-40100"
     busy: str = ""  # what the workers' threads do while their data is gathered: "python", "gil"
-    certain: bool = True  # a probe of an open path is answered in time
+    certain: bool = True  # how long anything takes is no matter of chance: a probe of an open path is answered in time
     cut: bool = False  # the peer path is cut in the middle of the first transfer
 
     def rules(self, lab: Lab, after: int = 0) -> None:
