@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from zdist import limits
-from zdist.core.session import Session, batches
-from zdist.protocol.messages import Answer, Packet, Release
+from zdist.core.session import Session, batches, weight_of
+from zdist.protocol.messages import Answer, Buffer, Define, Erred, Finished, Message, Packet, Release, Run
 
 
 class TwoSides(RuleBasedStateMachine):
@@ -110,3 +110,31 @@ def test_what_users_make_large_travels_in_packets_of_its_own() -> None:
     assert batches([small, large, small, small]) == [[small], [large], [small, small]]
     assert [len(batch) for batch in batches([small] * 20)] == [8, 8, 4]
     assert batches([large, large]) == [[large], [large]]
+
+
+# --- what it takes to keep a packet --------------------------------------------------------------------------
+
+
+def weighed(*messages: Message) -> int:
+    return weight_of(Packet("c-1", 1, 0, messages), set())
+
+
+def test_what_the_tables_of_the_sender_hold_anyway_is_not_counted() -> None:
+    """Functions and arguments are there as long as the tasks; values that travel along are not."""
+    large = bytes(10_000)
+    assert weighed(Define(b"f", "inc", large)) == 100
+    run = Run(
+        b"f", (("a", 1, 0, 2, large, ()), ("b", 1, 0, 2, large, (("x", 1, 5, b"12345", ()), ("y", 1, 5, None, ()))))
+    )
+    assert weighed(run) == 2 * 100 + 5
+    rows = (("a", 1, 7, large, (), "bytes"), ("b", 1, 7, None, ("w-1",), "bytes"), ("c", 1, 3, Buffer(b"123"), (), "x"))
+    assert weighed(Finished(rows)) == 3 * 200 + 10_000 + 3
+
+
+def test_of_anything_else_all_parts_are_counted_and_shared_ones_once() -> None:
+    error = bytes(1000)
+    one = weighed(Erred((("a", 1, 5, error, ""),)))
+    assert weighed(Erred((("a", 1, 5, error, ""), ("b", 1, 5, error, "")))) < one + 500
+    assert weighed(Erred((("a", 1, 5, error, ""), ("b", 1, 5, bytes(1000), "")))) > one + 1000
+    assert weighed(Answer(1, True, {"key": ["text"]})) == 10 + 10 + (50 + 3) + 60 + (50 + 4)
+    assert weighed(Answer(1, True, Buffer(b"12345"))) == 10 + 10 + 50 + 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from test_node_machine import SIGKILL, SIGTERM, Bench
 
 from zdist import limits
@@ -185,3 +186,25 @@ def test_a_worker_that_uses_too_much_memory_is_killed_and_its_report_says_so() -
     (report,) = bench.die(old, -9, running=(("a", 7),))
     assert not report.ordered
     assert "was killed by its node: it used 96 MiB of memory, and its limit is 100 MiB" in report.text
+
+
+def test_what_is_said_of_workers_that_are_no_more_or_about_to_end_changes_nothing() -> None:
+    bench = Bench(2)
+    bench.handle(Interrupt("w-unknown", (("k", 1),)))
+    bench.machine.worker_exited("w-unknown", 0, [], (), bench.now)
+    ending = bench.session(0)
+    bench.handle(Dismiss((ending,), False))
+    running = {session: [Running("k", 1, 1.0)] for session in (ending, "w-unknown")}
+    bench.sent()
+    assert not bench.machine.seen(running, {}, bench.now) and bench.sent() == []
+
+
+def test_of_what_was_interrupted_only_so_much_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "INTERRUPTED", 2)
+    bench = Bench(1)
+    worker = bench.machine.alive[bench.session(0)]
+    sizes = []
+    for n in range(5):
+        bench.handle(Interrupt(worker.session, ((f"k{n}", 1),)))
+        sizes.append(len(worker.interrupted))
+    assert sizes == [1, 2, 3, 1, 2]
