@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from zdist.core.links import FIRST_WINDOW, FORGIVEN, MIN_CHUNK, PEER, RELAY, Link, Links
+from zdist.core.links import FIRST_WINDOW, FORGIVEN, MIN_CHUNK, PEER, RELAY, Link, Links, Probes
 from zdist.core.machine import BULK, Route
+from zdist.core.transfer import UNSIZED, Transfer
 from zdist.limits import MIB
+from zdist.protocol.messages import ProbeReply
 
 PATH = Route("tcp://one")
 
@@ -61,3 +63,26 @@ def test_an_address_is_its_last_owners() -> None:
     links.remove("w-2")
     links.remove("unknown")
     assert not links.addresses and not links.all()
+
+
+# --- probes, and what is asked for -------------------------------------------------------------------------
+
+
+def test_the_first_probe_tells_the_round_trip_and_later_ones_do_not() -> None:
+    """The first has waited for the connection as well; of later ones nobody knows how busy the holder was."""
+    link = Link("w-1", PEER, PATH, "one")
+    probes = Probes(lambda *_: None, "token", lambda *_: None)
+    for number, (begin, end) in enumerate(((0.0, 0.004), (1.0, 1.4))):
+        probes.suspect(link, begin)
+        probes.reply(PATH, link, ProbeReply(number + 1, "w-1"), end)
+        assert link.rtt == 0.001
+
+
+def test_of_a_value_of_unknown_size_no_more_is_asked_for_until_its_size_is_known() -> None:
+    transfer = Transfer("k", -1, 0, ("w-1",), None, 0, (1,))
+    assert transfer.ask(transfer.need()) == (0, UNSIZED) and transfer.need() == 0
+    transfer.total = UNSIZED + 7
+    assert transfer.need() == 7
+    announced = Transfer("k", -1, 100, ("w-1",), None, 0, (1,))
+    announced.ask(100)  # in parts: what it may take beyond the announced size is seen from the answer
+    assert announced.need() == 0

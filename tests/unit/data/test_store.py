@@ -115,6 +115,22 @@ def test_long_freezing_is_answered_busy(held: Fixture) -> None:
     assert len(held.out) == 1
 
 
+def test_what_an_attempt_is_announced_with_again_counts_until_its_bytes_are_there(held: Fixture) -> None:
+    held.store.put_value("k", 3, object(), 100, "object")
+    held.store.put_value("k", 3, object(), 200, "object")
+    assert held.store.total == 200
+    held.store.put_blob("k", 3, b"bytes!", "object")
+    held.store.put_value("k", 3, object(), 300, "object")
+    assert held.store.total == 6
+    held.store.check()
+
+
+def test_bytes_that_are_there_are_not_lost_to_a_complaint_that_comes_late(held: Fixture) -> None:
+    held.store.put_blob("k", 3, b"hello", "str")
+    held.store.unfreezable("k", 3, "cannot pickle a lock", 0.0)
+    assert held.get(("k", 0, 0)) == Data(5, "c-1", (("k", 3, 5, 0, (b"hello",)),), ())
+
+
 # --- shared memory --------------------------------------------------------------------------------------
 
 
@@ -149,6 +165,7 @@ BIG = bytes(200)
 def test_what_lies_in_shared_memory_is_said_without_its_bytes(near: Sharing) -> None:
     near.store.put_blob("k", 3, Segment([BIG]), "bytes")
     assert near.ask("k", "j") == Data(7, "c-1", (), (("j", "unknown", ""),), (("k", 3, 200),))
+    assert near.out[-1][0] == HOP
     assert near.get(("k", 10, 20)).rows == (("k", 3, 200, 10, (bytes(20),)),)  # type: ignore[union-attr]
 
 
