@@ -6,6 +6,7 @@ import pytest
 from test_node_machine import Bench
 
 from zdist import limits
+from zdist.core import mirror
 from zdist.core.machine import CONTROL, Log
 from zdist.errors import InvariantError
 from zdist.protocol.messages import Adjust, Mirror, Mirrored, Welcome
@@ -44,19 +45,19 @@ def test_a_copy_of_what_clients_share_is_confirmed_when_all_of_it_is_there() -> 
 
 def test_the_copy_is_offered_to_another_broker_and_not_to_the_one_that_it_is_of() -> None:
     bench = Bench(1)
-    mirror = Mirror(7, 3, True, True, (("variable", "x", "", 1),))
-    bench.handle(mirror)
+    copy = Mirror(7, 3, True, True, (("variable", "x", "", 1),))
+    bench.handle(copy)
     bench.sent()
     bench.machine.welcomed(Welcome(7, 0, True, {}), bench.now)
     assert bench.sent() == []
     bench.machine.welcomed(Welcome(8, 0, True, {}), bench.now)
-    assert bench.sent() == [mirror]
+    assert bench.sent() == [copy]
 
 
 def offered(bench: Bench) -> set[str]:
     """Names of what an unknown broker is offered."""
     bench.machine.welcomed(Welcome(8, 0, True, {}), bench.now)
-    return {name for mirror in bench.sent() if isinstance(mirror, Mirror) for _, name, _, _ in mirror.rows}
+    return {name for message in bench.sent() if isinstance(message, Mirror) for _, name, _, _ in message.rows}
 
 
 def test_rows_are_added_to_the_copy_until_it_begins_anew_and_count_when_the_last_is_there() -> None:
@@ -68,3 +69,11 @@ def test_rows_are_added_to_the_copy_until_it_begins_anew_and_count_when_the_last
     bench.handle(Mirror(7, 4, True, True, (("variable", "d", "", 1),)))
     bench.sent()
     assert offered(bench) == {"d"}
+
+
+def test_a_copy_travels_in_messages_of_bounded_size_the_last_of_which_completes_it() -> None:
+    rows = [("variable", str(n), "", (bytes(limits.MIRROR_BYTES // 3), 1)) for n in range(5)]
+    sent = mirror.messages(7, 3, rows, first=True)
+    assert [len(message.rows) for message in sent] == [2, 2, 1]
+    assert [(message.first, message.last) for message in sent] == [(True, False), (False, False), (False, True)]
+    assert len(mirror.messages(7, 3, [("variable", str(n), "", 1) for n in range(100)], first=True)) == 1
