@@ -123,10 +123,8 @@ def test_what_the_tables_of_the_sender_hold_anyway_is_not_counted() -> None:
     """Functions and arguments are there as long as the tasks; values that travel along are not."""
     large = bytes(10_000)
     assert weighed(Define(b"f", "inc", large)) == 100
-    run = Run(
-        b"f", (("a", 1, 0, 2, large, ()), ("b", 1, 0, 2, large, (("x", 1, 5, b"12345", ()), ("y", 1, 5, None, ()))))
-    )
-    assert weighed(run) == 2 * 100 + 5
+    deps = (("x", 5, ("w-1",), b"12345"), ("y", 5, ("w-1",), None))
+    assert weighed(Run(b"f", (("a", 1, 0, 2, large, ()), ("b", 1, 0, 2, large, deps)))) == 2 * 100 + 5
     rows = (("a", 1, 7, large, (), "bytes"), ("b", 1, 7, None, ("w-1",), "bytes"), ("c", 1, 3, Buffer(b"123"), (), "x"))
     assert weighed(Finished(rows)) == 3 * 200 + 10_000 + 3
 
