@@ -85,15 +85,11 @@ EQUIVALENT = {
     "(not task.deps)": "`tidy` passes by what has been forgotten",
     "zdist_broker.lanes.Lanes._end: without 'return' if worker.lane is not lane": "the worker is gone then, with its "
     "tasks and what was ahead, and is sent nothing",
-    "zdist.core.ledger.Ledger.tick: not (self.store.waiting)": "a client's store holds bytes only: nothing waits there",
-    "zdist.core.ledger.Ledger.tick: without 'return' if not self.again": "nothing is due then, nor asked for",
     "zdist.core.session.batches: without 'return [messages]' if len(messages) <= MESSAGES "
     "and (not any((isinstance(message, ALONE) for message in messages)))": "the loop puts these into one packet, too",
     "zdist.core.session.parcels: without 'return [(messages[0],)]' if len(messages) == 1": "the rest does the same",
     "zdist.core.store.Pieces.slice: without 'return self.pieces' if offset == 0 and length >= self.nbytes": "the loop "
     "finds all pieces, too, but for empty ones",
-    "zdist.core.store.join: without 'return pieces[0] if type(pieces[0]) is bytes else bytes(pieces[0])' "
-    "if len(pieces) == 1": "joining one buffer gives the same bytes",
     "zdist.core.worker.WorkerMachine.remove: not (len(self.queue) > 2 * len(self.tasks) + 64)": "leftovers go at every "
     "removal then, which only takes time",
 }

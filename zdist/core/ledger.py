@@ -187,28 +187,26 @@ class Ledger(Replay):
         fetch = self.fetcher.deadline()
         if fetch is not None and fetch <= now:
             self.fetcher.tick(now)
-        if self.store.waiting:
-            self.store.tick(now)
         self.calls.tick(now)
-        if not self.again:
+        if now < self.again_at:
             return
-        due = [key for key, (when, _) in self.again.items() if when <= now]
-        for key in due:
-            self.again[key] = (float("inf"), self.again[key][1])
-        self._want([self.entries[key] for key in due if key in self.entries])
+        due = [self.entries[key] for key, (when, _) in self.again.items() if when <= now]
+        for entry in due:
+            self.again[entry.key] = (float("inf"), self.again[entry.key][1])
+        self.again_at = min([when for when, _ in self.again.values()], default=float("inf"))
+        self._want([entry for entry in due if entry.work is None])
+        self.queue.extend([entry for entry in due if entry.work is not None])
 
     def deadline(self) -> float | None:
         """When `tick` is next needed; at once while there is more to submit or to let go of."""
         if not self.ahead and (self.dropping or (self.queue and self._may_submit())):
             return 0.0
         first = self.fetcher.deadline()
-        second = self.store.deadline()
-        for when in (second, self.calls.deadline()):
-            if first is None or (when is not None and when < first):
-                first = when
-        for when, _ in self.again.values():
-            if first is None or when < first:
-                first = when
+        second = self.calls.deadline()
+        if first is None or (second is not None and second < first):
+            first = second
+        if self.again and (first is None or self.again_at < first):
+            first = self.again_at
         if self.notes and (first is None or self.notes_at < first):
             first = self.notes_at
         if self.resume_at and (first is None or self.resume_at < first):
@@ -269,9 +267,10 @@ class Ledger(Replay):
                     self.flying -= 1
                     self.flying_bytes -= entry.load
                     entry.load = 0
-                elif entry.work is None:
-                    self.placing.pop(row[0], None)
+                if self.again:
                     self.again.pop(row[0], None)
+                if entry.work is None:
+                    self.placing.pop(row[0], None)
                     self.imports.pop(row[0], None)
                 if entry.waiters is not None:
                     resolved.append(entry)
@@ -320,18 +319,29 @@ class Ledger(Replay):
             entry = self._current(key)
             if entry is None:
                 continue
-            early = reason == UNKNOWN and entry.work is None and entry.status == PENDING
             here = entry.value_here() and reason.endswith((UNKNOWN, UNHELD))  # it is no less finished for that
-            if here or (early and self._once_more(key, now)):
+            if here or (self._early(entry, reason) and self._once_more(key, now)):
+                self._land(entry)
                 entry.gen = 0
             else:
                 why = f"{reason}: {GIVEN_UP}" if self.given_up and reason.endswith((UNKNOWN, UNHELD)) else reason
                 self._end(entry, CANCELLED, why)
 
+    @staticmethod
+    def _early(entry: Entry, reason: str) -> bool:
+        """Whether another client may only just be submitting the key, or one that it depends on."""
+        if entry.status != PENDING:
+            return False
+        if entry.work is None:
+            return reason == UNKNOWN
+        return reason.endswith(UNHELD) and any(parent.status == PENDING for parent in entry.parents)
+
     def _once_more(self, key: Key, now: float) -> bool:
-        """An imported key may have come here before its submission reached the broker: ask a few times."""
+        """An imported key may have come here before its submission reached the broker: try a few times."""
         times = self.again.get(key, (0.0, 0))[1]
-        self.again[key] = (now + ASK_AGAIN * 2**times, times + 1)
+        when = now + ASK_AGAIN * 2**times
+        self.again[key] = (when, times + 1)
+        self.again_at = min(self.again_at, when)
         return times < limits.LOST_RETRIES or now < self.patient_until
 
     def _lost(self, message: m.Lost, now: float) -> None:
@@ -430,6 +440,7 @@ class Ledger(Replay):
             return "generation from the future"
         if entry.waiters and not pending and entry not in self.resolved:
             return "somebody waits for it in vain"
-        if entry.work is not None and pending and entry.refs and not entry.gen and entry not in self.queue:
+        queued = entry in self.queue or entry.key in self.again
+        if entry.work is not None and pending and entry.refs and not entry.gen and not queued:
             return "wanted, and neither submitted nor queued"
         return ""

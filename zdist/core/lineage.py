@@ -60,7 +60,8 @@ class Lineage(Machine[Route]):
         self.unfenced: list[Key] = []  # to be fenced behind the next Release
         self.fenced: dict[int, tuple[Key, ...]] = {}
         self.placing: dict[Key, tuple[tuple[str, ...], int]] = {}  # workers, copies
-        self.again: dict[Key, tuple[float, int]] = {}  # unknown keys: when to ask again, times asked
+        self.again: dict[Key, tuple[float, int]] = {}  # what the broker lacks: when to ask or submit again, times done
+        self.again_at = float("inf")  # when the first of them is due
         self.store = Store(self.send, token, _nothing_to_freeze, self.log)
         self.fetcher = Fetcher(self.send, session, token, paths=paths, fallback=fallback, host=host, map=self._map)
         self.collections = Collections(self.fetcher, self.store, self._missing)
@@ -191,9 +192,9 @@ class Lineage(Machine[Route]):
             entry = stack.pop()
             if self.entries.get(entry.key) is entry:
                 del self.entries[entry.key]
+                self.again.pop(entry.key, None)
                 if entry.work is None:
                     self.placing.pop(entry.key, None)
-                    self.again.pop(entry.key, None)
                     self.imports.pop(entry.key, None)
                     if not entry.gen:  # the broker never heard of it
                         self.store.drop(entry.key, 0.0)
@@ -250,9 +251,9 @@ class Lineage(Machine[Route]):
         entry.gen = 0
         if self.entries.get(entry.key) is entry:
             del self.entries[entry.key]
+            self.again.pop(entry.key, None)
             if entry.work is None:
                 self.placing.pop(entry.key, None)
-                self.again.pop(entry.key, None)
                 self.imports.pop(entry.key, None)
                 self.store.drop(entry.key, 0.0)
         parents, entry.parents = entry.parents, ()

@@ -24,6 +24,7 @@ class Replay(Wants):
         seconds, in which workers tell a broker that has taken another's place what they hold."""
         for table in (self.defined, self.fences, self.fenced, self.queue, self.again, self.spent):
             table.clear()
+        self.again_at = float("inf")
         self._forget_lane()
         self.flying = self.flying_bytes = 0
         self.resume_at = now + min(max(wait, 0.0), LONGEST)

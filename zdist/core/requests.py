@@ -160,7 +160,7 @@ class Requests:
                 group.popleft()
                 backlog += transfer.queued
                 transfer.link, transfer.queued, transfer.spot = None, 0, 0
-            elif piece:
+            else:
                 taken = length if length < transfer.queued else transfer.queued
                 transfer.queued -= taken
                 backlog += taken
@@ -330,7 +330,7 @@ class Requests:
         peer = self.links.peers.get(link.holder)
         if peer is not None and peer.state == OPEN:
             return min(MAX_PATIENCE, (0.5 + max(link.stall, 1.0 + shared)) * (1 << min(link.strikes, 2)))
-        return max(link.patience, min(MAX_PATIENCE, REQUEST_TIMEOUT + shared)) if shared else link.patience
+        return max(link.patience, min(MAX_PATIENCE, REQUEST_TIMEOUT + shared))
 
     def quiet(self, link: Link) -> float:
         """Seconds without progress after which a peer path has fallen behind, and the relay is asked as well: a lost

@@ -433,18 +433,11 @@ def pack(pieces: Iterable[Any]) -> tuple[Payload, ...]:
     for piece in pieces:
         if len_bytes(piece) >= OWN_FRAME:
             if small:
-                packed.append(join(small))
+                packed.append(b"".join(small))
                 small = []
             packed.append(Buffer(piece))
         else:
             small.append(piece)
     if small:
-        packed.append(join(small))
+        packed.append(b"".join(small))
     return tuple(packed)
-
-
-def join(pieces: list[Any]) -> bytes:
-    """One bytes object out of small buffers."""
-    if len(pieces) == 1:
-        return pieces[0] if type(pieces[0]) is bytes else bytes(pieces[0])
-    return b"".join(pieces)

@@ -26,8 +26,8 @@ def connected(**info: Any) -> Ledger:
     return ledger
 
 
-def turn(ledger: Ledger) -> list[Any]:
-    ledger.turn(0.0)
+def turn(ledger: Ledger, now: float = 0.0) -> list[Any]:
+    ledger.turn(now)
     ledger.check()
     return ledger.take().pop(CONTROL, [])
 
@@ -510,10 +510,10 @@ def test_data_that_went_because_the_client_had_been_given_up_says_so() -> None:
     ledger.given_up = True
     ledger.welcomed(m.Welcome(1, 0, True, {}), 0.0)
     assert turn(ledger)
-    ledger.handle(CONTROL, m.Cancelled((("b", "depends on x, which nobody holds"),)), 0.0)
     now = 0.0
-    while data.status == PENDING:  # it is asked for a few times
-        ledger.handle(CONTROL, m.Cancelled((("x", UNKNOWN),)), now)
+    while data.status == PENDING or made.status == PENDING:  # it is asked for a few times
+        lacks = (("x", UNKNOWN), ("b", "depends on x, which nobody holds"))
+        ledger.handle(CONTROL, m.Cancelled(lacks), now)
         now += 2 * ASK_AGAIN * 2**limits.LOST_RETRIES
         ledger.tick(now)
         ledger.turn(now)
