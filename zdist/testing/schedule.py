@@ -14,7 +14,7 @@ from zdist.errors import InvariantError
 from zdist.protocol.messages import Key
 from zdist.testing.cluster import SimCluster, SimNode, SimWorker, joined, value_of
 from zdist.testing.script import Script, Spec
-from zdist.testing.sharing import judge
+from zdist.testing.sharing import judge, sound
 
 __all__ = ["Report", "Schedule"]
 
@@ -45,7 +45,8 @@ class Schedule:
         self.network = self.cluster.network
         self.network.delay = self.network.random.choice((0.0002, 0.002, 0.05))
         self.specs: dict[Key, Spec] = {}
-        self.adopted: set[tuple[str, Key]] = set()
+        self.adopted: set[tuple[str, Key]] = set()  # who has asked for a key that others made,
+        self.taken: set[tuple[str, Key]] = set()  # or has its future from a queue
         self.finishing = False
         self.report = Report()
         self.scripts = [Script(self, client) for client in self.cluster.clients]
@@ -274,14 +275,15 @@ class Schedule:
             raise InvariantError(f"{name} was cancelled: {entry.outcome}")
 
     def _may_be_cancelled(self, script: Script, spec: Spec) -> bool:
-        if spec.doubtful or (script.client.name, spec.key) in self.adopted:
+        if spec.doubtful:
             return True
+        foreign = self.adopted if sound(self, alone=True) else self.adopted | self.taken
         stack, seen = [spec], {spec.key}
         while stack:  # scattered data, or data of a client that was given up, is not computed again
             spec = stack.pop()
             given_up = spec.key.startswith("arg-") and self.report.faults["partition"] + self.report.faults["pause"]
             lost = (self.data_at_risk or self.cluster.undismissed) and spec.key.startswith("data-")
-            if given_up or lost or (script.client.name, spec.key) in self.adopted:
+            if given_up or lost or (script.client.name, spec.key) in foreign:
                 return True
             new = [dep for dep in spec.deps if dep not in seen]
             seen.update(new)

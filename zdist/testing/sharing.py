@@ -110,8 +110,8 @@ class Acts:
 
     def _import(self, key: str) -> None:
         script, schedule = self.script, self.script.schedule
-        if not sound(schedule, alone=True) and key not in script.client.ledger.entries:
-            schedule.adopted.add((script.client.name, key))
+        if key not in script.client.ledger.entries:
+            schedule.taken.add((script.client.name, key))
         script.held += script.client.ledger.want([key])
 
     def _acquired(self, token: int) -> None:
@@ -129,7 +129,7 @@ class Acts:
 def sound(schedule: Schedule, *, alone: bool = False) -> bool:
     """Whether no copy can have been lost, or late, when a broker took another's place.
 
-    ``alone``: a future that only shared state wants was safe, too.
+    ``alone``: what is known to no client but those who have its future from shared state was safe, too.
     """
     faults = schedule.report.faults
     apart = faults["node"] + faults["drain"] + faults["partition"] + faults["pause"]
