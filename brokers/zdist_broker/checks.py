@@ -221,6 +221,7 @@ def _check_rest(machine: BrokerMachine) -> None:
     require(machine.peers == known, "peers are listed by one role and not by the other")
     machine.lanes.check()
     machine.recovery.check()
+    machine.intake.heirs.check()
     machine.replicas.check()
     for pending in machine.queries.pending.values():
         require(not pending.client.gone and bool(pending.addresses), "an answer is pending for nobody or from nobody")

@@ -26,6 +26,7 @@ from zdist.protocol.messages import (
     function_digest,
     payload_size,
 )
+from zdist_broker.heirs import Heirs
 from zdist_broker.lifecycle import Lifecycle
 from zdist_broker.parse import fit_key
 from zdist_broker.parse import options as parse_options
@@ -67,6 +68,7 @@ class Intake:
         self.recovery = recovery
         self.placement = placement
         self.lifecycle = lifecycle
+        self.heirs = Heirs(tables)
         self._unused = 0  # bytes of functions without tasks when they were last counted
 
     # --- functions ----------------------------------------------------------------------------------
@@ -361,7 +363,7 @@ class Intake:
             if task is None or (task.fn is None and task.state == RELEASED):
                 self.unknown(client, key)
             else:
-                self._want(client, task, message.gen)
+                self._want(client, task, message.gen, blind=True)
 
     def unknown(self, client: Client, key: str) -> None:
         """The client speaks of a key that is in no table."""
@@ -371,14 +373,15 @@ class Intake:
         else:
             self.tables.post(client, Cancelled, (key, UNKNOWN))
 
-    @staticmethod
-    def _add_want(client: Client, task: Task, gen: int) -> None:
+    def _add_want(self, client: Client, task: Task, gen: int, blind: bool = False) -> None:
         if task.key not in client.wants:
             task.who = (*task.who, client) if task.who else client.alone
+            if blind:  # who submits it knows how it is computed
+                self.heirs.asked(client, task)
         client.wants[task.key] = gen
 
-    def _want(self, client: Client, task: Task, gen: int) -> None:
-        self._add_want(client, task, gen)
+    def _want(self, client: Client, task: Task, gen: int, blind: bool = False) -> None:
+        self._add_want(client, task, gen, blind)
         if task.state == RELEASED:
             self.lifecycle.revive(task, "its inputs were released")
         else:
@@ -397,8 +400,10 @@ class Intake:
                 if task.state == MEMORY and not task.dependents and not task.deps:
                     lifecycle.forget(task)  # what tidy would do
                     continue
+                if self.tables.blind:
+                    self.heirs.left(task)
             else:
-                lifecycle.unwant(client, task)
+                self.heirs.unwant(client, task)
             if not task.who and not task.users:
                 lifecycle.tidy((task,))
 
@@ -422,7 +427,7 @@ class Intake:
                 task.flags &= ~PINNED
             for who in task.who if message.force else client.alone:
                 if who.wants.pop(task.key, None) is not None:
-                    self.lifecycle.unwant(who, task)
+                    self.heirs.unwant(who, task)
                     self.tables.post(who, Cancelled, (task.key, why))
         running = [(t, t.worker, t.attempt) for t in seen if t.worker is not None] if message.force else []
         self.lifecycle.tidy(seen)
@@ -436,11 +441,10 @@ class Intake:
 
     def leave(self, client: Client) -> None:
         """A client is gone: nothing is wanted for it."""
-        loose = []
-        for key in client.wants:
-            task = self.tables.tasks[key]
-            self.lifecycle.unwant(client, task)
-            loose.append(task)
-        client.wants = {}
+        self.heirs.gone(client)
+        wants, client.wants = client.wants, {}
+        loose = [self.tables.tasks[key] for key in wants]
+        for task in loose:
+            self.heirs.unwant(client, task)
         self.lifecycle.tidy(loose)
         self.disown(client)

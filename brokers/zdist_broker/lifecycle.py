@@ -318,14 +318,12 @@ class Lifecycle:
         fn = task.fn
         if tables.placing:
             tables.unplace(key)
+        if tables.blind:
+            tables.blind.pop(task, None)
         if fn is not None:
             fn.uses -= 1
             if not fn.uses and not fn.owners:
                 tables.functions.pop(fn.digest, None)
-
-    def unwant(self, client: Client, task: Task) -> None:
-        """The client's want is gone from its books; take it off the task's."""
-        task.who = () if task.who is client.alone else tuple(c for c in task.who if c is not client)
 
     # --- lost and computed again -----------------------------------------------------------------------
 

@@ -373,6 +373,8 @@ class BrokerMachine(Machine[str]):
         self.queries.turn(now)
         self.lanes.turn(now)
         self.shared.turn(now)
+        if self.intake.heirs.due:
+            self.intake.heirs.turn()
         tables.flush(self.send)
 
     def tick(self, now: float) -> None:

@@ -10,7 +10,7 @@ from zdist.protocol.messages import ANY, Release, Want
 from zdist_broker.cells import Store
 from zdist_broker.intake import Intake
 from zdist_broker.recovery import Recovery
-from zdist_broker.state import Claimed, Client, Tables
+from zdist_broker.state import PINS, Claimed, Client, Tables
 from zdist_broker.topics import Topics
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ __all__ = ["ANSWER", "KEYS_WAIT", "WITH_FUTURES", "State"]
 
 ANSWER: Final = "answer"  # kind of the cells with answers that clients have not confirmed
 WITH_FUTURES: Final = (ANSWER, "queue", "variable", "dataset")  # kinds whose values end with the keys of futures
-PINS: Final = "shared"  # no session of a peer begins like that
 KEYS_WAIT: Final = 1.0  # seconds before copies of an earlier broker's keys are given up: cells claim those they name
 
 

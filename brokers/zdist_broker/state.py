@@ -40,6 +40,7 @@ RELEASED: Final = 5
 FORGOTTEN: Final = 6
 STATES: Final = ("waiting", "ready", "assigned", "memory", "failed", "released", "forgotten")
 
+PINS: Final = "shared"  # the session of who wants what shared state refers to; no peer's begins like that
 PINNED: Final = 1  # fire and forget: needed until it is done, though nobody wants it
 SECEDED: Final = 2  # has left its worker's thread pool
 LAZY: Final = 8  # released although a client wants it: submitted again only because others were made of it
@@ -299,6 +300,7 @@ class Tables:
         self.workers: dict[str, Worker] = {}
         self.nodes: dict[str, Node] = {}
         self.placing: dict[str, Placing] = {}
+        self.blind: dict[Task, dict[Client, None]] = {}  # see `heirs`
         self.cache: dict[Task, None] = {}  # tasks whose value is kept, oldest first
         self.cached = 0  # bytes of those values
         self.attempt = (epoch & 0x7FFFFF) << 40

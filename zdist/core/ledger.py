@@ -76,6 +76,7 @@ class Ledger(Replay):
             m.Output: self._output,
             m.Starved: self._starved,
             m.Lane: self._lane_told,
+            m.Specs: self._learn,
             m.ActorReply: partial(self.calls.reply, CONTROL),
             m.ActorGone: self._actor_gone,
         }

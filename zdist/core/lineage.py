@@ -139,6 +139,27 @@ class Lineage(Machine[Route]):
                 stack += [(parent, False) for parent in entry.parents if parent.status not in (ERROR, CANCELLED)]
         return order
 
+    def _learn(self, message: m.Specs, now: float) -> None:
+        """How keys that others have submitted are computed: from now on they are to us as if we had."""
+        functions = {fn: (name, blob) for fn, name, blob in message.functions}
+        works: dict[tuple[bytes, tuple[Any, ...]], Work] = {}
+        made = []
+        for key, fn, args, deps, options in message.rows:
+            entry = self.entries.get(key)
+            if entry is None:
+                entry = self.entries[key] = Entry(key, None, None)
+                entry.told = self.epoch
+                made.append(entry)
+                if not fn:
+                    self.imports[key] = 0
+            if fn in functions and entry.work is None and entry.row is None:
+                entry.work = works.setdefault((fn, options), Work(fn, *functions[fn], options, True))
+                entry.row = (key, args, deps)
+                self._pin(entry)
+        for entry in reversed(made):
+            if not entry.pins and not entry.refs and self.entries.get(entry.key) is entry:  # let go of meanwhile
+                self._unwanted(entry, [])
+
     # --- letting go --------------------------------------------------------------------------------
 
     def _drain(self) -> None:

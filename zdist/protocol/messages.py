@@ -39,6 +39,7 @@ from zdist.protocol.nodes import Interrupt as Interrupt
 from zdist.protocol.nodes import Leaving as Leaving
 from zdist.protocol.nodes import Mirror as Mirror
 from zdist.protocol.nodes import Mirrored as Mirrored
+from zdist.protocol.nodes import NodeEnded as NodeEnded
 from zdist.protocol.nodes import Overdue as Overdue
 from zdist.protocol.nodes import WorkerDied as WorkerDied
 
@@ -403,14 +404,20 @@ class Stop(NamedTuple):
     reason: str
 
 
+class Specs(NamedTuple):
+    """Broker to client: how keys that it has from others are computed, since nobody else who knows wants them any more.
+
+    Functions as in Define; rows with parents first: key, function (empty: data), arguments, dependencies, options.
+    """
+
+    functions: tuple[tuple[Digest, str, Payload], ...]
+    rows: tuple[tuple[Key, bytes, Payload, tuple[Key, ...], tuple[Any, ...]], ...]
+
+
 class Starved(NamedTuple):
     """Broker to client: tasks that wait because no worker may take them: how many, why. Absolute; () when none do."""
 
     rows: tuple[tuple[int, str], ...]
-
-
-class NodeEnded(NamedTuple):
-    """Worker to broker: the process of its node is gone, and with it all of the node's workers."""
 
 
 Message: TypeAlias = (
@@ -426,6 +433,7 @@ Message: TypeAlias = (
     | TimeLimit | Interrupt | Overdue | Leaving | Dismiss
     | Unowned | Adopt | Mirror | Mirrored | NoCopy
     | ActorCall | ActorReply | ActorGone
+    | Specs
 )  # fmt: skip
 
 # The position is the code on the wire: append only, never reorder within a protocol version.

@@ -1,4 +1,4 @@
-"""Messages between a node and the broker. PURE."""
+"""Messages between a node and the broker, and of what becomes of nodes. PURE."""
 
 from __future__ import annotations
 
@@ -76,3 +76,7 @@ class Mirrored(NamedTuple):
     """Node to broker: its copy has this version."""
 
     version: int
+
+
+class NodeEnded(NamedTuple):
+    """Worker to broker: the process of its node is gone, and with it all of the node's workers."""

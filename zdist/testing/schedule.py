@@ -271,13 +271,15 @@ class Schedule:
         elif entry.status == ERROR:
             if spec.value is not None and not spec.doubtful:
                 raise InvariantError(f"{name} failed: {entry.outcome}")
-        elif entry.status == CANCELLED and not self._may_be_cancelled(script, spec):
+        elif entry.status == CANCELLED and not self._may_be_cancelled(script, entry, spec):
             raise InvariantError(f"{name} was cancelled: {entry.outcome}")
 
-    def _may_be_cancelled(self, script: Script, spec: Spec) -> bool:
+    def _may_be_cancelled(self, script: Script, entry: Entry, spec: Spec) -> bool:
         if spec.doubtful:
             return True
         foreign = self.adopted if sound(self, alone=True) else self.adopted | self.taken
+        if entry.work is not None:  # it knows how it is computed
+            foreign = foreign - {(script.client.name, entry.key)}
         stack, seen = [spec], {spec.key}
         while stack:  # scattered data, or data of a client that was given up, is not computed again
             spec = stack.pop()
