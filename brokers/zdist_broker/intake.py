@@ -210,9 +210,9 @@ class Intake:
                 continue
             known = attempt in LAZILY or recovery.holds(key, claim) or recovery.outlived(terms, attempt)
             deps = self._deps(client, key, needs, stubs=known)
-            if deps is None:
-                recovery.take(key, None)
-            elif (stub or key in needs) and recovery.leads_to(deps, key):
+            if deps is None:  # it may be submitted once more when they are there: what is known of it stays
+                continue
+            if (stub or key in needs) and recovery.leads_to(deps, key):
                 self.reject(client, key, "it depends on itself")
                 self.lifecycle.tidy(deps)
             elif known or stub:

@@ -27,6 +27,7 @@ from zdist.protocol.messages import (
     payload_size,
 )
 from zdist_broker.placement import Placement
+from zdist_broker.recovery import is_stub
 from zdist_broker.state import (
     ASSIGNED,
     EARLY,
@@ -389,7 +390,9 @@ class Lifecycle:
                 self.placement.enqueue(t)
         if task.state == RELEASED:
             why = reason if task.fn is None else f"an input of {task.key} is gone for good: {reason}"
-            self.cancel([task], f"scattered data lost: {why}")
+            stub = next(filter(is_stub, order), None)
+            told = f"scattered data lost: {why}" if stub is None else f"depends on {stub.key[:80]}, which nobody holds"
+            self.cancel([task], told)
         self.tidy(order)
 
     def lineage(self, task: Task) -> list[Task]:

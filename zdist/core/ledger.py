@@ -177,7 +177,8 @@ class Ledger(Replay):
             self._pump()
         if not self.queue and (self.spent or self.claims) and not self.resume_at:
             self._release_spent()
-            self.claims.clear()
+            if now >= self.patient_until:  # until then something may have to be said again
+                self.claims.clear()
         if self.calls.due:
             self.calls.turn(now)
         if self.notes:
@@ -195,8 +196,7 @@ class Ledger(Replay):
         for entry in due:
             self.again[entry.key] = (float("inf"), self.again[entry.key][1])
         self.again_at = min([when for when, _ in self.again.values()], default=float("inf"))
-        self._want([entry for entry in due if entry.work is None])
-        self.queue.extend([entry for entry in due if entry.work is not None])
+        self._want(self._tell_again(due))
 
     def deadline(self) -> float | None:
         """When `tick` is next needed; at once while there is more to submit or to let go of."""
@@ -338,7 +338,7 @@ class Ledger(Replay):
         return reason.endswith(UNHELD) and any(parent.status == PENDING for parent in entry.parents)
 
     def _once_more(self, key: Key, now: float) -> bool:
-        """An imported key may have come here before its submission reached the broker: try a few times."""
+        """What was submitted elsewhere may have come here before it reached the broker: try a few times."""
         times = self.again.get(key, (0.0, 0))[1]
         when = now + ASK_AGAIN * 2**times
         self.again[key] = (when, times + 1)

@@ -120,6 +120,16 @@ class Lineage(Machine[Route]):
                 wanted.append(entry)
         return wanted
 
+    def _tell_again(self, entries: list[Entry]) -> list[Entry]:
+        """The same for some that the broker lacks, and with them maybe what they are made of."""
+        stack = list(entries)
+        while stack:
+            for parent in stack.pop().parents:
+                if parent.told and not parent.gen and parent.status == PENDING and parent.work is not None:
+                    parent.told = 0
+                    stack.append(parent)
+        return self._tell(entries, force=True)
+
     def _untold(self, entries: Iterable[Entry], force: bool = False) -> list[Entry]:
         """These and the lineage that they need, parents first, as far as this broker was not told of them.
 
@@ -184,6 +194,8 @@ class Lineage(Machine[Route]):
                     entry.gen = 0
                 if entries.get(key) is entry:
                     del entries[key]
+                    if self.again:
+                        self.again.pop(key, None)
                 entry.status = CANCELLED
         if rows:
             self._send_release(rows)

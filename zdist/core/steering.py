@@ -31,6 +31,7 @@ REPLAN_SECONDS: Final = 0.05  # what waits in queues is planned anew, so often a
 REPLAN_PER_KEY: Final = 1e-4  # and the less often the more there is
 SETTLED: Final = 0.1  # seconds from the end at which nothing changes its way any more: estimates are not that good
 
+LATE: Final = 0.005  # seconds after which a deadline is looked at late
 SILENCE: Final = 0.3  # seconds that a peer path which has fallen behind is expected to stay so: a connection repeats
 #  what was lost after 0.2 at the earliest, if nothing else has told it
 SILENT: Final = "does not answer"  # why a holder is crossed off that may well have the data
@@ -279,14 +280,18 @@ class Steering:
             what = heappop(self.later)[2]
             if isinstance(what, Transfer):
                 self.plan([what], now)
+            elif what.path == PEER:
+                if what.silence and what.state == OPEN and now >= what.progress + what.stall:  # still nothing
+                    self.probes.suspect(what, now)
             elif what.state == CLOSED and what.closed_until <= now:
                 if what.lost:
                     what.misses, what.lost = 0, False
                 what.opened()
                 self.plan(self.unpark(what.holder), now)
+        late = now > self.requests.due + LATE
         for link in list(self.requests.active):
             if link.requests:
-                self._overdue(link, now)
+                self._overdue(link, now, late)
         if self.replan_at and now >= self.replan_at:
             self.replan_at = 0.0
             if any(link.delay + (link.inflight + link.backlog) / link.speed > SETTLED for link in self.requests.queued):
@@ -294,7 +299,8 @@ class Steering:
                 moved.sort(key=lambda transfer: transfer.priority)
                 self.plan(moved, now)
         self.pump(now)
-        self.requests.due = self.requests.next_due()
+        due = self.requests.next_due()
+        self.requests.due = max(due, now) if late else due
 
     def unshare(self, transfers: Iterable[Transfer], now: float) -> None:
         """These are to be had as bytes only."""
@@ -303,15 +309,16 @@ class Steering:
             transfer.unshared = True
         self.plan(some, now)
 
-    def _overdue(self, link: Link, now: float) -> None:
-        """Give up requests that had no answer for too long; probe a peer path that has fallen silent."""
+    def _overdue(self, link: Link, now: float, late: bool) -> None:
+        """Give up requests that had no answer for too long; probe a peer path that has fallen silent. ``late``: we were
+        away, and the answers may be waiting for us."""
         if link.path == SHM:
             if now >= link.oldest() + link.patience:
                 self.unshare(self.evacuate(link), now)
             return
         since = link.oldest()
         if now < since + self.requests.patience(link):  # the same sums as for the deadline, or ticks would spin
-            if now >= since + self.requests.quiet(link):
+            if not late and now >= since + self.requests.quiet(link):
                 self._behind(link, now)
             elif link.path == PEER and now >= since + link.stall:
                 self.probes.suspect(link, now)
@@ -343,9 +350,13 @@ class Steering:
         self.plan(moved, now)
 
     def _behind(self, link: Link, now: float) -> None:
-        """A peer path has fallen behind: what it owes, and what waits for it, is planned anew until it delivers."""
+        """A peer path has fallen behind: what it owes and what waits for it goes by relay until it delivers, if that is
+        sooner. The answer to a probe would wait behind what is owed, so one is sent when that should have come."""
         link.silence = SILENCE
         self.requests.behind[link] = self.requests.behind.get(link, 0) + 1
+        self.at(now + link.stall, link)
+        if self._relayed(link) >= SILENCE + (link.inflight + link.backlog) / link.speed:
+            return
         moved = []
         for req in list(link.requests):
             request = self.requests.open[req]
@@ -354,8 +365,14 @@ class Steering:
                 moved += self.void(request)
         moved += self.requests.clear(link)
         self.requests.settle(link, now)
-        self.probes.suspect(link, now)
         self.plan(moved, now)
+
+    def _relayed(self, link: Link) -> float:
+        """Seconds until all that a link owes would be here by relay."""
+        relay, all_ = self.links.by_relay(link.holder), self.links.relay
+        owed = link.inflight + link.backlog
+        own = (relay.inflight + relay.backlog + owed) / relay.speed
+        return relay.delay + max(own, (self.links.relay_load + owed) / all_.speed)
 
     def deadline(self) -> float | None:
         """When ``tick`` is next needed; None when nothing is under way."""

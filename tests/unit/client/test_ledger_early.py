@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from test_ledger import connected, finish, kinds, turn
+from test_ledger import PURE, connected, finish, kinds, turn
 
 from zdist import limits
 from zdist.core.entry import CANCELLED, FINISHED, PENDING, UNHELD, UNKNOWN, Work
@@ -59,3 +59,41 @@ def test_it_is_cancelled_when_nobody_brings_that_key() -> None:
     assert {entry.status for entry in entries} == {CANCELLED} and not ledger.again
     assert limits.COPIES_KEPT < now - 10.0 < 2 * limits.COPIES_KEPT + 1.0
     assert [entry.outcome for entry in entries] == [UNKNOWN, f"depends on a{UNHELD}", f"depends on b{UNHELD}"]
+
+
+def test_what_it_was_made_of_goes_along_though_its_future_is_gone() -> None:
+    ledger = connected()
+    ledger.want(["a"])
+    middle, end = ledger.submit(PURE, [("b", b"", ("a",)), ("c", b"", ("b",))])
+    ledger.dropped.append(middle)
+    turn(ledger)
+    unknown(ledger, 0.0)
+    ledger.tick(ASK_AGAIN)
+    want, submit = [message for message in turn(ledger, ASK_AGAIN) if type(message) in (m.Want, m.Submit)]
+    assert want.keys == ("a",) and [row[0] for row in submit.rows] == ["b", "c"]
+    assert end.status == PENDING
+
+
+def test_a_key_that_is_let_go_of_while_it_waits_is_not_asked_for() -> None:
+    ledger = connected()
+    (entry,) = ledger.want(["a"])
+    turn(ledger)
+    ledger.handle(CONTROL, m.Cancelled((("a", UNKNOWN),)), 0.0)
+    assert ledger.submit(PURE, [("a", b"", ())]) == [entry]  # now it is known how it is computed
+    ledger.dropped.extend([entry, entry])
+    turn(ledger)
+    assert not ledger.entries and not ledger.again
+    ledger.tick(ASK_AGAIN)
+    assert turn(ledger, ASK_AGAIN) == [] and ledger.deadline() is None
+
+
+def test_a_task_that_failed_leaves_no_note_that_it_was_once_unknown() -> None:
+    ledger = recovered(10.0)
+    entry = ledger.entries["b"]
+    unknown(ledger, 10.0)
+    ledger.tick(10.0 + ASK_AGAIN)
+    turn(ledger, 10.0 + ASK_AGAIN)
+    ledger.handle(CONTROL, m.Failed((("b", b"", "b", "boom"), ("c", b"", "b", "boom"))), 11.0)
+    ledger.dropped.extend([entry, ledger.entries["c"], ledger.entries["a"]])
+    turn(ledger, 11.0)
+    assert not ledger.entries and not ledger.again

@@ -6,6 +6,7 @@ import pytest
 from data_world import World
 from test_learning import PEER_ADDRESS, paths, wanted
 
+from zdist.core.links import CLOSED
 from zdist.limits import MIB
 
 LOST = 0.2  # seconds until a connection repeats what was lost, if nothing else has told it
@@ -79,3 +80,54 @@ def test_a_holder_that_is_slow_by_either_way_is_waited_for() -> None:
         world.run()
         assert world.arrived[10 + number, key] == bytes(1000)
     assert len(world.gets("bulk")) == asked
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("fallback", [True, False])
+def test_a_path_that_is_only_slow_is_waited_for_by_who_wants_no_other(known: bool, fallback: bool) -> None:
+    world = World(delay=0.001, fallback=fallback)
+    world.add("w-1")
+    world.speed = {PEER_ADDRESS: 1e9, "relay": 1e9}
+    for ticket, direct in enumerate((False, True) if known else (False,)):
+        world.fetcher.fetch(ticket, wanted(world, f"k{ticket}-", 8, 4 * MIB), direct=direct, now=world.now)
+        world.run()
+    world.speed[PEER_ADDRESS] = 20e6 if known else 1e6
+    world.fetcher.fetch(7, wanted(world, "m", 8, MIB), direct=True, now=world.now)
+    world.run()
+    assert paths(world, 7) == {"peer": 8} and not world.failed and not world.fetcher.warnings
+
+
+def test_nobody_asks_twice_where_the_relay_would_not_be_sooner() -> None:
+    world = warmed()
+    world.speed["relay"] = 10e6
+    world.fetcher.fetch(6, wanted(world, "k6-", 8, 4 * MIB), direct=False, now=world.now)  # that is known now
+    world.run()
+    asked = len(world.gets("bulk"))
+    world.fetcher.fetch(7, wanted(world, "m", 24, 4 * MIB), now=world.now)
+    stall(world, 8)
+    world.run()
+    assert paths(world, 7) == {"peer": 24} and len(world.gets("bulk")) == asked
+    assert len([row for get in world.gets(PEER_ADDRESS) for row in get.rows if row[0].startswith("m")]) == 24
+
+
+def test_who_was_away_does_not_take_that_for_silence() -> None:
+    world = warmed()
+    world.fetcher.fetch(7, wanted(world, "m", 8, MIB), now=world.now)
+    world.now += 0.1  # all of it has come meanwhile, and waits in the sockets
+    world.fetcher.tick(world.now)
+    assert world.fetcher.links.peers["w-1"].silence == 0.0
+    assert world.fetcher.deadline() == world.now
+    world.fetcher.tick(world.now)  # they were looked at, and nothing was there
+    assert world.fetcher.links.peers["w-1"].silence > 0.0
+
+
+def test_a_path_that_stays_silent_is_closed() -> None:
+    world = warmed()
+    world.fetcher.fetch(7, wanted(world, "m", 24, 4 * MIB), now=world.now)
+    world.run(until=lambda: len(world.arrived) >= 80)
+    world.holders["w-1"].peer = "blackhole"
+    start = world.now
+    world.run(until=lambda: world.fetcher.links.peers["w-1"].state == CLOSED)
+    assert world.now - start < 3.0
+    world.run()
+    assert len(world.arrived) == 96
