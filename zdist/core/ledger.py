@@ -330,12 +330,10 @@ class Ledger(Replay):
 
     @staticmethod
     def _early(entry: Entry, reason: str) -> bool:
-        """Whether another client may only just be submitting the key, or one that it depends on."""
-        if entry.status != PENDING:
-            return False
-        if entry.work is None:
-            return reason == UNKNOWN
-        return reason.endswith(UNHELD) and any(parent.status == PENDING for parent in entry.parents)
+        """Whether another client may only just be submitting the key, or one that it depends on; or this one is to,
+        which has asked for it before it knew how it is computed."""
+        lacks = reason.endswith(UNHELD) and any(parent.status == PENDING for parent in entry.parents)
+        return entry.status == PENDING and (lacks or reason == UNKNOWN)
 
     def _once_more(self, key: Key, now: float) -> bool:
         """What was submitted elsewhere may have come here before it reached the broker: try a few times."""

@@ -97,3 +97,14 @@ def test_a_task_that_failed_leaves_no_note_that_it_was_once_unknown() -> None:
     ledger.dropped.extend([entry, ledger.entries["c"], ledger.entries["a"]])
     turn(ledger, 11.0)
     assert not ledger.entries and not ledger.again
+
+
+def test_a_key_that_was_asked_for_before_it_was_known_how_it_is_computed_is_submitted() -> None:
+    ledger = connected()
+    (entry,) = ledger.want(["a"])
+    turn(ledger)
+    ledger.submit(PURE, [("a", b"", ())])
+    turn(ledger)
+    ledger.handle(CONTROL, m.Cancelled((("a", UNKNOWN),)), 0.0)
+    ledger.tick(ASK_AGAIN)
+    assert kinds(turn(ledger, ASK_AGAIN)) == ["Define", "Submit"] and entry.status == PENDING
