@@ -160,7 +160,7 @@ class Intake:
                 return self._decline(client, message, Rejected, reason)
             client.parked = (digest, [message])
             return tables.tell(client, WhichFunction(digest))
-        if client.claims or self.recovery.copies:
+        if client.claims or self.recovery.copies or self.recovery.going:
             return self._again(client, fn, message, terms)
         tasks, wants, alone, forget = tables.tasks, client.wants, client.alone, terms.forget
         root, push, order, before = terms.root, terms.pool.push, tables.order, len(tables.tasks)
@@ -202,8 +202,7 @@ class Intake:
             stub = task is not None and is_stub(task)
             if task is not None and not stub:
                 if not self._rejoin(client, task, fn, claim, message.gen):
-                    known = attempt is not None
-                    self._join(client, task, fn, message.named, message.gen, args, needs, terms, known)
+                    self._join(client, task, fn, message.named, message.gen, args, needs, terms, attempt is not None)
                 continue
             if reason := fit_key(key):
                 self.reject(client, key, reason)
@@ -227,7 +226,8 @@ class Intake:
                 tables.order += 1
                 self._create(client, fn, key, args, needs, terms, message.gen)
             if recovery.runs and (task := tables.tasks.get(key)) is not None:
-                recovery.adopt(task, attempt, self.placement)
+                recovery.submitted(task, attempt)
+        recovery.adopt(self.placement)
 
     def _rejoin(self, client: Client, task: Task, fn: Function, claim: Claimed, gen: int) -> bool:
         """A claim for a key that another client has submitted again, as what others were made of."""

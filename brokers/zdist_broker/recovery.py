@@ -17,6 +17,7 @@ from zdist.protocol.actors import ACTOR
 from zdist.protocol.messages import ANY, ANY_SPEC, SPEC, Adopt, Claim, Drop, Payload, Unowned, payload_size
 from zdist_broker.parse import fit_key
 from zdist_broker.state import (
+    FORGOTTEN,
     LAZY,
     MEMORY,
     READY,
@@ -54,6 +55,7 @@ class Recovery:
         self.copies: dict[str, Copies] = {}
         self.rows = 0
         self.runs: dict[str, tuple[Worker, int]] = {}  # of unknown keys: which attempt runs where
+        self.going: dict[Task, tuple[Worker, int]] = {}  # the same of those that count, once their tasks are needed
         self.until: float | None = None  # when they are dropped; None: no broker was here before this one
 
     def begin(self, now: float) -> float:
@@ -106,6 +108,7 @@ class Recovery:
     def gone(self, peer: Worker | Client) -> None:
         """The peer is gone, and its copies with it, and what it ran."""
         self.runs = {key: run for key, run in self.runs.items() if run[0] is not peer}
+        self.going = {task: run for task, run in self.going.items() if run[0] is not peer}
         for key in [key for key, copies in self.copies.items() if peer in copies]:
             copies = self.copies[key]
             del copies[peer]
@@ -115,12 +118,13 @@ class Recovery:
 
     def deadline(self) -> float | None:
         """When `tick` is needed."""
-        return self.until if self.copies or self.runs else None
+        return self.until if self.copies or self.runs or self.going else None
 
     def tick(self, now: float) -> None:
         """Nobody has claimed these in time."""
         if self.until is not None and now >= self.until:
             self.runs.clear()
+            self.going.clear()
             for key in list(self.copies):
                 self.take(key, None)
 
@@ -164,14 +168,25 @@ class Recovery:
         self.tables.tasks[key] = task
         return task
 
-    def adopt(self, task: Task, attempt: int | None, placement: Placement) -> None:
-        """What was submitted may run since before this broker: it goes on, if any attempt counts."""
-        worker, running = self.runs.pop(task.key, (None, 0))
-        if worker is not None and attempt == ANY and task.state <= READY:
-            if task.state == READY:
-                placement.dequeue(task, WAITING)
-            placement.adopt(task, worker, running)
-            self.tables.post(worker, Adopt, (task.key, running))
+    def submitted(self, task: Task, attempt: int | None) -> None:
+        """What may run since before this broker: that counts, if any attempt does."""
+        run = self.runs.pop(task.key, None)
+        if run is not None and attempt in (ANY, ANY_SPEC):
+            self.going[task] = run
+
+    def adopt(self, placement: Placement) -> None:
+        """What is needed and runs already goes on."""
+        for task, (worker, running) in list(self.going.items()):
+            if task.state == RELEASED:
+                continue  # others were made of it, and may yet turn out to need it
+            del self.going[task]
+            if task.state == FORGOTTEN:  # it may be submitted once more
+                self.runs[task.key] = (worker, running)
+            elif task.state <= READY:
+                if task.state == READY:
+                    placement.dequeue(task, WAITING)
+                placement.adopt(task, worker, running)
+                self.tables.post(worker, Adopt, (task.key, running))
 
     @staticmethod
     def stub(key: str) -> Task:
@@ -221,6 +236,7 @@ class Recovery:
         """Raise InvariantError if the books do not agree."""
         require(self.rows == sum(map(len, self.copies.values())), "recovery: copies are not the sum")
         require(all(self.copies.values()), "recovery: an empty table was kept")
-        require(all(not worker.gone for worker, _ in self.runs.values()), "recovery: who runs it is gone")
+        runs = (*self.runs.values(), *self.going.values())
+        require(all(not worker.gone for worker, _ in runs), "recovery: who runs it is gone")
         known = (self.tables.tasks.get(key) for key in self.copies)
         require(all(t is None or is_stub(t) for t in known), "recovery: a copy of a key that is known")

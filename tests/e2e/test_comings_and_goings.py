@@ -290,6 +290,38 @@ def test_nothing_is_lost_or_computed_again_when_the_broker_is_killed(
     assert runs == Counter({f"make {i}": 1 for i in range(100)} | {"length": 14, "gate": 1})
 
 
+def test_a_future_from_another_client_outlives_that_client_and_the_broker(
+    start: Callable[..., Program], address: str, tmp_path: Path, shown: io.StringIO
+) -> None:
+    """Its task, and one that it is made of, are not finished when nobody is left who has submitted them."""
+    gate = tmp_path / "gate"
+
+    def wait_for_gate() -> int:
+        while not os.path.exists(gate):
+            time.sleep(0.01)
+        return 6
+
+    def times(value: int, factor: int) -> int:
+        return value * factor
+
+    broker = start("broker", "--bind", address)
+    start("worker", address, "--nworkers", "1", "--nthreads", "2")
+    with Client(address, timeout=PATIENCE, set_as_default=False) as taker:
+        with Client(address, timeout=PATIENCE, set_as_default=False) as maker:
+            Queue("futures", maker).put(maker.submit(times, maker.submit(wait_for_gate, pure=False), 7, pure=False))
+            future = Queue("futures", taker).get(timeout=PATIENCE)
+        broker.says("client.left")
+        assert taker.submit(times, 2, 3, pure=False).result(PATIENCE) == 6  # and what it was told came before that
+        for _ in range(2):
+            broker.process.kill()
+            broker.process.wait()
+            broker = start("broker", "--bind", address)
+            assert taker.submit(times, 2, 3, pure=False).result(PATIENCE) == 6
+        assert future.status == "pending"
+        gate.touch()
+        assert future.result(PATIENCE) == 42
+
+
 def test_actors_outlive_a_killed_broker_and_their_calls_are_done_once(
     start: Callable[..., Program], address: str, tmp_path: Path, shown: io.StringIO
 ) -> None:

@@ -76,9 +76,10 @@ def test_it_is_computed_when_that_has_come(middle: bool) -> None:
     assert pair.end.status == FINISHED
 
 
+@pytest.mark.parametrize("middle", [True, False])
 @pytest.mark.parametrize("late", [True, False])
-def test_a_worker_that_runs_it_goes_on(late: bool) -> None:
-    pair = Pair()
+def test_a_worker_that_runs_it_goes_on(late: bool, middle: bool) -> None:
+    pair = Pair(middle=middle)
     pair.world.send("w-0", m.Unowned((("b-0", 5),)))  # since the earlier broker
     if not late:
         pair.submit_late()
