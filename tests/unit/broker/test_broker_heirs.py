@@ -5,7 +5,7 @@ from __future__ import annotations
 from broker_world import FN, World
 from test_broker_shared import Shared, item
 
-from zdist.protocol.messages import Cancel, Options, Release, Specs, Want
+from zdist.protocol.messages import Cancel, Hold, Options, Release, Specs, Want
 
 OPTIONS = tuple(Options(retries=2, priority=-3, workers=("w",), allow_other=True, timeout=5.0))
 
@@ -91,3 +91,27 @@ def test_nobody_is_told_of_what_nobody_needs_of_data_or_of_what_it_has_submitted
     w.release("b", gen)
     assert told(w) == [] and not w.broker.tables.blind
     w.broker.check()
+
+
+def test_who_submits_it_again_and_lets_go_again_leaves_it_to_the_next() -> None:
+    w = World(clients=3)
+    gen = w.submit("a")
+    for client in ("c-1", "c-2"):
+        want(w, "a", client)
+        w.submit(f"of {client}", deps=("a",), client=client)
+        w.send(client, Release((("a", 100),)))
+    w.release("a", gen)
+    assert told(w, "c-1") == [("a", FN)] and told(w, "c-2") == []
+    gen = w.submit("a")
+    w.release("a", gen)
+    assert told(w, "c-2") == [("a", FN)]
+    w.broker.check()
+
+
+def test_data_that_it_is_made_of_is_named() -> None:
+    w = World(clients=2)
+    w.send("c-0", Hold(7, (("data", 5, "int"),)))
+    gen = w.submit("a", deps=("data",))
+    want(w, "a")
+    w.release("a", gen)
+    assert told(w) == [("data", b""), ("a", FN)]

@@ -74,6 +74,18 @@ def test_what_it_was_made_of_goes_along_though_its_future_is_gone() -> None:
     assert end.status == PENDING
 
 
+def test_what_it_was_made_of_goes_along_also_when_nothing_else_is_lacking() -> None:
+    ledger = connected()
+    ledger.want(["a"])
+    middle, end = ledger.submit(PURE, [("b", b"", ("a",)), ("c", b"", ("b",))])
+    ledger.dropped.append(middle)
+    turn(ledger)
+    ledger.handle(CONTROL, m.Cancelled((("c", f"depends on b{UNHELD}"),)), 0.0)
+    ledger.tick(ASK_AGAIN)
+    (submit,) = [message for message in turn(ledger, ASK_AGAIN) if type(message) is m.Submit]
+    assert [row[0] for row in submit.rows] == ["b", "c"] and end.status == PENDING
+
+
 def test_a_key_that_is_let_go_of_while_it_waits_is_not_asked_for() -> None:
     ledger = connected()
     (entry,) = ledger.want(["a"])

@@ -99,12 +99,14 @@ def test_a_path_that_is_only_slow_is_waited_for_by_who_wants_no_other(known: boo
 
 def test_nobody_asks_twice_where_the_relay_would_not_be_sooner() -> None:
     world = warmed()
-    world.speed["relay"] = 10e6
+    world.speed["relay"] = 100e6
     world.fetcher.fetch(6, wanted(world, "k6-", 8, 4 * MIB), direct=False, now=world.now)  # that is known now
     world.run()
     asked = len(world.gets("bulk"))
     world.fetcher.fetch(7, wanted(world, "m", 24, 4 * MIB), now=world.now)
     stall(world, 8)
+    world.run(until=lambda: world.fetcher.links.peers["w-1"].silence > 0.0)
+    assert not world.fetcher.requests.stale
     world.run()
     assert paths(world, 7) == {"peer": 24} and len(world.gets("bulk")) == asked
     assert len([row for get in world.gets(PEER_ADDRESS) for row in get.rows if row[0].startswith("m")]) == 24
