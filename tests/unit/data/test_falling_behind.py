@@ -100,8 +100,9 @@ def test_a_path_that_is_only_slow_is_waited_for_by_who_wants_no_other(known: boo
 def test_nobody_asks_twice_where_the_relay_would_not_be_sooner() -> None:
     world = warmed()
     world.speed["relay"] = 100e6
-    world.fetcher.fetch(6, wanted(world, "k6-", 8, 4 * MIB), direct=False, now=world.now)  # that is known now
-    world.run()
+    for ticket in range(10, 16):  # that is learned
+        world.fetcher.fetch(ticket, wanted(world, f"k{ticket}-", 8, 4 * MIB), direct=False, now=world.now)
+        world.run()
     asked = len(world.gets("bulk"))
     world.fetcher.fetch(7, wanted(world, "m", 24, 4 * MIB), now=world.now)
     stall(world, 8)
