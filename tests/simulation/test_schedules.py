@@ -13,8 +13,8 @@ from zdist.testing.simulate import main
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_thousand_schedules_keep_every_promise(capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["--seeds", "1000"])
+def test_two_thousand_schedules_keep_every_promise(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["--seeds", "2000"])
     output = capsys.readouterr().out
     assert code == 0, output
     for fault in ("break", "worker", "node", "client", "partition", "pause", "broker", "drain", "scale"):
