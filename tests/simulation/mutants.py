@@ -85,6 +85,8 @@ EQUIVALENT = {
     "(not task.deps)": "`tidy` passes by what has been forgotten",
     "zdist_broker.lanes.Lanes._end: without 'return' if worker.lane is not lane": "the worker is gone then, with its "
     "tasks and what was ahead, and is sent nothing",
+    "zdist.core.ledger.Ledger.tick: without 'return' if now < self.again_at": "nothing is due then, and the next time "
+    "comes out the same",
     "zdist.core.session.batches: without 'return [messages]' if len(messages) <= MESSAGES "
     "and (not any((isinstance(message, ALONE) for message in messages)))": "the loop puts these into one packet, too",
     "zdist.core.session.parcels: without 'return [(messages[0],)]' if len(messages) == 1": "the rest does the same",

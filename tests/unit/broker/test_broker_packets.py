@@ -24,6 +24,7 @@ from zdist.protocol.messages import (
     Refused,
     Release,
     Submit,
+    WorkerDied,
 )
 
 C1 = Route("control", b"c-1")
@@ -113,6 +114,15 @@ def test_a_session_has_the_role_that_its_name_says() -> None:
     d = Desk()
     d.loose("c-1", Hello("node", TOKEN, 0, 0, {}))
     assert kinds(d.to("c-1")) == ["Refused"] and not d.endpoint.peers and not d.machine.peers
+
+
+def test_a_late_hello_of_a_worker_whose_end_was_reported_is_refused() -> None:
+    d = Desk()
+    d.hello("n-1")
+    d.say("n-1", WorkerDied("w-1", -9, "it was killed", (), False))
+    d.hello("w-1", node="n-1", address="tcp://w")
+    (refused,) = [message for packet in d.to("w-1") for message in packet.messages]
+    assert isinstance(refused, Refused) and refused.code == "dead" and list(d.endpoint.peers) == ["n-1"]
 
 
 def test_strangers_on_the_bulk_socket_are_asked_who_they_are_and_not_served() -> None:
