@@ -85,6 +85,7 @@ class Fetcher(Sharing):
                 self.requests.settle(link, now)
                 self.requests.behind.pop(link, None)
                 self.probes.cancel(link)
+                link.silence = 0.0  # nobody is to probe it
         self.links.remove(session)
         self.plan(moved, now)
         self.pump(now)

@@ -134,3 +134,16 @@ def test_a_path_that_stays_silent_is_closed() -> None:
     assert world.now - start < 3.0
     world.run()
     assert len(world.arrived) == 96
+
+
+def test_a_worker_that_is_gone_is_not_probed() -> None:
+    world = warmed()
+    world.fetcher.fetch(7, wanted(world, "m", 24, 4 * MIB), now=world.now)
+    stall(world, 8)
+    world.run(until=lambda: world.fetcher.links.peers["w-1"].silence > 0.0)
+    world.holders["w-1"].alive = False
+    world.fetcher.forget("w-1", world.now)
+    world.events.clear()
+    world.log.clear()
+    world.run()
+    assert not world.log and world.fetcher.deadline() is None
