@@ -93,6 +93,14 @@ def test_it_runs_on_the_workers_and_n_jobs_bounds_what_is_out(client: Client, ga
     assert len(pids) == 12 and set(pids) <= set(client.run(os.getpid).values())
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_all_of_a_cluster_that_has_just_begun_do_the_work_and_not_this_process(workers: int) -> None:
+    with LocalCluster(workers, 1) as cluster, Client(cluster) as fresh, joblib.parallel_config("zdist", client=fresh):
+        pids = set(Parallel(n_jobs=-1, batch_size=1)(delayed(os.getpid)() for _ in range(20)))
+        assert joblib.effective_n_jobs(-1) == workers
+        assert pids <= set(fresh.run(os.getpid).values())
+
+
 def test_options_reach_the_tasks(client: Client) -> None:
     address = next(iter(client.nthreads()))
     with joblib.parallel_config("zdist", workers=[address]):

@@ -51,7 +51,8 @@ class ZdistBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         client: a synchronous client; default: the current one when a call begins.
         scatter: a list of objects that are given as arguments (as they are, not inside others), sent to all workers
             once for as long as the backend is configured. Arrays among them are read-only in the tasks.
-        wait_for_workers_timeout: seconds that a call with ``n_jobs=-1`` waits for a first worker.
+        wait_for_workers_timeout: seconds that a call with ``n_jobs=-1`` waits for the workers of a local cluster, or
+            for a first one elsewhere.
         submit_options: ``workers``, ``allow_other_workers``, ``resources``, ``retries``, ``priority``, ``tags`` and
             ``timeout`` of ``Client.submit``, for each batch. Calls inside tasks have all of them but ``resources`` and
             ``timeout``.
@@ -130,10 +131,9 @@ class ZdistBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         client, chosen = self._current(), self._options.get("workers")
         if self._options.get("allow_other_workers"):
             chosen = None
+        expected = max(1, getattr(client.cluster, "n_workers", 1))  # a cluster that has just begun is to be there
+        client.wait_for_workers(expected, timeout=self._workers_timeout)
         threads: int = sum(client.nthreads(chosen).values())
-        if not threads:
-            client.wait_for_workers(1, timeout=self._workers_timeout)
-            threads = sum(client.nthreads(chosen).values())
         if not threads:
             raise ValueError(f"workers={chosen!r}: there is no such worker")
         return threads
@@ -144,6 +144,8 @@ class ZdistBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
             raise FallbackToBackend(self._copy())
         self.parallel = parallel
         effective = self.effective_n_jobs(n_jobs)
+        if n_jobs == -1:  # all of the cluster, be it a single thread: for 1 joblib would do it all in this process
+            effective = max(effective, 2)
         self._busy = effective > 1  # else joblib runs it all and does not come back
         self._limit = None if n_jobs == -1 else effective
         self._nbytes = settings.get("max_nbytes") if settings.get("mmap_mode") == "r" else None
