@@ -94,6 +94,17 @@ def test_a_copy_of_an_earlier_attempt_is_dropped_and_the_order_given_again() -> 
     assert answer(w) == {"failed": {}, "keys": 0, "bytes": 0}
 
 
+def test_a_worker_that_cannot_have_the_copy_is_told_to_give_the_order_up() -> None:
+    w = World(workers=2)
+    first = result(w, "a")
+    (second,) = {"w-0", "w-1"} - {first}
+    order(w, "replicate", ("a",), 2, None)
+    w.all(second)
+    w.send(second, Missing((("a", (first,)),)))
+    w.turn()
+    assert w.all(second) == [Drop(("a",))]
+
+
 def test_orders_are_not_looked_at_all_the_time() -> None:
     w = World(workers=2)
     (first,) = {result(w, "a")}
