@@ -15,8 +15,9 @@ from typing import Final
 
 from zdist.core.assembly import Memory, NoMemory
 from zdist.core.gather import NONE, WAIT, plan_gather
-from zdist.core.links import CLOSED, DEAF, OPEN, PEER, RELAY, SHM, UNKNOWN, Host, Link, Links, Probes
+from zdist.core.links import CLOSED, DEAF, OPEN, PEER, RELAY, SHM, UNKNOWN, Host, Link, Links
 from zdist.core.machine import Route
+from zdist.core.probes import Probes
 from zdist.core.requests import Requests
 from zdist.core.transfer import Map, Request, Ticket, Transfer
 from zdist.errors import InvariantError

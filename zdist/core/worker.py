@@ -16,10 +16,11 @@ from zdist.core.actors import call_actor
 from zdist.core.fetch import Fetcher
 from zdist.core.inputs import Inputs
 from zdist.core.lane import lane_told, run_early
-from zdist.core.links import Host, answer_probe
+from zdist.core.links import Host
 from zdist.core.machine import CONTROL, Machine, Route
 from zdist.core.memory import Memory
 from zdist.core.orphans import Orphans, adopt
+from zdist.core.probes import answer_probe
 from zdist.core.reports import Reports
 from zdist.core.store import Store
 from zdist.core.task import (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from zdist.core.links import FIRST_WINDOW, FORGIVEN, MIN_CHUNK, PEER, RELAY, Link, Links, Probes
+from zdist.core.links import FIRST_WINDOW, FORGIVEN, MIN_CHUNK, PEER, RELAY, Link, Links
 from zdist.core.machine import BULK, Route
+from zdist.core.probes import Probes
 from zdist.core.transfer import UNSIZED, Transfer
 from zdist.limits import MIB
 from zdist.protocol.messages import ProbeReply

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from data_world import World
 
-from zdist.core.links import DEAF, PROBES_AT_ONCE, SILENT, STRANGER, TOKEN, Link
+from zdist.core.links import DEAF, SILENT, STRANGER, TOKEN, Link
 from zdist.core.machine import Route
+from zdist.core.probes import PROBES_AT_ONCE
 from zdist.limits import MIB, PROBE_TIMEOUT
 from zdist.protocol.messages import Probe, ProbeReply
 
