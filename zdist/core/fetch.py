@@ -262,8 +262,7 @@ class Fetcher(Sharing):
     def _late(self, link: Link, message: Data, now: float) -> None:
         """The answer to a request that was given up: the link lives, and whole blobs are still welcome."""
         del self.requests.stale[message.req]
-        link.progress = now
-        link.strikes, link.silence = 0, 0.0
+        link.delivers(now)
         for key, attempt, total, offset, pieces in message.rows:
             transfer = self.tables[None].get(key)
             if transfer is None or transfer.attempt not in (-1, attempt) or transfer.got:

@@ -61,7 +61,11 @@ LEAST_SECONDS: Final = 0.001  # no transfer is taken for shorter than this
 UNREACHABLE_PAUSE: Final = 0.1  # before the relay is asked again for a holder that it cannot reach; doubles
 UNREACHABLE_PAUSE_MAX: Final = 1.0
 UNREACHABLE_GRACE: Final = 5.0  # seconds of that before the owner is told, who asks the broker
-FORGIVEN: Final = 30.0  # after which a relay link that fell silent is as good as any
+FORGIVEN: Final = 30.0  # after which a link that fell silent or behind is as good as any
+SILENCE: Final = 0.3  # seconds that a peer path which has fallen behind is expected to stay so: a connection repeats
+#  what was lost after 0.2 at the earliest, if nothing else has told it
+LOSS: Final = 0.08  # seconds that nothing comes of a path that has fallen behind, from which on it is one that does,
+LEAST_PER_LOSS: Final = 32 * MIB  # and the fewest bytes between two times that are believed
 MAX_PATIENCE: Final = 60.0
 
 
@@ -171,9 +175,33 @@ class Link(Estimate):
     KEY_SECONDS: Final = KEY_SECONDS
 
     __slots__ = (
-        "backlog", "carried_bytes", "carried_keys", "closed_until", "fault", "holder", "inflight", "lost", "missed",
-        "misses", "name", "path", "probe", "progress", "queue", "reason", "requests", "retry", "route",
-        "silence", "since", "starving", "state", "strikes", "text",
+        "backlog",
+        "carried_bytes",
+        "carried_keys",
+        "closed_until",
+        "fault",
+        "holder",
+        "inflight",
+        "lost",
+        "missed",
+        "misses",
+        "name",
+        "path",
+        "per_loss",
+        "probe",
+        "progress",
+        "queue",
+        "reason",
+        "requests",
+        "retry",
+        "route",
+        "silence",
+        "since",
+        "since_loss",
+        "starving",
+        "state",
+        "strikes",
+        "text",
     )  # fmt: skip
 
     def __init__(self, holder: str, path: str, route: Route, name: str, least: float = 0.0) -> None:
@@ -194,6 +222,8 @@ class Link(Estimate):
         self.inflight = 0  # bytes asked for and not got
         self.requests: dict[int, float] = {}  # under way: request, when sent
         self.progress = 0.0  # when something last arrived
+        self.since_loss = 0  # bytes that have come since it last fell behind
+        self.per_loss = 0.0  # bytes between two times, on average; 0: it does not, as far as is known
         self.queue: list[tuple[int, int, deque[Any]]] = []  # heap of what is planned for it and not yet asked for
         self.backlog = 0  # bytes of that
         self.starving = False  # waits for room in the window over all links
@@ -206,6 +236,29 @@ class Link(Estimate):
     def delay(self) -> float:
         """Seconds until the first byte of an answer."""
         return self.rtt + self.lag + self.silence
+
+    @property
+    def speed(self) -> float:
+        """Bytes per second to count on, with the time that a path loses each time that it falls behind."""
+        speed = max(self.bandwidth or self.prior, self.least) / self.weight
+        return 1 / (1 / speed + SILENCE / max(self.per_loss, self.since_loss)) if self.per_loss else speed
+
+    def delivers(self, now: float) -> None:
+        """Something has come."""
+        if self.silence:
+            if self.path == PEER and now - self.closed_until >= LOSS:
+                sample = max(self.since_loss, LEAST_PER_LOSS)
+                if not self.per_loss:
+                    self.per_loss = float("inf")  # once is no rule
+                else:
+                    self.per_loss = sample if self.per_loss == float("inf") else (self.per_loss + sample) / 2
+                self.since_loss = 0
+            self.silence = 0.0
+        self.progress, self.strikes = now, 0
+
+    def fell_behind(self, now: float) -> None:
+        """Nothing has come for far longer than it takes."""
+        self.silence, self.closed_until = SILENCE, now
 
     @property
     def window(self) -> int:
@@ -265,8 +318,8 @@ class Link(Estimate):
 
     def forgive(self, now: float) -> None:
         """What kept it silent may be over: that is not held against it for ever."""
-        if self.silence and now > self.closed_until + FORGIVEN:
-            self.silence = 0.0
+        if (self.silence or self.per_loss) and now > self.closed_until + FORGIVEN:
+            self.silence = self.per_loss = 0.0
 
     @property
     def recovering(self) -> bool:

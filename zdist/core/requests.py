@@ -267,9 +267,8 @@ class Requests:
         link = request.link
         alone = len(link.requests) == 1
         self.release(request)
-        link.progress = now
-        link.strikes = 0
-        link.silence = 0.0
+        link.delivers(now)
+        link.since_loss += nbytes
         self.behind.pop(link, None)
         link.carried_bytes += nbytes
         if nbytes >= keys * Link.MIDDLING and nbytes:

@@ -15,7 +15,7 @@ from typing import Final
 
 from zdist.core.assembly import Memory, NoMemory
 from zdist.core.gather import NONE, WAIT, plan_gather
-from zdist.core.links import CLOSED, DEAF, OPEN, PEER, RELAY, SHM, UNKNOWN, Host, Link, Links
+from zdist.core.links import CLOSED, DEAF, OPEN, PEER, RELAY, SHM, SILENCE, UNKNOWN, Host, Link, Links
 from zdist.core.machine import Route
 from zdist.core.probes import Probes
 from zdist.core.requests import Requests
@@ -33,8 +33,6 @@ REPLAN_PER_KEY: Final = 1e-4  # and the less often the more there is
 SETTLED: Final = 0.1  # seconds from the end at which nothing changes its way any more: estimates are not that good
 
 LATE: Final = 0.005  # seconds after which a deadline is looked at late
-SILENCE: Final = 0.3  # seconds that a peer path which has fallen behind is expected to stay so: a connection repeats
-#  what was lost after 0.2 at the earliest, if nothing else has told it
 SILENT: Final = "does not answer"  # why a holder is crossed off that may well have the data
 UNREACHABLE_PAUSE: Final = 0.5  # seconds before holders that no path leads to are tried again
 
@@ -138,8 +136,10 @@ class Steering:
     def _look_at(self, holders: Iterable[str], now: float) -> None:
         """Links to these are about to be used: probe those of which nothing is known, try closed ones again."""
         for holder in holders:
-            if PEER in self.paths and (link := self.links.peer(holder)) is not None and link.state != OPEN:
-                self.probes.consider(link, now)
+            if PEER in self.paths and (link := self.links.peer(holder)) is not None:
+                link.forgive(now)
+                if link.state != OPEN:
+                    self.probes.consider(link, now)
             if (link := self.links.shms.get(holder)) is not None and link.state == CLOSED and now >= link.closed_until:
                 link.state = OPEN  # to look costs next to nothing; what became of it is known in this turn
             if (link := self.links.relays.get(holder)) is not None:
@@ -353,7 +353,7 @@ class Steering:
     def _behind(self, link: Link, now: float) -> None:
         """A peer path has fallen behind: what it owes and what waits for it goes by relay until it delivers, if that is
         sooner. The answer to a probe would wait behind what is owed, so one is sent when that should have come."""
-        link.silence = SILENCE
+        link.fell_behind(now)
         self.requests.behind[link] = self.requests.behind.get(link, 0) + 1
         self.at(now + link.stall, link)
         if self._relayed(link) >= SILENCE + (link.inflight + link.backlog) / link.speed:

@@ -55,6 +55,22 @@ def test_it_is_used_again_once_it_delivers() -> None:
     assert paths(world, 8) == {"peer": 24}
 
 
+def test_a_path_that_does_so_again_and_again_is_left_for_a_relay_that_is_faster_then() -> None:
+    world = warmed()
+    for ticket in range(7, 10):
+        world.fetcher.fetch(ticket, wanted(world, f"m{ticket}-", 24, 4 * MIB), now=world.now)
+        stall(world, 8)
+        world.run()
+    world.fetcher.fetch(10, wanted(world, "n", 24, 4 * MIB), now=world.now)
+    world.run()
+    assert paths(world, 10) == {"relay": 24}
+    assert list(world.fetcher.report)[-1].reason == "relay faster"
+    world.now += 60.0
+    world.fetcher.fetch(11, wanted(world, "o", 24, 4 * MIB), now=world.now)  # it may have come to an end
+    world.run()
+    assert paths(world, 11) == {"peer": 24}
+
+
 def test_direct_is_direct() -> None:
     world = warmed()
     asked = len(world.gets("bulk"))
