@@ -196,7 +196,8 @@ class Ledger(Replay):
         for entry in due:
             self.again[entry.key] = (float("inf"), self.again[entry.key][1])
         self.again_at = min([when for when, _ in self.again.values()], default=float("inf"))
-        self._want(self._tell_again(due))
+        self._want([entry for entry in due if entry.work is None])
+        self._want(self._tell_again([entry for entry in due if entry.work is not None]))
 
     def deadline(self) -> float | None:
         """When `tick` is next needed; at once while there is more to submit or to let go of."""

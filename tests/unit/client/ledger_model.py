@@ -135,6 +135,8 @@ class ModelBroker:
         self.flush()
         while True:
             while self.up or self.down or self.ledger.notes:
+                if self.ledger.notes:
+                    now = max(now, self.ledger.notes_at)
                 self.flush(now)
                 self.read()
                 self.news()

@@ -8,6 +8,7 @@ from zdist import limits
 from zdist.core.entry import CANCELLED, FINISHED, PENDING, UNHELD, UNKNOWN, Work
 from zdist.core.ledger import ASK_AGAIN, Ledger
 from zdist.core.machine import CONTROL
+from zdist.core.store import Pieces
 from zdist.protocol import messages as m
 
 WORK = Work(b"f" * 32, "f", b"code", (), False)
@@ -120,3 +121,13 @@ def test_a_key_that_was_asked_for_before_it_was_known_how_it_is_computed_is_subm
     ledger.handle(CONTROL, m.Cancelled((("a", UNKNOWN),)), 0.0)
     ledger.tick(ASK_AGAIN)
     assert kinds(turn(ledger, ASK_AGAIN)) == ["Define", "Submit"] and entry.status == PENDING
+
+
+def test_data_that_is_held_here_and_was_unknown_is_asked_for_again() -> None:
+    ledger = connected()
+    (entry,) = ledger.hold([("data", Pieces([b"data"]), "bytes")], finished=False)
+    turn(ledger)
+    ledger.handle(CONTROL, m.Cancelled((("data", UNKNOWN),)), 0.0)
+    ledger.tick(ASK_AGAIN)
+    assert [message.keys for message in turn(ledger, ASK_AGAIN) if type(message) is m.Want] == [("data",)]
+    assert entry.status == PENDING and entry.gen
