@@ -26,7 +26,7 @@ SOCKETS = ("peer", "relay")  # shared memory would make the peer path needless
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker of a loaded machine may need longer for its answer to a probe than a program should wait."""
-    monkeypatch.setattr("zdist.core.links.PROBE_TIMEOUT", 2.0)
+    monkeypatch.setattr("zdist.core.probes.PROBE_TIMEOUT", 2.0)
 
 
 @pytest.fixture
