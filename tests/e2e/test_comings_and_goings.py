@@ -30,6 +30,13 @@ PATIENCE = 30.0
 ZDIST = [sys.executable, "-P", "-m", "zdist"]
 
 
+def wait_for_nodes(client: Client, count: int) -> None:
+    """A node starts its workers before it connects, so they may be there first."""
+    end = time.monotonic() + PATIENCE
+    while client.counts()["nodes"] < count:
+        assert time.monotonic() < end
+
+
 @pytest.fixture(autouse=True)
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="zt-", dir="/tmp"))
@@ -163,9 +170,7 @@ def test_a_broker_that_is_stopped_says_so_and_its_successor_does_the_work(
     with Client(address, timeout=PATIENCE, set_as_default=False) as client:
         future = client.submit(wait_for_gate, str(gate))
         client.wait_for_workers(1, timeout=PATIENCE)
-        end = time.monotonic() + PATIENCE
-        while not client.counts()["nodes"]:  # it may come after its worker, and then would not hear the goodbye
-            assert time.monotonic() < end
+        wait_for_nodes(client, 1)  # else it would not hear the goodbye
         broker.process.send_signal(signal.SIGTERM)
         assert broker.process.wait(PATIENCE) == 0
         said = worker.says("was stopped.*broker.away")
@@ -216,6 +221,7 @@ def test_the_workers_of_a_killed_node_say_goodbye_and_their_tasks_run_elsewhere(
     nodes = {name: start("worker", address, "--nworkers", "1", "--name", name) for name in ("left", "right")}
     with Client(address, timeout=PATIENCE, set_as_default=False) as client:
         client.wait_for_workers(2, timeout=PATIENCE)
+        wait_for_nodes(client, 2)
         future = client.submit(first_time_long, str(tmp_path / "mark"), workers=["left"], allow_other_workers=True)
         nodes["left"].says("it has begun")
         nodes["left"].process.kill()
