@@ -20,7 +20,6 @@ from zdist_broker.data import Data
 from zdist_broker.intake import UNKNOWN
 from zdist_broker.lifecycle import Lifecycle
 from zdist_broker.queries import Queries, Request
-from zdist_broker.recovery import is_stub
 from zdist_broker.state import FAILED, MEMORY, RELEASED, Client, Placing, Tables, Task, Worker
 
 TOLERANCE: Final = 1.05  # a worker with so many times the mean is as good as even
@@ -122,11 +121,11 @@ class Replicas:
 
     def _copied(self, order: Order, key: str, now: float) -> bool:
         task = self.tables.tasks.get(key)
-        if task is None or task.state in (FAILED, RELEASED):
-            until = self.recovery.until
-            if until is not None and now < until and (task is None or is_stub(task) or task.state == RELEASED):
+        if task is None or task.state in (FAILED, RELEASED) or (task.state == MEMORY and _unwanted(task)):
+            failed, until = task is not None and task.state == FAILED, self.recovery.until
+            if not failed and until is not None and now < until:
                 return False  # its client may be about to claim it
-            order.failed[key] = UNKNOWN if task is None or task.state == RELEASED else "its task has failed"
+            order.failed[key] = "its task has failed" if failed else UNKNOWN
             return True
         if task.state != MEMORY:
             return False  # it is being computed again
@@ -196,7 +195,8 @@ class Replicas:
         task, source, target = move
         only = frozenset((target.name,))
         placing = self.tables.placing.get(task.key)
-        if task.state != MEMORY or task.stuck or source.gone or target.gone or target.leaving:
+        gone = source.gone or target.gone or target.leaving
+        if task.state != MEMORY or task.stuck or _unwanted(task) or gone:
             if placing is not None and placing.task is task and placing.allowed == only:
                 self.tables.unplace(task.key)
             return True
@@ -210,6 +210,11 @@ class Replicas:
         self.tables.placing[task.key] = placing = Placing(task, only, 1)
         self.data.advance(placing)
         return False
+
+
+def _unwanted(task: Task) -> bool:
+    """Its client keeps it as part of other tasks' specs only: workers drop their copies."""
+    return not (task.who or task.users)
 
 
 def _values(what: str, args: Any, count: int) -> Any:

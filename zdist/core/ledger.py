@@ -326,8 +326,7 @@ class Ledger(Replay):
                 self._land(entry)
                 entry.gen = 0
             else:
-                why = f"{reason}: {GIVEN_UP}" if self.given_up and reason.endswith((UNKNOWN, UNHELD)) else reason
-                self._end(entry, CANCELLED, why)
+                self._end(entry, CANCELLED, reason + self._lacking(entry, reason))
 
     @staticmethod
     def _early(entry: Entry, reason: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from zdist import limits
 from zdist.core.calls import Call, Calls
 from zdist.core.collect import Collections
-from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, UNHELD, Entry, Reply, Work
+from zdist.core.entry import CANCELLED, ERROR, FINISHED, GIVEN_UP, PENDING, UNHELD, UNKNOWN, Entry, Reply, Work
 from zdist.core.fetch import Fetcher
 from zdist.core.links import Host
 from zdist.core.machine import CONTROL, Machine, Route
@@ -297,6 +297,14 @@ class Lineage(Machine[Route]):
                 self._unwanted(parent, rows)
         if rows:
             self._send_release(rows)
+
+    def _lacking(self, entry: Entry, reason: str) -> str:
+        """What this client knows, and the broker does not, of a key that nobody has: added to the reason."""
+        if not reason.endswith((UNKNOWN, UNHELD)):
+            return ""
+        mine = [lacking for lacking in (entry, *entry.parents) if lacking.work is None and lacking.row is not None]
+        lost = any(data is entry or data.key[:80] in reason for data in mine)
+        return (": scattered data lost" if lost else "") + (f": {GIVEN_UP}" if self.given_up else "")
 
     def _missing(self, entry: Entry, holders: tuple[str, ...]) -> None:
         """It cannot be had from where it was said to be: it is pending until the broker knows better."""

@@ -82,7 +82,8 @@ class Wants(Lanes):
         """Lineage that no future held is wanted again: the broker has to be told."""
         if entry.gen or entry.refs or entry.status == ERROR:
             return False
-        entry.status, entry.outcome = PENDING, None
+        if entry.status != FINISHED:  # else under a broker that is gone, and the value is here
+            entry.status, entry.outcome = PENDING, None
         if entry.work is not None:
             self._want(self._tell([entry], force=True))
         return True

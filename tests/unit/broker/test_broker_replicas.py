@@ -21,6 +21,7 @@ from zdist.protocol.messages import (
     Missing,
     NoCopy,
     Place,
+    Release,
     Replicate,
     Subscribe,
     Want,
@@ -268,6 +269,35 @@ def test_nobody_waits_for_orders_of_a_client_that_is_gone() -> None:
     assert w.broker.replicas.look_at is None
 
 
+def test_data_that_only_other_tasks_are_made_of_is_not_copied() -> None:
+    """Its client keeps it for them; workers let their copies go."""
+    w = World(workers=2)
+    unwanted(w)
+    order(w, "replicate", ("x",), 1, None)
+    assert answer(w)["failed"].keys() == {"x"} and not w.broker.tables.placing
+    w.broker.succeeds(w.now)
+    order(w, "replicate", ("x",), 1, None)
+    assert answer(w) is None  # it may be claimed yet
+    w.now += COPIES_KEPT
+    assert answer(w)["failed"].keys() == {"x"}
+
+
+def unwanted(w: World, moving: bool = False) -> None:
+    """Data x, of which the finished y is made, and whose future is gone."""
+    w.gen += 1
+    w.send("c-0", Hold(w.gen, (("x", 400, "int"),)))
+    gen = w.gen
+    w.submit("y", deps=("x",), options=(0, 0, ("W-0",)))
+    w.send("w-0", Held((("x", 0, 400, "int"),)))
+    w.finish("y", nbytes=100)
+    if moving:
+        order(w, "rebalance", ("x",), None)
+        assert copies(w, "w-1") == ["x"]
+    w.send("c-0", Release((("x", gen),)))
+    w.turn()
+    assert w.task("x").state == MEMORY and on(w, "x") == {"c-0"}
+
+
 # --- evenly spread --------------------------------------------------------------------------------------
 
 
@@ -324,6 +354,14 @@ def test_what_a_task_is_about_to_use_stays_as_well() -> None:
     hold(w, "w-1", "k0", "k3")
     assert answer(w)["keys"] == 2
     assert on(w, "k0") == {"w-0", "w-1"} and w.rows("w-0", Drop) == ["k3"]
+
+
+def test_data_of_which_only_the_spec_is_needed_any_more_is_not_moved() -> None:
+    """Its copies would be refused, and ordered again without end (seed 816900)."""
+    w = World(workers=2)
+    unwanted(w, moving=True)
+    assert answer(w) == {"failed": {}, "keys": 0, "bytes": 0}
+    assert not w.broker.tables.placing
 
 
 def test_a_holder_that_does_not_have_it_ends_the_move() -> None:

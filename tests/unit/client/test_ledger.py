@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from zdist import limits
-from zdist.core.entry import CANCELLED, ERROR, FINISHED, GIVEN_UP, PENDING, Entry, Work
+from zdist.core.entry import CANCELLED, ERROR, FINISHED, GIVEN_UP, PENDING, UNHELD, Entry, Work
 from zdist.core.ledger import ASK_AGAIN, UNKNOWN, Ledger, Over
 from zdist.core.machine import BULK, CONTROL
 from zdist.core.store import Pieces
@@ -518,9 +518,44 @@ def test_data_that_went_because_the_client_had_been_given_up_says_so() -> None:
         ledger.tick(now)
         ledger.turn(now)
     assert data.status == made.status == CANCELLED
-    assert data.outcome == f"{UNKNOWN}: {GIVEN_UP}"
-    assert made.outcome == f"depends on x, which nobody holds: {GIVEN_UP}"
+    assert data.outcome == f"{UNKNOWN}: scattered data lost: {GIVEN_UP}"
+    assert made.outcome == f"depends on x, which nobody holds: scattered data lost: {GIVEN_UP}"
     assert GIVEN_UP in call.value
+
+
+def test_of_what_nobody_has_the_client_says_whether_it_had_scattered_it() -> None:
+    ledger = connected()
+    ledger.hold([("x", Pieces([b"data"]), "bytes"), ("y", Pieces([b"data"]), "bytes")], finished=False)
+    ledger.want(["z"])
+    made = ledger.submit(PURE, [("a", b"", ("x", "z")), ("b", b"", ("x", "z")), ("c", b"", ("y",))])
+    for entry in ledger.entries.values():
+        ledger.again[entry.key] = (0.0, limits.LOST_RETRIES)
+    turn(ledger)
+    lacks = (("a", f"depends on x{UNHELD}"), ("b", f"depends on z{UNHELD}"), ("c", "cancelled by client other"))
+    ledger.handle(CONTROL, m.Cancelled(lacks), 0.0)
+    assert [entry.outcome for entry in made] == [
+        f"depends on x{UNHELD}: scattered data lost", f"depends on z{UNHELD}", "cancelled by client other",
+    ]  # fmt: skip
+
+
+def test_a_finished_task_that_is_wanted_again_before_its_broker_knows_it_stays_finished() -> None:
+    """It is but part of what was made of it while the successor waits for workers (seed 824229)."""
+    ledger = connected()
+    made, user = ledger.submit(PURE, [("a", b"", ()), ("b", b"", ("a",))])
+    turn(ledger)
+    finish(ledger, "a")
+    turn(ledger)
+    ledger.welcomed(m.Welcome(2, 0, True, {"recover": 1.5}), 10.0)
+    ledger.dropped.append(made)
+    turn(ledger, 10.0)
+    assert ledger.submit(PURE, [("a", b"", ())]) == [made]
+    assert made.value_here()
+    messages = turn(ledger, 12.0)
+    (claim,) = [message for message in messages if isinstance(message, m.Claim)]
+    assert claim.values == (("a", 1, 100, b"v", "int"),)
+    assert [row[0] for x in messages if isinstance(x, m.Submit) for row in x.rows] == ["a", "b"]
+    assert made.gen and user.status == PENDING
+    ledger.check()
 
 
 @pytest.mark.parametrize("recover", [0.0, 2.0])
