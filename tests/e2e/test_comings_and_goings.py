@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from ports import free_port
 
-from zdist import CancelledError, Client, LocalCluster, Lock, Queue, log, wait
+from zdist import CancelledError, Client, Event, LocalCluster, Lock, Queue, log, wait
 from zdist.node.process import child_environment
 
 PATIENCE = 30.0
@@ -294,6 +294,30 @@ def test_nothing_is_lost_or_computed_again_when_the_broker_is_killed(
         assert open_.result(PATIENCE) == "through"
     runs = Counter(log_file.read_text().splitlines())
     assert runs == Counter({f"make {i}": 1 for i in range(100)} | {"length": 14, "gate": 1})
+
+
+def test_who_works_on_shared_state_waits_no_longer_than_it_said_while_the_broker_is_away(
+    start: Callable[..., Program], address: str, shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what it did not wait for was not done."""
+    broker = start("broker", "--bind", address)
+    start("worker", address, "--nworkers", "1")
+    with Client(address, timeout=PATIENCE, set_as_default=False) as client:
+        wait_for_nodes(client, 1)  # it keeps a copy of the state
+        queue, lock, set_ = Queue("left", client), Lock("free", client), Event("set", client)
+        queue.put(1)
+        set_.set()
+        broker.process.kill()
+        broker.process.wait()
+        monkeypatch.setattr("zdist.client.sharing.NOTICE", 0.1)
+        with pytest.raises(TimeoutError, match=r"get of queue left: not within 0\.1 s; the broker .* not answer"):
+            queue.get(timeout=0.1)
+        with pytest.raises(TimeoutError, match="put of queue left"):
+            queue.put(2, timeout=0.1)
+        assert lock.acquire(timeout=0.1) is False and set_.wait(timeout=0.1) is False
+        start("broker", "--bind", address)
+        assert queue.get(batch=True) == [1]
+        assert Lock("free", client).acquire(blocking=False) and set_.wait(timeout=PATIENCE)
 
 
 def test_a_future_from_another_client_outlives_that_client_and_the_broker(

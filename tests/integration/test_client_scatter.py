@@ -43,6 +43,13 @@ def test_a_dicts_names_are_the_keys(client: Client) -> None:
     assert client.submit(functions.add, futures["alpha"], futures["beta"]).result(timeout=20) == 3
 
 
+def test_a_dicts_other_names_are_only_the_dicts(client: Client) -> None:
+    data = {0: 1, ("x", 1): 2, "gamma": 3}
+    futures = client.scatter(data)
+    assert client.gather(futures) == data and futures["gamma"].key == "gamma"
+    assert client.scatter({7: 1})[7].key == futures[0].key  # by content
+
+
 def test_equal_data_has_one_name(client: Client, second: Client) -> None:
     assert client.scatter([1, 2])[0].key == second.scatter(1).key
     assert client.scatter(5, hash=False).key != client.scatter(5, hash=False).key

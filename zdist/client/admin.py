@@ -112,6 +112,8 @@ class Admin(Base):
         try:
             await self._asking("wait_for_workers", n_workers, timeout)
         except TimeoutError:
+            if self._driver is not None and self._driver.away:
+                raise
             there = len((await self._asking("nthreads", None, timeout)) or ())
             raise TimeoutError(f"{there} of {n_workers} workers were there within {timeout:g} s") from None
 

@@ -34,8 +34,8 @@ class Scattering(Base):
         """Copy data to workers. As in dask.distributed 2021.10.
 
         Parameters:
-            data: a list, tuple, set, frozenset or iterator of objects, a dict of names and objects, or one object.
-                The data is taken as it is now; later changes to it have no effect.
+            data: a list, tuple, set, frozenset or iterator of objects, a dict of names and objects, or one object. A
+                name that is a text becomes the key. The data is taken as it is now; later changes have no effect.
             workers: address or name, or several, of workers that may get it; default: all in turn.
             broadcast: True to copy each object to all of these workers, a number for so many copies.
             direct: accepted; workers pull the data from this client by the broker's relay.
@@ -63,21 +63,23 @@ class Scattering(Base):
         self, data: Any, workers: tuple[str, ...], broadcast: bool | int, hash: bool, timeout: float | None
     ) -> Any:
         if isinstance(data, dict):
-            for name in data:
-                _check_key(name)
-            futures = await self._place(list(data.values()), list(data), workers, broadcast, hash, timeout)
+            keys = [name if isinstance(name, str) else None for name in data]
+            for key in keys:
+                if key is not None:
+                    _check_key(key)
+            futures = await self._place(list(data.values()), keys, workers, broadcast, hash, timeout)
             return dict(zip(data, futures, strict=True))
         if isinstance(data, list | tuple | set | frozenset | range | Iterator):
             items = list(data)
-            futures = await self._place(items, None, workers, broadcast, hash, timeout)
+            futures = await self._place(items, [None] * len(items), workers, broadcast, hash, timeout)
             kind = type(data)
             return kind(futures) if kind in (tuple, set, frozenset) else futures
-        return (await self._place([data], None, workers, broadcast, hash, timeout))[0]
+        return (await self._place([data], [None], workers, broadcast, hash, timeout))[0]
 
     async def _place(
         self,
         items: list[Any],
-        keys: list[str] | None,
+        keys: list[str | None],
         workers: tuple[str, ...],
         broadcast: bool | int,
         hash: bool,
@@ -113,17 +115,18 @@ class Scattering(Base):
             f"broker at {self.address}?"
         )
 
-    def _hold(self, items: list[Any], keys: list[str] | None, hash: bool) -> tuple[list[Future], list[Entry]]:
-        """Freeze objects into keys of this client; futures of all, and the entries that are new."""
+    def _hold(self, items: list[Any], keys: list[str | None], hash: bool) -> tuple[list[Future], list[Entry]]:
+        """Freeze objects into keys of this client (None: a new one); futures of all, and the entries that are new."""
         futures: list[Future] = []
         fresh: list[Entry] = []
         ledger = self._ledger
         origins.client = self
         try:
-            for i, item in enumerate(items):
+            for key, item in zip(keys, items, strict=True):
                 kind = serialize.type_name(item)
-                token = serialize.token(b"zdist.data", (item,), {}) if hash or keys is not None else ""
-                key = keys[i] if keys is not None else f"{kind}-{token or self._nonce + str(next(self._counter))}"
+                token = serialize.token(b"zdist.data", (item,), {}) if hash or key is not None else ""
+                if key is None:
+                    key = f"{kind}-{token or self._nonce + str(next(self._counter))}"
                 with self._lock:
                     known = ledger.data(key, token)
                 if known is None:

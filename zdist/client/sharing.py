@@ -11,7 +11,7 @@ from zdist.client.base import Base, Wait
 from zdist.client.future import origins
 from zdist.core.collect import Signal
 from zdist.core.entry import PENDING, Reply
-from zdist.limits import MAX_KEY, SHARED_VALUE
+from zdist.limits import MAX_KEY, NOTICE, SHARED_VALUE
 
 __all__ = ["Named", "Sharing"]
 
@@ -61,18 +61,22 @@ class Sharing(Base):
     async def operate(
         self, kind: str, name: str, verb: str, args: tuple[Any, ...] = (), timeout: float | None = None
     ) -> Answer:
-        """Do an operation on state that clients share: ("ok", value) or ("timeout", None).
+        """Do an operation on state that clients share: ("ok", value) or ("timeout", why, None if the broker says so).
 
         Parameters:
             kind, name: what it is of, as "queue" and the queue's name.
             verb, args: what is to be done, see ``zdist_broker.verbs``.
-            timeout: seconds to wait until it can be done.
+            timeout: seconds to wait until it can be done; the broker counts them, and if it is away this client does.
 
         Raises ZdistError with what the broker says against it. If the caller is interrupted, it was not done.
         """
         number, reply = self._begin_op(kind, name, verb, args, timeout)
+        patience = None if timeout is None else timeout + NOTICE
         try:
-            status, value = await self._answer(reply, None, f"{kind} {name}".rstrip())
+            status, value = await self._answer(reply, patience, f"{kind} {name}".rstrip())
+        except TimeoutError:
+            self.cancel_op(number)
+            return "timeout", f"; the broker at {self.address} does not answer{self.hindrance()}"
         except BaseException:
             if not reply.done or reply.ok:
                 self.cancel_op(number)
@@ -152,7 +156,7 @@ class Named:
         """The value of an operation. Raises TimeoutError."""
         status, value = await self.client.operate(self.kind, self.name, verb, args, timeout)
         if status == "timeout":
-            raise TimeoutError(f"{verb} of {self.kind} {self.name}: not within {timeout:g} s")
+            raise TimeoutError(f"{verb} of {self.kind} {self.name}: not within {timeout:g} s{value or ''}")
         return value
 
     def _sync(self, work: Any) -> Any:
