@@ -129,7 +129,8 @@ LOG_TAIL: Final = 20  # last lines of a dead worker's output in the report
 LOG_LINES: Final = 1000  # log records kept per worker for get_worker_logs
 CANCELLED_KEPT: Final = 1024  # cancelled keys whose reason a client remembers
 RECOVERY: Final = 1.5  # seconds that a broker gives to those who were here before it to come back,
-COPIES_KEPT: Final = 10.0  # and for which it keeps what their workers hold
+SOUGHT: Final = 10.0  # in which keys that nobody has told it of may yet become known,
+COPIES_KEPT: Final = LEASE_CLIENT + 2.0  # and for which it keeps what their workers hold: a client may be late
 COPIES_MOST: Final = 1_000_000
 LOST_RETRIES: Final = 3  # times a want for an unknown key is asked again
 

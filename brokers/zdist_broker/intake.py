@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from zdist.limits import (
-    CLIENT_FUNCTION_BYTES,
-    FUNCTION_CACHE_BYTES,
-    FUNCTIONS_DEFINED,
-    MAX_KEY,
-    MAX_REASON,
-)
+from zdist.limits import MAX_KEY, MAX_REASON
 from zdist.protocol.messages import (
-    Buffer,
     Cancel,
     Cancelled,
     Claim,
-    Define,
     Interrupt,
     Payload,
     Rejected,
@@ -23,15 +15,15 @@ from zdist.protocol.messages import (
     Submit,
     Want,
     WhichFunction,
-    function_digest,
-    payload_size,
 )
+from zdist_broker.functions import DIGEST, Functions, same_bytes
 from zdist_broker.heirs import Heirs
 from zdist_broker.lifecycle import Lifecycle
 from zdist_broker.parse import fit_key
 from zdist_broker.parse import options as parse_options
 from zdist_broker.placement import Placement
 from zdist_broker.recovery import LAZILY, NOTHING, Recovery, is_stub
+from zdist_broker.seeking import Sought
 from zdist_broker.state import (
     ASSIGNED,
     LAZY,
@@ -49,15 +41,6 @@ from zdist_broker.state import (
 )
 
 UNKNOWN = "nobody in the cluster knows this key any more"
-_DIGEST = 32  # bytes
-_REFUSED = 64  # functions remembered as refused, per client
-
-
-def same_bytes(a: Payload, b: Payload) -> bool:
-    """Whether two payloads are equal, however they are kept."""
-    left = a.data if isinstance(a, Buffer) else a
-    right = b.data if isinstance(b, Buffer) else b
-    return left == right
 
 
 class Intake:
@@ -69,80 +52,8 @@ class Intake:
         self.placement = placement
         self.lifecycle = lifecycle
         self.heirs = Heirs(tables)
-        self._unused = 0  # bytes of functions without tasks when they were last counted
-
-    # --- functions ----------------------------------------------------------------------------------
-
-    def define(self, client: Client, message: Define, now: float) -> None:
-        functions = self.tables.functions
-        fn = functions.get(message.fn)
-        reason = self._unfit(client, message, fn)
-        if reason:  # its submissions are rejected with this reason
-            if len(client.refused) >= _REFUSED:
-                del client.refused[next(iter(client.refused))]
-            client.refused[message.fn[:_DIGEST]] = reason
-            return
-        client.refused.pop(message.fn, None)
-        if fn is None:
-            fn = functions[message.fn] = Function(message.fn, message.name[:MAX_KEY], message.blob)
-            self._unused += fn.nbytes
-            if self._unused > FUNCTION_CACHE_BYTES:
-                self._shrink(fn)
-        if fn not in client.functions:
-            client.functions[fn] = None
-            client.function_bytes += fn.nbytes
-            fn.owners += 1
-
-    def _unfit(self, client: Client, message: Define, known: Function | None) -> str:
-        """Why this definition is not taken. A digest that others rely on names these bytes and no others."""
-        name = message.name[:80]
-        if known is not None:
-            if not same_bytes(known.blob, message.blob):
-                return f"the bytes of function {name} are not those that its digest names"
-            if known in client.functions:
-                return ""
-        elif len(message.fn) != _DIGEST or function_digest(message.blob) != message.fn:
-            return f"the bytes of function {name} are not those that its digest names"
-        size = payload_size(message.blob)
-        if len(client.functions) >= client.trim_at or client.function_bytes + size > CLIENT_FUNCTION_BYTES:
-            self._trim(client)
-            if client.function_bytes + size > CLIENT_FUNCTION_BYTES:
-                return (
-                    f"function {name} has {size} bytes, {client.function_bytes} bytes of functions are in use, and "
-                    f"{CLIENT_FUNCTION_BYTES} bytes are allowed; scatter the data that they refer to"
-                )
-        return ""
-
-    def _trim(self, client: Client) -> None:
-        """Take functions without tasks off a client's books, so that their number stays bounded."""
-        for fn in [fn for fn in client.functions if not fn.uses]:
-            self._disown(client, fn)
-        client.trim_at = max(FUNCTIONS_DEFINED, 2 * len(client.functions))
-
-    def _disown(self, client: Client, fn: Function) -> None:
-        del client.functions[fn]
-        client.function_bytes -= fn.nbytes
-        fn.owners -= 1
-        if not fn.owners and not fn.uses:
-            self.tables.functions.pop(fn.digest, None)
-
-    def _shrink(self, newest: Function) -> None:
-        """Drop functions that no task uses, oldest first, down to half of what is allowed."""
-        functions = self.tables.functions
-        idle = [f for f in functions.values() if not f.uses and f is not newest]
-        self._unused = newest.nbytes + sum(f.nbytes for f in idle)
-        for fn in idle:
-            if self._unused <= FUNCTION_CACHE_BYTES // 2:
-                break
-            self._unused -= fn.nbytes
-            for client in self.tables.clients.values():
-                if fn in client.functions:
-                    self._disown(client, fn)
-
-    def disown(self, client: Client) -> None:
-        """A client is gone, and with it functions that nobody else uses."""
-        for fn in list(client.functions):
-            self._disown(client, fn)
+        self.functions = Functions(tables)
+        self.sought = Sought(tables, recovery)
 
     # --- submissions --------------------------------------------------------------------------------
 
@@ -155,7 +66,7 @@ class Intake:
         except (ValueError, TypeError) as error:
             return self._decline(client, message, Cancelled, f"bad options: {error}")
         if fn is None:
-            reason = client.refused.get(digest, "" if len(digest) == _DIGEST else "no digest names its function")
+            reason = client.refused.get(digest, "" if len(digest) == DIGEST else "no digest names its function")
             if reason:
                 return self._decline(client, message, Rejected, reason)
             client.parked = (digest, [message])
@@ -218,7 +129,7 @@ class Intake:
                 task = recovery.spec(client, fn, key, args, deps, terms, message.gen)
                 if recovery.finish(task, claim):
                     self.lifecycle.announce(client, task)
-                elif attempt not in LAZILY:
+                elif attempt not in LAZILY and claim.value is None:
                     task.flags |= PINNED if terms.forget else 0
                     self.lifecycle.revive(task, "its inputs were released")
             else:
@@ -234,7 +145,7 @@ class Intake:
         if task.fn is not fn or task.state != RELEASED or claim is NOTHING:
             return False
         if not self.recovery.finish(task, claim):
-            if claim.attempt not in LAZILY:
+            if claim.attempt not in LAZILY and claim.value is None:
                 return False
             task.flags |= LAZY
         self._add_want(client, task, gen)
@@ -333,7 +244,7 @@ class Intake:
                 self.lifecycle.revive(task, "its inputs were released")
             elif deps is not None:
                 self.recovery.explain(task, fn, args, deps, terms)
-                self._want(client, task, gen)
+                self.want_known(client, task, gen)
             return None
         if task.fn is None:
             reason = "is the key of data that is held already; use another key"
@@ -350,7 +261,7 @@ class Intake:
             return self.tables.post(client, Rejected, (task.key, reason))
         if terms.forget and (task.state < MEMORY or task.state == RELEASED):
             task.flags |= PINNED
-        self._want(client, task, gen)
+        self.want_known(client, task, gen)
 
     # --- wants --------------------------------------------------------------------------------------
 
@@ -360,10 +271,10 @@ class Intake:
             task = self.tables.tasks.get(key)
             if key in claims and (task is None or is_stub(task)):
                 task = self.recovery.data(key, claims[key])
-            if task is None or (task.fn is None and task.state == RELEASED):
+            if task is not None and (task.fn is not None or task.state != RELEASED):
+                self.want_known(client, task, message.gen, blind=True)
+            elif not self.sought.keep(client, key, message.gen, claims.get(key), now):
                 self.unknown(client, key)
-            else:
-                self._want(client, task, message.gen, blind=True)
 
     def unknown(self, client: Client, key: str) -> None:
         """The client speaks of a key that is in no table."""
@@ -380,7 +291,8 @@ class Intake:
                 self.heirs.asked(client, task)
         client.wants[task.key] = gen
 
-    def _want(self, client: Client, task: Task, gen: int, blind: bool = False) -> None:
+    def want_known(self, client: Client, task: Task, gen: int, blind: bool = False) -> None:
+        """The client wants a task that exists. ``blind``: it may not know how it is computed."""
         self._add_want(client, task, gen, blind)
         if task.state == RELEASED:
             self.lifecycle.revive(task, "its inputs were released")
@@ -392,6 +304,7 @@ class Intake:
         for key, gen in message.rows:
             if wants.get(key) != gen:
                 self.tables.ignored += 1
+                self.sought.drop(client, key)
                 continue
             del wants[key]
             task = tasks[key]
@@ -417,6 +330,8 @@ class Intake:
         reason = message.reason[:MAX_REASON] or f"cancelled by client {client.name}"
         seen: dict[Task, None] = {}
         stack = [(t, reason) for t in map(self.tables.tasks.get, message.keys) if t is not None]
+        for key in message.keys:
+            self.sought.drop(client, key)
         while stack:
             task, why = stack.pop()
             if task in seen:
@@ -447,4 +362,5 @@ class Intake:
         for task in loose:
             self.heirs.unwant(client, task)
         self.lifecycle.tidy(loose)
-        self.disown(client)
+        self.functions.disown(client)
+        self.sought.gone(client)

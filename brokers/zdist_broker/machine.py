@@ -145,7 +145,7 @@ class BrokerMachine(Machine[str]):
             Submit: intake.submit,
             Claim: intake.claim,
             Release: intake.release,
-            Define: intake.define,
+            Define: intake.functions.define,
             Want: intake.want,
             Cancel: intake.cancel,
             Retry: intake.retry,
@@ -384,6 +384,7 @@ class BrokerMachine(Machine[str]):
             taking_back.balance(now, due=True)
         if self.lanes.sweep_at is not None and now >= self.lanes.sweep_at:
             self.lanes.sweep(now)
+        self.intake.sought.tick(self.intake, now)
         self.recovery.tick(now)
         self.departures.tick(now)
         self.shared.tick(now)
@@ -394,7 +395,7 @@ class BrokerMachine(Machine[str]):
         due = self.taking_back.due_at
         for when in (
             self.queries.deadline(), self.lanes.sweep_at, self.notices.deadline(), self.recovery.deadline(),
-            self.departures.look_at, self.replicas.look_at, self.shared.deadline(),
+            self.departures.look_at, self.replicas.look_at, self.shared.deadline(), self.intake.sought.look_at,
         ):  # fmt: skip
             if when is not None and (due is None or when < due):
                 due = when

@@ -39,6 +39,7 @@ __all__ = ["LAZILY", "NOTHING", "Recovery", "is_stub"]
 
 Copies = dict[Worker | Client, tuple[int, int, str]]
 LAZILY: Final = (SPEC, ANY_SPEC)
+LATE: Final = 2 * RECOVERY  # seconds in which those who know which attempt counts should have claimed it
 NOTHING: Final = Claimed()
 
 
@@ -63,6 +64,15 @@ class Recovery:
         if self.until is None:
             self.until = now + COPIES_KEPT
         return max(0.0, self.until - COPIES_KEPT + RECOVERY - now)
+
+    @property
+    def began(self) -> float | None:
+        """When the first came who was here before this broker; None: nobody was."""
+        return None if self.until is None else self.until - COPIES_KEPT
+
+    def late(self, now: float) -> bool:
+        """Whether what nobody has claimed may be had by who does not know its attempt."""
+        return self.until is not None and self.until - COPIES_KEPT + LATE <= now < self.until
 
     def keep(self, holder: Worker | Client, row: tuple[str, int, int, str], now: float) -> bool:
         """Whether a copy of a key that is in no table may be wanted yet."""

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from zdist.core.machine import require
-from zdist.limits import COPIES_KEPT, LEASE_CLIENT, MAX_KEY, RECOVERY
+from zdist.limits import LEASE_CLIENT, MAX_KEY, RECOVERY
 from zdist.protocol.messages import Answer, Mirror, Mirrored
 from zdist_broker import parse
 from zdist_broker.intake import Intake
 from zdist_broker.queries import Queries, Request
-from zdist_broker.recovery import Recovery
-from zdist_broker.sharing import ANSWER, KEYS_WAIT, WITH_FUTURES, State
+from zdist_broker.recovery import LATE, Recovery
+from zdist_broker.sharing import ANSWER, WITH_FUTURES, State
 from zdist_broker.state import Client, Node, Peer, Tables
 from zdist_broker.verbs import HOLDERS, VERBS, WAIT, Op, undo
 
@@ -178,9 +178,9 @@ class Shared(State):
 
     def _open(self, now: float) -> None:
         """After an earlier broker: until its nodes have had the time to come, nothing is answered."""
-        until = self.recovery.until
-        if until is not None and not self.opened and self.open_at is None:
-            self.open_at = until - COPIES_KEPT + RECOVERY
+        began = self.recovery.began
+        if began is not None and not self.opened and self.open_at is None:
+            self.open_at = began + RECOVERY
 
     def left(self, peer: Peer) -> None:
         """A session is over: it waits for nothing and holds no lock."""
@@ -259,8 +259,8 @@ class Shared(State):
 
     def _take_over(self, now: float) -> None:
         self.open_at, self.opened, self.orphans_at = None, True, now + LEASE_CLIENT
-        if self.recovery.until is not None:
-            self.claim_at = self.recovery.until - KEYS_WAIT
+        if self.recovery.began is not None:
+            self.claim_at = self.recovery.began + LATE
         for kind, name in self.store.recover():
             self.touched[kind, name] = None
             for value in self.store.items(kind, name).values() if kind in WITH_FUTURES else ():

@@ -16,11 +16,10 @@ from zdist_broker.topics import Topics
 if TYPE_CHECKING:
     from zdist_broker.verbs import Op
 
-__all__ = ["ANSWER", "KEYS_WAIT", "WITH_FUTURES", "State"]
+__all__ = ["ANSWER", "WITH_FUTURES", "State"]
 
 ANSWER: Final = "answer"  # kind of the cells with answers that clients have not confirmed
 WITH_FUTURES: Final = (ANSWER, "queue", "variable", "dataset")  # kinds whose values end with the keys of futures
-KEYS_WAIT: Final = 1.0  # seconds before copies of an earlier broker's keys are given up: cells claim those they name
 
 
 class State:
@@ -82,8 +81,7 @@ class State:
     def pin(self, now: float) -> None:
         """Want what cells hold futures of, as far as it is known (a submission may come after its future); let go of
         what has not gone from one cell to another."""
-        until = self.recovery.until
-        claims = until is not None and until - KEYS_WAIT <= now < until
+        claims = self.recovery.late(now)
         for key in list(self.loose):
             if key in self.tables.tasks or (claims and key in self.recovery.copies):
                 self._want(key)

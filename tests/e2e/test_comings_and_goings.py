@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import re
 import select
 import shutil
@@ -23,6 +24,7 @@ from typing import Any
 import pytest
 from ports import free_port
 
+import zdist
 from zdist import CancelledError, Client, Event, LocalCluster, Lock, Queue, log, wait
 from zdist.node.process import child_environment
 
@@ -318,6 +320,41 @@ def test_who_works_on_shared_state_waits_no_longer_than_it_said_while_the_broker
         start("broker", "--bind", address)
         assert queue.get(batch=True) == [1]
         assert Lock("free", client).acquire(blocking=False) and set_.wait(timeout=PATIENCE)
+
+
+def test_finished_futures_are_there_for_others_after_the_broker_was_killed(
+    start: Callable[..., Program], address: str, shown: io.StringIO
+) -> None:
+    """One that its client holds with its value, one in the result of a task, and one that only a queue refers to."""
+
+    def returns_a_future(value: bytes) -> Any:
+        inner = zdist.get_client().submit(bytes.upper, value, pure=False)
+        inner.result()
+        return inner
+
+    broker = start("broker", "--bind", address)
+    start("worker", address, "--nworkers", "1")
+    with (
+        Client(address, timeout=PATIENCE, set_as_default=False) as maker,
+        Client(address, timeout=PATIENCE, set_as_default=False) as other,
+    ):
+        wait_for_nodes(maker, 1)
+        mine = maker.submit(bytes.upper, b"mine", pure=False)
+        assert mine.result(PATIENCE) == b"MINE"
+        outer = other.submit(returns_a_future, b"inner", pure=False)
+        with Client(address, timeout=PATIENCE, set_as_default=False) as passing:
+            queued = passing.submit(bytes.upper, b"queued", pure=False)
+            wait([outer, queued], timeout=PATIENCE)
+            Queue("left", passing).put(queued)
+            del queued
+        pickled = pickle.dumps(mine)
+        broker.process.kill()
+        broker.process.wait()
+        start("broker", "--bind", address)
+        with other.as_current():
+            assert pickle.loads(pickled).result(PATIENCE) == b"MINE"
+        assert Queue("left", other).get(timeout=PATIENCE).result(PATIENCE) == b"QUEUED"
+        assert outer.result(PATIENCE).result(PATIENCE) == b"INNER"
 
 
 def test_a_future_from_another_client_outlives_that_client_and_the_broker(

@@ -322,7 +322,7 @@ class Ledger(Replay):
             if entry is None:
                 continue
             here = entry.value_here() and reason.endswith((UNKNOWN, UNHELD))  # it is no less finished for that
-            if here or (self._early(entry, reason) and self._once_more(key, now)):
+            if here or (self._early(entry, reason) and self._once_more(entry, reason, now)):
                 self._land(entry)
                 entry.gen = 0
             else:
@@ -335,13 +335,15 @@ class Ledger(Replay):
         lacks = reason.endswith(UNHELD) and any(parent.status == PENDING for parent in entry.parents)
         return entry.status == PENDING and (lacks or reason == UNKNOWN)
 
-    def _once_more(self, key: Key, now: float) -> bool:
-        """What was submitted elsewhere may have come here before it reached the broker: try a few times."""
-        times = self.again.get(key, (0.0, 0))[1]
+    def _once_more(self, entry: Entry, reason: str, now: float) -> bool:
+        """What was submitted elsewhere may have come here before it reached the broker: try a few times, and as long as
+        the broker seeks it."""
+        times = self.again.get(entry.key, (0.0, 0))[1]
         when = now + ASK_AGAIN * 2**times
-        self.again[key] = (when, times + 1)
+        self.again[entry.key] = (when, times + 1)
         self.again_at = min(self.again_at, when)
-        return times < limits.LOST_RETRIES or now < self.patient_until
+        sought = any(parent.gen and parent.status == PENDING and parent.key[:80] in reason for parent in entry.parents)
+        return times < limits.LOST_RETRIES or now < self.patient_until or sought
 
     def _lost(self, message: m.Lost, now: float) -> None:
         """Computed again: values that are here stay, everything else is pending."""

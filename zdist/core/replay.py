@@ -28,7 +28,7 @@ class Replay(Wants):
         self._forget_lane()
         self.flying = self.flying_bytes = 0
         self.resume_at = now + min(max(wait, 0.0), LONGEST)
-        self.patient_until = now + limits.COPIES_KEPT if wait else 0.0
+        self.patient_until = now + limits.SOUGHT if wait else 0.0
         self.later = self._open()
         self._announce_held()
         self.calls.anew(self.resume_at)
@@ -55,8 +55,9 @@ class Replay(Wants):
             for entry in self.entries.values()
             if entry.key in imports and entry.status == PENDING and entry.work is None and not entry.row
         }
-        open_ = [entry for entry in self.entries.values() if entry.refs and entry.status == PENDING]
-        return self._tell(open_)
+        held = [entry for entry in self.entries.values() if entry.refs and entry.status in (PENDING, FINISHED)]
+        held.sort(key=lambda entry: entry.status == FINISHED)  # what is here others may ask for, but it can wait
+        return self._tell(held)
 
     def _unique(self, entry: Entry) -> bool:
         """Whether nothing else ever had this key: it says what is computed, or was made by this client."""

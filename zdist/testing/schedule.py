@@ -45,7 +45,7 @@ class Schedule:
         self.network = self.cluster.network
         self.network.delay = self.network.random.choice((0.0002, 0.002, 0.05))
         self.specs: dict[Key, Spec] = {}
-        self.adopted: set[tuple[str, Key]] = set()  # who has asked for a key that others made,
+        self.adopted: dict[tuple[str, Key], tuple[Script, Entry]] = {}  # who has asked for a key, and from whom,
         self.taken: set[tuple[str, Key]] = set()  # or has its future from a queue
         self.finishing = False
         self.report = Report()
@@ -277,7 +277,9 @@ class Schedule:
     def _may_be_cancelled(self, script: Script, entry: Entry, spec: Spec) -> bool:
         if spec.doubtful:
             return True
-        foreign = self.adopted if sound(self, alone=True) else self.adopted | self.taken
+        foreign = {who for who, lent in self.adopted.items() if not self._still(*lent)}
+        if not sound(self, alone=True):
+            foreign |= self.taken
         if entry.work is not None:  # it knows how it is computed
             foreign = foreign - {(script.client.name, entry.key)}
         stack, seen = [spec], {spec.key}
@@ -291,6 +293,13 @@ class Schedule:
             seen.update(new)
             stack += [self.specs[dep] for dep in new]
         return False
+
+    def _still(self, lender: Script, entry: Entry) -> bool:
+        """Whether the client from which a key was had has kept it, finished, and was never taken for gone."""
+        if not lender.client.alive or self.report.faults["partition"] + self.report.faults["pause"]:
+            return False
+        ledger = lender.client.ledger
+        return entry in lender.held and ledger.entries.get(entry.key) is entry and entry.status == FINISHED
 
     def _empty(self) -> None:
         """Everybody lets go of everything: nothing may be left anywhere."""

@@ -208,8 +208,8 @@ class Script:
         """Import a key that another client has."""
         others = [s for s in self.schedule.scripts if s is not self and s.client.alive and s.held]
         if others:
-            key = self.random.choice(self.random.choice(others).held).key
-            entry = self.client.ledger.entries.get(key)
-            if entry is None:
-                self.schedule.adopted.add((self.client.name, key))
-            self.held += self.client.ledger.want([key])
+            lender = self.random.choice(others)
+            lent = self.random.choice(lender.held)
+            if self.client.ledger.entries.get(lent.key) is None:
+                self.schedule.adopted[self.client.name, lent.key] = (lender, lent)
+            self.held += self.client.ledger.want([lent.key])

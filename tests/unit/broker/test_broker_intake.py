@@ -35,7 +35,7 @@ def define(w: World, *blobs: bytes, client: str = "c-0") -> list[bytes]:
 def test_functions_without_tasks_are_kept_until_they_are_too_many_and_then_half_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("zdist_broker.intake.FUNCTION_CACHE_BYTES", 100_000)
+    monkeypatch.setattr("zdist_broker.functions.FUNCTION_CACHE_BYTES", 100_000)
     w = World()
     digests = define(w, *[bytes([n]) * 10_000 for n in range(9)])
     assert all(digest in w.broker.tables.functions for digest in digests)
@@ -44,7 +44,7 @@ def test_functions_without_tasks_are_kept_until_they_are_too_many_and_then_half_
 
 
 def test_a_function_that_is_defined_once_more_takes_no_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zdist_broker.intake.CLIENT_FUNCTION_BYTES", 7_000)
+    monkeypatch.setattr("zdist_broker.functions.CLIENT_FUNCTION_BYTES", 7_000)
     w = World()
     first, second = b"1" * 3000, b"2" * 3000
     for digest in define(w, first, second, first):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from broker_world import SLOW, World
 
-from zdist.limits import COPIES_KEPT, RECOVERY
+from zdist.limits import COPIES_KEPT, RECOVERY, SOUGHT
 from zdist.protocol.actors import ACTOR
 from zdist.protocol.messages import (
     ANY,
@@ -222,6 +222,7 @@ def test_scattered_data_is_still_there(w: World) -> None:
     claim(w, ("x", 0), ("y", 0))
     w.send("c-0", Want(1, ("x", "y")))
     assert [row[0] for row in w.rows("c-0", Finished)] == ["x"]
+    tick(w, SOUGHT)  # until then a worker may bring it
     assert [row[0] for row in w.rows("c-0", Cancelled)] == ["y"]
     w.submit("a", deps=("x",))
     assert running(w) == ["a"]
@@ -245,6 +246,7 @@ def test_a_client_that_leaves_takes_along_what_it_held_for_others(w: World) -> N
     w.leave("c-0")
     claim(w, ("x", 0), client="c-1")
     w.send("c-1", Want(1, ("x",)))
+    tick(w, SOUGHT)
     assert [row[0] for row in w.rows("c-1", Cancelled)] == ["x"]
 
 
@@ -351,6 +353,7 @@ def test_a_value_that_cannot_be_is_not_taken(w: World, row: tuple[str, int, int,
 def test_a_handle_that_a_client_has_is_no_actor(w: World) -> None:
     w.send("c-0", Claim((), (("a", 7, 5, b"handle", ACTOR),)))
     w.send("c-0", Want(1, ("a",)))
+    tick(w, SOUGHT)
     assert [row[0] for row in w.rows("c-0", Cancelled)] == ["a"]
 
 
@@ -438,6 +441,7 @@ def test_data_of_which_two_are_found_is_neither(w: World) -> None:
     w.send("w-1", Held((("x", 0, 9, "str"),)))
     claim(w, ("x", 0))
     w.send("c-0", Want(1, ("x",)))
+    tick(w, SOUGHT)
     assert [row[0] for row in w.rows("c-0", Cancelled)] == ["x"]
 
 

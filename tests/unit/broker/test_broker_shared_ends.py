@@ -6,7 +6,7 @@ from test_broker_shared import Shared, item
 
 from zdist.limits import COPIES_KEPT, LEASE_CLIENT, RECOVERY
 from zdist.protocol.messages import Held, Hold, Place
-from zdist_broker.sharing import KEYS_WAIT
+from zdist_broker.recovery import LATE
 
 
 def test_who_waits_behind_one_whose_time_runs_out_is_served() -> None:
@@ -151,9 +151,9 @@ def test_a_future_in_a_queue_claims_what_a_worker_holds_before_that_is_given_up(
     new.send("w-0", Held((("task", 7, 5, "int"),)))
     new.tick(RECOVERY)
     assert new.states() == {}
-    assert new.broker.shared.deadline() == COPIES_KEPT - KEYS_WAIT
-    new.tick(COPIES_KEPT - KEYS_WAIT - RECOVERY)
+    assert new.broker.shared.deadline() == LATE
+    new.tick(LATE - RECOVERY)
     assert new.states() == {"task": "memory"}
     assert new.broker.shared.deadline() != new.now
-    new.tick(KEYS_WAIT)
+    new.tick(COPIES_KEPT)
     assert new.states() == {"task": "memory"}

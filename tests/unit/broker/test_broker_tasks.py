@@ -400,7 +400,7 @@ def test_a_long_chain_needs_no_recursion() -> None:
 
 
 def test_functions_without_tasks_are_bounded_and_those_in_use_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zdist_broker.intake.FUNCTION_CACHE_BYTES", 100_000)
+    monkeypatch.setattr("zdist_broker.functions.FUNCTION_CACHE_BYTES", 100_000)
     w = World(workers=1)
     w.submit("x")
     blobs = [bytes([n]) * 10_000 for n in range(1, 31)]

@@ -168,7 +168,7 @@ def test_who_is_asked_for_a_function_and_sends_a_wrong_one_is_told() -> None:
 
 
 def test_functions_without_tasks_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zdist_broker.intake.FUNCTIONS_DEFINED", 20)
+    monkeypatch.setattr("zdist_broker.functions.FUNCTIONS_DEFINED", 20)
     monkeypatch.setattr("zdist_broker.state.FUNCTIONS_DEFINED", 20)
     w = World()
     used = function_digest(b"f0")
@@ -180,7 +180,7 @@ def test_functions_without_tasks_are_bounded_in_number(monkeypatch: pytest.Monke
 
 
 def test_functions_in_use_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zdist_broker.intake.CLIENT_FUNCTION_BYTES", 10_000)
+    monkeypatch.setattr("zdist_broker.functions.CLIENT_FUNCTION_BYTES", 10_000)
     w = World(workers=0)
     blobs = [bytes([n]) * 3000 for n in range(5)]
     for n, blob in enumerate(blobs):

@@ -58,8 +58,22 @@ def test_it_is_cancelled_when_nobody_brings_that_key() -> None:
         ledger.tick(now)
         turn(ledger, now)
     assert {entry.status for entry in entries} == {CANCELLED} and not ledger.again
-    assert limits.COPIES_KEPT < now - 10.0 < 2 * limits.COPIES_KEPT + 1.0
+    assert limits.SOUGHT < now - 10.0 < 2 * limits.COPIES_KEPT + 1.0
     assert [entry.outcome for entry in entries] == [UNKNOWN, f"depends on a{UNHELD}", f"depends on b{UNHELD}"]
+
+
+def test_it_is_submitted_again_for_as_long_as_the_broker_seeks_that_key() -> None:
+    ledger = connected()
+    (other, made) = (*ledger.want(["a"]), *ledger.submit(WORK, [("b", b"", ("a",))]))
+    turn(ledger)
+    now = 0.0
+    for _ in range(3 + limits.LOST_RETRIES):
+        ledger.handle(CONTROL, m.Cancelled((("b", f"depends on a{UNHELD}"),)), now)
+        now = ledger.again_at
+        ledger.tick(now)
+        assert [row[0] for x in turn(ledger, now) if type(x) is m.Submit for row in x.rows] == ["b"]
+    ledger.handle(CONTROL, m.Cancelled((("a", "it was not found"), ("b", f"depends on a{UNHELD}"))), now)
+    assert (other.status, made.status) == (CANCELLED, CANCELLED)
 
 
 def test_what_it_was_made_of_goes_along_though_its_future_is_gone() -> None:

@@ -1,0 +1,145 @@
+"""Keys that a successor is asked for before it was told of them."""
+
+from __future__ import annotations
+
+import pytest
+from broker_world import World
+
+from zdist.limits import COPIES_KEPT, SOUGHT
+from zdist.protocol.messages import SPEC, Cancel, Cancelled, Claim, Drop, Finished, Held, Hold, Release, Want
+from zdist_broker.recovery import LATE
+from zdist_broker.state import MEMORY
+
+
+@pytest.fixture
+def w() -> World:
+    w = World(workers=1, clients=2)
+    w.broker.succeeds(w.now)
+    return w
+
+
+def tick(w: World, seconds: float) -> None:
+    w.now += seconds
+    w.broker.tick(w.now)
+    w.turn()
+
+
+def want(w: World, key: str, client: str = "c-1") -> int:
+    w.gen += 1
+    w.send(client, Want(w.gen, (key,)))
+    w.turn()
+    return w.gen
+
+
+def cancelled(w: World, client: str = "c-1") -> list[str]:
+    return [row[0] for row in w.rows(client, Cancelled)]
+
+
+def finished(w: World, client: str = "c-1") -> list[str]:
+    return [row[0] for row in w.rows(client, Finished)]
+
+
+def test_who_asks_before_the_maker_has_come_back_waits_for_it(w: World) -> None:
+    gen = want(w, "a")
+    assert not cancelled(w) and w.broker.deadline() is not None
+    w.send("c-0", Claim((), (("a", 7, 5, b"value", "int"),)))
+    w.submit("a")
+    tick(w, 0.1)
+    assert finished(w) == ["a"] and w.task("a").who == (w.broker.peers["c-0"], w.broker.peers["c-1"])
+    w.send("c-1", Release((("a", gen),)))
+    assert w.task("a").who == (w.broker.peers["c-0"],)
+
+
+def test_it_waits_for_data_that_its_client_announces(w: World) -> None:
+    want(w, "x")
+    w.gen += 1
+    w.send("c-0", Hold(w.gen, (("x", 5, "int"),)))
+    tick(w, 0.1)
+    assert finished(w) == ["x"]
+
+
+def test_what_a_worker_holds_and_nobody_has_claimed_is_given_to_who_asks(w: World) -> None:
+    want(w, "a")
+    w.send("w-0", Held((("a", 7, 5, "int"),)))
+    tick(w, LATE - 0.1)
+    assert not finished(w)  # who has made it may know of a later one
+    tick(w, 0.1)
+    assert finished(w) == ["a"] and w.task("a").state == MEMORY
+    tick(w, COPIES_KEPT)
+    assert not w.rows("w-0", Drop)
+
+
+def test_a_claim_is_kept_for_a_worker_that_comes_late(w: World) -> None:
+    w.send("c-1", Claim((("a", 7),)))
+    want(w, "a")
+    w.send("w-0", Held((("a", 6, 5, "int"),)))
+    tick(w, LATE)
+    assert not finished(w)  # an earlier attempt is another value
+    w.worker("w-1")
+    w.send("w-1", Held((("a", 7, 5, "int"),)))
+    tick(w, 0.1)
+    assert finished(w) == ["a"]
+
+
+def test_nobody_waits_for_ever(w: World) -> None:
+    want(w, "a")
+    tick(w, SOUGHT - 0.1)
+    assert not cancelled(w)
+    tick(w, 0.1)
+    assert cancelled(w) == ["a"] and w.broker.intake.sought.look_at is None
+    want(w, "b")
+    assert cancelled(w) == ["b"]
+
+
+def test_a_key_that_cannot_be_is_refused_at_once(w: World) -> None:
+    want(w, "")
+    assert not w.broker.intake.sought.keys
+
+
+@pytest.mark.parametrize("how", ["release", "cancel", "leave"])
+def test_who_has_let_go_of_it_gets_nothing(w: World, how: str) -> None:
+    gen = want(w, "a")
+    if how == "release":
+        w.send("c-1", Release((("a", gen),)))
+    elif how == "cancel":
+        w.send("c-1", Cancel(("a",), False, "for the test"))
+    else:
+        w.leave("c-1")
+    assert not w.broker.intake.sought.keys
+    w.submit("a")
+    tick(w, 0.1)
+    assert w.task("a").who == (w.broker.peers["c-0"],)
+
+
+def test_who_has_learned_how_it_is_computed_wants_it_once(w: World) -> None:
+    want(w, "a")
+    gen = w.submit("a", client="c-1")
+    tick(w, 0.1)
+    assert w.broker.peers["c-1"].wants == {"a": gen}
+
+
+def test_a_broker_that_is_nobodys_successor_knows_all_there_is() -> None:
+    w = World(workers=1, clients=2)
+    want(w, "a")
+    assert cancelled(w) == ["a"]
+
+
+def test_what_the_value_that_is_brought_along_cannot_be_kept_is_not_computed_for_its_owner(
+    w: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no room for it, and the client has it: it is computed only when another asks."""
+    monkeypatch.setattr("zdist_broker.state.BROKER_CACHE", 4)
+    w.send("c-0", Claim((), (("a", 7, 5, b"value", "int"),)))
+    w.submit("a")
+    assert not w.runs("w-0")
+    want(w, "a")
+    assert list(w.runs("w-0")) == ["a"]
+
+
+def test_nor_if_another_has_submitted_it_as_part_of_what_is_finished(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zdist_broker.state.BROKER_CACHE", 4)
+    w.send("c-1", Claim((("a", SPEC),)))
+    w.submit("a", client="c-1")
+    w.send("c-0", Claim((), (("a", 7, 5, b"value", "int"),)))
+    w.submit("a")
+    assert not w.runs("w-0") and w.task("a").who
