@@ -124,7 +124,7 @@ class BrokerMachine(Machine[str]):
         self.intake = intake = Intake(tables, placement, lifecycle, recovery)
         self.data = data = Data(tables, placement, lifecycle, recovery)
         self.queries = queries = Queries(
-            tables, lifecycle, self.commands, address=address, session=f"b-{epoch:x}", relay=relay
+            tables, lifecycle, recovery, self.commands, address=address, session=f"b-{epoch:x}", relay=relay
         )
         self.notices = Notices(tables, placement, self.log, address)
         self.departures = Departures(tables, data, lifecycle, queries)

@@ -15,6 +15,7 @@ from zdist.limits import (
     MAX_REASON,
     MAX_TEXT,
     MAX_WORKERS,
+    RECOVERY,
     WAITING_ASKS,
 )
 from zdist.protocol.messages import (
@@ -32,8 +33,11 @@ from zdist.protocol.messages import (
 )
 from zdist_broker import parse
 from zdist_broker.lifecycle import Lifecycle
+from zdist_broker.recovery import Recovery
 from zdist_broker.relay import Relay
 from zdist_broker.state import PINNED, Client, Node, Peer, Tables, Worker
+
+ALL_WORKERS = ("retire", "scale", "restart", "restart_workers")  # orders that are about who is there
 
 
 class Shutdown(NamedTuple):
@@ -105,6 +109,7 @@ class Queries:
         self,
         tables: Tables,
         lifecycle: Lifecycle,
+        recovery: Recovery,
         commands: list[Any],
         *,
         address: str,
@@ -113,6 +118,7 @@ class Queries:
     ) -> None:
         self.tables = tables
         self.lifecycle = lifecycle
+        self.recovery = recovery
         self.commands = commands
         self.address = address
         self.session = session
@@ -121,6 +127,7 @@ class Queries:
         self.pending: dict[int, Pending] = {}
         self.waiting: list[tuple[Client, int, int]] = []  # wait_for_workers: client, req, n
         self.restarts: list[Restart] = []
+        self.early: list[tuple[Client, Ask]] = []  # wait until those who were here before this broker have come back
         self.stopping = ""
         count = _single(lambda args: parse.whole("workers", args, 0, MAX_WORKERS * MAX_NAMES))
         seconds = _optional(_single(lambda args: None if args is None else parse.amount("seconds", args)))
@@ -153,12 +160,19 @@ class Queries:
             if client.asking >= WAITING_ASKS:
                 raise Request(f"{client.asking} questions of this client wait for their answers already")
             take, answer = known
+            if message.what in ALL_WORKERS and now < self._complete():
+                client.asking += 1
+                return self.early.append((client, message))
             value = answer(client, message.req, take(message.args), now)
         except (Request, ValueError) as error:
             self.tables.tell(client, Answer(message.req, False, f"{what}: {error}"[:MAX_KEY]))
         else:
             if value is not self:  # else the answer comes later
                 self.tables.tell(client, Answer(message.req, True, value))
+
+    def _complete(self) -> float:
+        """When the workers and nodes of an earlier broker should be here."""
+        return 0.0 if self.recovery.began is None else self.recovery.began + RECOVERY
 
     def _there(self) -> list[Worker]:
         return [w for w in self.tables.workers.values() if w.subscribed]
@@ -369,6 +383,7 @@ class Queries:
             if isinstance(peer, Client):
                 self.waiting = [w for w in self.waiting if w[0] is not peer]
                 self.restarts = [r for r in self.restarts if r.client is not peer]
+                self.early = [early for early in self.early if early[0] is not peer]
                 for req in [req for req, p in self.pending.items() if p.client is peer]:
                     del self.pending[req]
             else:
@@ -381,6 +396,11 @@ class Queries:
     def turn(self, now: float) -> None:
         """Answer what waited for workers; end the cluster if that was ordered."""
         tables = self.tables
+        if self.early and now >= self._complete():
+            early, self.early = self.early, []
+            for client, message in early:
+                client.asking -= 1
+                self.ask(client, message, now)
         if self.waiting:
             there = len(self._there())
             for client, req, _ in [w for w in self.waiting if w[2] <= there]:
@@ -403,4 +423,5 @@ class Queries:
             self.stopping = ""
 
     def deadline(self) -> float | None:
-        return min((r.deadline for r in self.restarts if r.deadline is not None), default=None)
+        times = [r.deadline for r in self.restarts if r.deadline is not None]
+        return min([*times, self._complete()] if self.early else times, default=None)

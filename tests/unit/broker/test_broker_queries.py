@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from broker_world import World, ask
 
-from zdist.limits import WAITING_ASKS
+from zdist.limits import RECOVERY, WAITING_ASKS
 from zdist.protocol.messages import (
     Adjust,
     Adjusted,
@@ -149,6 +149,25 @@ def test_a_restart_is_answered_whoever_else_has_ordered_one_and_is_gone() -> Non
     w.die("w-0", ordered=True)
     w.worker("w-1")
     assert [answer.ok for answer in w.got("c-1", Answer)] == [True]
+
+
+def test_orders_about_all_workers_wait_until_those_of_an_earlier_broker_are_back() -> None:
+    w = World(workers=0, clients=2)
+    w.broker.succeeds(w.now)
+    w.send("c-0", Ask(1, "scale", 3))
+    w.send("c-0", Ask(2, "retire", ("W-0",)))
+    w.send("c-1", Ask(1, "scale", 9))
+    assert w.got("c-0", Answer) == [] and w.got("n-0", Adjust) == []
+    w.leave("c-1")
+    w.join("n-1", "node")
+    w.worker("w-0")
+    w.now += RECOVERY - 0.1
+    w.turn()
+    assert w.got("n-0", Adjust) == [] and w.broker.deadline() <= RECOVERY
+    w.now += 0.1
+    w.turn()
+    assert [a.workers for node in ("n-0", "n-1") for a in w.got(node, Adjust)] == [2, 1]
+    assert w.broker.tables.workers["w-0"].leaving and not w.broker.queries.early
 
 
 def test_scale_spreads_over_the_nodes() -> None:
