@@ -232,7 +232,8 @@ class Intake:
         known: bool = False,
     ) -> None:
         """A submission of a key that exists. ``known``: it was made under an earlier broker; one who has it from others
-        may have claimed it before."""
+        may have claimed it before, and of a key that says what it is any result will do."""
+        known = known or (named and task.attempt > 0)
         if is_stub(task) or (known and task.fn is None and task.state == MEMORY):
             deps = self._deps(client, task.key, needs, stubs=known)
             if deps is not None and self.recovery.leads_to(deps, task.key):

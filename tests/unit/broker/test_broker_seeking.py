@@ -6,7 +6,7 @@ import pytest
 from broker_world import World
 
 from zdist.limits import COPIES_KEPT, SOUGHT
-from zdist.protocol.messages import SPEC, Cancel, Cancelled, Claim, Drop, Finished, Held, Hold, Release, Want
+from zdist.protocol.messages import SPEC, Cancel, Cancelled, Claim, Drop, Finished, Held, Hold, Rejected, Release, Want
 from zdist_broker.recovery import LATE
 from zdist_broker.state import MEMORY
 
@@ -79,6 +79,17 @@ def test_a_claim_is_kept_for_a_worker_that_comes_late(w: World) -> None:
     w.send("w-1", Held((("a", 7, 5, "int"),)))
     tick(w, 0.1)
     assert finished(w) == ["a"]
+
+
+def test_a_key_that_says_what_it_is_may_be_submitted_when_others_have_brought_its_value(w: World) -> None:
+    """The one who submits it has never done so before (seed 1102243)."""
+    w.send("c-1", Claim((), (("a", 7, 5, b"value", "int"), ("x", 0, 5, b"value", "int"))))
+    want(w, "a")
+    want(w, "x")
+    w.submit("a", named=True)
+    w.submit("a", "x", named=False)
+    assert finished(w, "c-0") == ["a"] and w.task("a").fn is not None
+    assert [row[0] for row in w.rows("c-0", Rejected)] == ["x"]  # data
 
 
 def test_nobody_waits_for_ever(w: World) -> None:
