@@ -223,6 +223,7 @@ def _check_rest(machine: BrokerMachine) -> None:
     machine.recovery.check()
     machine.intake.heirs.check()
     machine.intake.sought.check()
+    machine.absent.check()
     machine.replicas.check()
     for pending in machine.queries.pending.values():
         require(not pending.client.gone and bool(pending.addresses), "an answer is pending for nobody or from nobody")

@@ -26,6 +26,7 @@ from zdist.protocol.messages import (
     ActorCall,
     ActorReply,
     Adjusted,
+    Alive,
     Ask,
     Call,
     Called,
@@ -60,6 +61,7 @@ from zdist.protocol.messages import (
     WhichFunction,
     WorkerDied,
 )
+from zdist_broker.absent import Absent
 from zdist_broker.actors import Actors
 from zdist_broker.checks import check
 from zdist_broker.data import Data
@@ -133,6 +135,7 @@ class BrokerMachine(Machine[str]):
         self.lanes = Lanes(tables, placement, intake)
         self.actors = Actors(tables, recovery)
         self.peers: dict[str, Client | Worker | Node] = {}
+        self.absent = Absent(recovery, self.peers)
         self.dead: dict[str, str] = {}  # workers whose end was reported, and by whom: a hello may arrive after that
         self.shared = Shared(tables, intake, recovery, self.peers, queries, self.log)
         self.setups = Setups(tables, self.shared, queries, data)
@@ -179,6 +182,7 @@ class BrokerMachine(Machine[str]):
         self.node_handlers: Handlers = {
             WorkerDied: self._worker_died,
             Adjusted: queries.adjusted,
+            Alive: self.absent.alive,
             Leaving: self.departures.announced,
             Overdue: self.departures.overdue,
             Mirror: self.shared.mirror,
@@ -210,6 +214,7 @@ class BrokerMachine(Machine[str]):
             peer.handlers = self.worker_handlers
             welcome["inline_result"] = self.tables.inline_result
             self.departures.joined(peer, now)
+            self.absent.came(session, now)
         elif role == "node":
             peer = self.tables.nodes[session] = Node(session, info, now)
             peer.handlers = self.node_handlers
@@ -264,6 +269,7 @@ class BrokerMachine(Machine[str]):
             self.queries.gone([peer], reason)
             self.replicas.gone(peer)
             self.intake.leave(peer)
+            self.absent.left(peer)
             self.data.leave(peer)
             self.lanes.left(peer)
             self.log("info", "client.left", session=session, name=peer.name, reason=reason)
@@ -272,6 +278,7 @@ class BrokerMachine(Machine[str]):
         else:
             del self.tables.nodes[session]
             self.departures.forget(peer)
+            self.absent.gone(session)
             self.queries.gone([peer], reason)
             self.log("info", "node.left", session=session, name=peer.name, reason=reason)
             workers = [w for w in self.tables.workers.values() if w.node == session]
@@ -294,6 +301,7 @@ class BrokerMachine(Machine[str]):
 
     def _worker_died(self, node: Node, message: WorkerDied, now: float) -> None:
         self.departures.forget(node, message.worker)
+        self.absent.gone(message.worker)
         self.dead[message.worker[:MAX_NAME]] = node.session
         while len(self.dead) > DEAD_KEPT:
             del self.dead[next(iter(self.dead))]
@@ -332,6 +340,8 @@ class BrokerMachine(Machine[str]):
         peer.seen = now
         if peer.parked is not None:
             self._unpark(peer, message, now)
+        elif self.recovery.absent and isinstance(peer, Client) and self.absent.keeps(peer, message):
+            pass  # it waits for workers
         else:
             handler(peer, message, now)
 
@@ -384,6 +394,7 @@ class BrokerMachine(Machine[str]):
             taking_back.balance(now, due=True)
         if self.lanes.sweep_at is not None and now >= self.lanes.sweep_at:
             self.lanes.sweep(now)
+        self.absent.tick(self.handle, now)
         self.intake.sought.tick(self.intake, now)
         self.recovery.tick(now)
         self.departures.tick(now)
@@ -396,6 +407,7 @@ class BrokerMachine(Machine[str]):
         for when in (
             self.queries.deadline(), self.lanes.sweep_at, self.notices.deadline(), self.recovery.deadline(),
             self.departures.look_at, self.replicas.look_at, self.shared.deadline(), self.intake.sought.look_at,
+            self.absent.deadline(),
         ):  # fmt: skip
             if when is not None and (due is None or when < due):
                 due = when

@@ -57,6 +57,7 @@ class Recovery:
         self.rows = 0
         self.runs: dict[str, tuple[Worker, int]] = {}  # of unknown keys: which attempt runs where
         self.going: dict[Task, tuple[Worker, int]] = {}  # the same of those that count, once their tasks are needed
+        self.absent: dict[str, float] = {}  # workers that live and are not back: until when they are waited for
         self.until: float | None = None  # when they are dropped; None: no broker was here before this one
 
     def begin(self, now: float) -> float:

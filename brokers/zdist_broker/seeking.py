@@ -35,7 +35,7 @@ class Sought:
     def keep(self, client: Client, key: str, gen: int, claim: Claimed | None, now: float) -> bool:
         """Whether somebody may still tell of the key; then the want waits for that."""
         began = self.recovery.began
-        if began is None or now >= began + SOUGHT or client.session == PINS:
+        if began is None or client.session == PINS or (now >= began + SOUGHT and not self.recovery.absent):
             return False
         if len(self.keys) >= COPIES_MOST or fit_key(key):
             return False
@@ -60,7 +60,7 @@ class Sought:
         if self.look_at is None or now < self.look_at:
             return
         recovery, began = self.recovery, self.recovery.began
-        over = began is None or now >= began + SOUGHT
+        over = began is None or (now >= began + SOUGHT and not recovery.absent)
         for key, wants in list(self.keys.items()):
             task = self.tables.tasks.get(key)
             claim = next((claim for _, claim in wants.values() if claim is not None), None)

@@ -342,7 +342,8 @@ class Ledger(Replay):
         when = now + ASK_AGAIN * 2**times
         self.again[entry.key] = (when, times + 1)
         self.again_at = min(self.again_at, when)
-        sought = any(parent.gen and parent.status == PENDING and parent.key[:80] in reason for parent in entry.parents)
+        lacks = [parent for parent in entry.parents if parent.status == PENDING and parent.key[:80] in reason]
+        sought = any(parent.gen or parent.key in self.again for parent in lacks)
         return times < limits.LOST_RETRIES or now < self.patient_until or sought
 
     def _lost(self, message: m.Lost, now: float) -> None:

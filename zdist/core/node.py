@@ -24,6 +24,7 @@ from zdist.errors import InvariantError, ProtocolError
 from zdist.protocol.messages import (
     Adjust,
     Adjusted,
+    Alive,
     Attempt,
     Dismiss,
     Interrupt,
@@ -103,8 +104,10 @@ class NodeMachine(Machine[Route]):
 
     def welcomed(self, welcome: Welcome, now: float) -> None:
         """A broker that knows nothing of this node may know workers that have died since: tell it again."""
-        self.welcome = True
+        back, self.welcome = self.welcome, True
         if welcome.fresh:
+            if back:
+                self.send(CONTROL, Alive(tuple(w.session for w in self.alive.values() if not w.ending)))
             if welcome.epoch != self.copy.epoch:  # else that broker has it
                 for part in self.copy.offer():
                     self.send(CONTROL, part)

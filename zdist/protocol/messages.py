@@ -34,6 +34,7 @@ from zdist.protocol.fields import function_digest as function_digest
 from zdist.protocol.fields import payload_size as payload_size
 from zdist.protocol.nodes import Adjust as Adjust
 from zdist.protocol.nodes import Adjusted as Adjusted
+from zdist.protocol.nodes import Alive as Alive
 from zdist.protocol.nodes import Dismiss as Dismiss
 from zdist.protocol.nodes import Interrupt as Interrupt
 from zdist.protocol.nodes import Leaving as Leaving
@@ -433,7 +434,7 @@ Message: TypeAlias = (
     | TimeLimit | Interrupt | Overdue | Leaving | Dismiss
     | Unowned | Adopt | Mirror | Mirrored | NoCopy
     | ActorCall | ActorReply | ActorGone
-    | Specs
+    | Specs | Alive
 )  # fmt: skip
 
 # The position is the code on the wire: append only, never reorder within a protocol version.

@@ -78,5 +78,11 @@ class Mirrored(NamedTuple):
     version: int
 
 
+class Alive(NamedTuple):
+    """Node to a broker that takes another's place: these workers live, whether or not they have come back to it."""
+
+    workers: tuple[Session, ...]
+
+
 class NodeEnded(NamedTuple):
     """Worker to broker: the process of its node is gone, and with it all of the node's workers."""

@@ -83,12 +83,12 @@ def test_a_claim_is_kept_for_a_worker_that_comes_late(w: World) -> None:
 
 def test_a_key_that_says_what_it_is_may_be_submitted_when_others_have_brought_its_value(w: World) -> None:
     """The one who submits it has never done so before (seed 1102243)."""
-    w.send("c-1", Claim((), (("a", 7, 5, b"value", "int"), ("x", 0, 5, b"value", "int"))))
-    want(w, "a")
-    want(w, "x")
+    for key, attempt in (("a", 7), ("x", 0)):
+        w.send("c-1", Claim((), ((key, attempt, 5, b"value", "int"),)))
+        want(w, key)
     w.submit("a", named=True)
     w.submit("a", "x", named=False)
-    assert finished(w, "c-0") == ["a"] and w.task("a").fn is not None
+    assert finished(w, "c-0") == ["a", "a"] and w.task("a").fn is not None
     assert [row[0] for row in w.rows("c-0", Rejected)] == ["x"]  # data
 
 

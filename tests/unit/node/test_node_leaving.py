@@ -8,7 +8,7 @@ from test_node_machine import SIGKILL, SIGTERM, Bench
 from zdist import limits
 from zdist.core.node import EndWorker, Look
 from zdist.core.slot import Running
-from zdist.protocol.messages import Adjust, Adjusted, Dismiss, Interrupt, Leaving, Overdue, Welcome, WorkerDied
+from zdist.protocol.messages import Adjust, Adjusted, Alive, Dismiss, Interrupt, Leaving, Overdue, Welcome, WorkerDied
 
 
 def bench_with_broker(workers: int = 2) -> Bench:
@@ -153,8 +153,9 @@ def test_a_fresh_broker_hears_who_is_leaving() -> None:
     seen(bench, old, Running("a", 7, bench.now))
     bench.sent()
     bench.machine.welcomed(Welcome(3, 0, True, {}), bench.now)
-    (leaving,) = bench.sent()
-    assert leaving.workers == (old,)
+    alive, leaving = bench.sent()
+    assert isinstance(leaving, Leaving) and leaving.workers == (old,)
+    assert isinstance(alive, Alive) and alive.workers[0] == old and len(alive.workers) == 2  # it is not gone yet
 
 
 def test_a_worker_that_runs_nothing_and_whose_memory_does_not_shrink_is_replaced_in_good_order() -> None:

@@ -13,7 +13,7 @@ from zdist import limits
 from zdist.core.machine import CONTROL, Route
 from zdist.core.node import SIGKILL, SIGTERM, Ended, EndWorker, NodeMachine, StartWorker
 from zdist.errors import ProtocolError
-from zdist.protocol.messages import Adjust, Adjusted, Pong, Stop, Submit, Welcome, WorkerDied
+from zdist.protocol.messages import Adjust, Adjusted, Alive, Pong, Stop, Submit, Welcome, WorkerDied
 
 
 class Bench:
@@ -246,7 +246,19 @@ def test_a_fresh_broker_hears_of_earlier_deaths_and_one_that_knows_does_not() ->
     bench.machine.welcomed(Welcome(2, 0, False, {}), bench.now)
     assert bench.sent() == []
     bench.machine.welcomed(Welcome(3, 0, True, {}), bench.now)
-    assert bench.sent() == [report]
+    assert bench.sent() == [Alive((bench.session(0),)), report]
+
+
+def test_a_broker_that_takes_anothers_place_hears_who_lives() -> None:
+    """Its workers may hold their interpreters for long, and not come back before."""
+    bench = Bench(2)
+    bench.machine.welcomed(Welcome(2, 0, True, {}), bench.now)
+    assert bench.sent() == []  # nobody was here before this one
+    bench.handle(Stop("for the test"))
+    bench.die(bench.session(0), -15)
+    bench.sent()
+    bench.machine.welcomed(Welcome(3, 0, True, {}), bench.now)
+    assert [message.workers for message in bench.sent() if isinstance(message, Alive)] == [()]  # the other is ended
 
 
 def test_messages_that_are_not_for_a_node_break_the_protocol() -> None:
