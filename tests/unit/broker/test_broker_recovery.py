@@ -209,6 +209,16 @@ def test_nobody_adopts_what_is_known_or_comes_too_late_or_has_no_name(w: World) 
     assert w.broker.recovery.runs == {}
 
 
+def test_what_runs_of_a_spec_goes_with_its_worker(w: World) -> None:
+    unowned(w, "w-0", ("a", 5))
+    unowned(w, "w-1", ("b", 6))
+    claim(w, ("a", ANY_SPEC), ("b", ANY_SPEC))
+    w.submit("a", "b")
+    assert len(w.broker.recovery.going) == 2
+    w.die("w-1")
+    assert [task.key for task in w.broker.recovery.going] == ["a"]
+
+
 def test_a_spec_that_somebody_wants_after_all_is_computed(w: World) -> None:
     claim(w, ("a", SPEC))
     w.submit("a")

@@ -50,6 +50,14 @@ def test_who_asks_before_the_maker_has_come_back_waits_for_it(w: World) -> None:
     assert w.task("a").who == (w.broker.peers["c-0"],)
 
 
+def test_many_keys_are_not_looked_at_all_the_time(w: World) -> None:
+    want(w, "a")
+    due = w.broker.deadline()
+    w.submit("a")
+    tick(w, 0.001)  # something else was due
+    assert not finished(w) and w.broker.deadline() == due
+
+
 def test_it_waits_for_data_that_its_client_announces(w: World) -> None:
     want(w, "x")
     w.gen += 1
