@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import json
 import os
@@ -355,6 +356,41 @@ def test_finished_futures_are_there_for_others_after_the_broker_was_killed(
             assert pickle.loads(pickled).result(PATIENCE) == b"MINE"
         assert Queue("left", other).get(timeout=PATIENCE).result(PATIENCE) == b"QUEUED"
         assert outer.result(PATIENCE).result(PATIENCE) == b"INNER"
+
+
+def test_a_worker_that_holds_its_interpreter_while_the_broker_is_replaced_loses_nothing(
+    start: Callable[..., Program], address: str, tmp_path: Path, shown: io.StringIO
+) -> None:
+    """It comes back long after all others."""
+    log_file = tmp_path / "runs"
+
+    def hold(seconds: int) -> int:
+        with open(log_file, "a") as file:
+            file.write("hold\n")
+        os.write(2, b"it has begun\n")
+        ctypes.PyDLL(None).sleep(seconds)
+        return seconds
+
+    def make(size: int) -> bytes:
+        with open(log_file, "a") as file:
+            file.write("make\n")
+        return b"m" * size
+
+    broker = start("broker", "--bind", address)
+    worker = start("worker", address, "--nworkers", "1", "--nthreads", "1")
+    with Client(address, timeout=PATIENCE, set_as_default=False) as client:
+        wait_for_nodes(client, 1)
+        made = client.submit(make, 100_000)
+        data = client.scatter(b"d" * 100_000)
+        wait([made], timeout=PATIENCE)
+        held = client.submit(hold, 5)
+        worker.says("it has begun")
+        broker.process.kill()
+        broker.process.wait()
+        start("broker", "--bind", address)
+        assert held.result(PATIENCE) == 5
+        assert client.gather([made, data]) == [b"m" * 100_000, b"d" * 100_000]
+    assert Counter(log_file.read_text().splitlines()) == {"make": 1, "hold": 1}
 
 
 def test_a_future_from_another_client_outlives_that_client_and_the_broker(
