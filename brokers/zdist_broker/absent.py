@@ -11,19 +11,7 @@ from typing import Final
 
 from zdist.core.machine import require
 from zdist.limits import MAX_SESSIONS, MAX_WORKERS
-from zdist.protocol.messages import (
-    Alive,
-    Ask,
-    Cancel,
-    Claim,
-    Message,
-    Missing,
-    Place,
-    Release,
-    Retry,
-    Submit,
-    Want,
-)
+from zdist.protocol.messages import Alive, Claim, Message
 from zdist_broker.recovery import Recovery
 from zdist_broker.state import Client, Node, Peer
 
@@ -31,7 +19,7 @@ __all__ = ["Absent"]
 
 MOST: Final = 28.0  # seconds that are waited for them at most; copies are kept for longer
 TOLD: Final = 0.25  # seconds from its hello in which a worker tells what it holds and runs
-ORDERED: Final = (Claim, Submit, Want, Release, Cancel, Retry, Place, Missing)  # may speak of keys that are claimed
+PARKED: Final = 100_000  # messages of one client that wait at most
 
 
 class Absent:
@@ -42,6 +30,7 @@ class Absent:
         self.peers = peers
         self.nodes: dict[str, Node] = {}  # of those that are waited for
         self.parked: dict[Client, list[Message]] = {}
+        self.heard: Client | None = None  # whose messages wait no longer
 
     def alive(self, node: Node, message: Alive, now: float) -> None:
         """A node names its workers; those that are not here are waited for."""
@@ -59,35 +48,38 @@ class Absent:
         if until is not None:
             self.recovery.absent[session] = min(until, now + TOLD)
 
-    def gone(self, session: str) -> None:
-        """A worker has ended, or is not known to live any more because its node has."""
-        for worker in [worker for worker, node in self.nodes.items() if session in (worker, node.session)]:
+    def gone(self, node: Node, session: str = "") -> None:
+        """A worker of this node has ended, or all are not known to live any more."""
+        for worker in [worker for worker, its in self.nodes.items() if its is node and session in ("", worker)]:
             del self.nodes[worker], self.recovery.absent[worker]
 
     def keeps(self, client: Client, message: Message) -> bool:
-        """Whether a message has to wait, with all that may speak of the same keys after it."""
-        kind = type(message)
-        if client not in self.parked and kind is not Claim:
+        """Whether a message has to wait, with all that its client says after it."""
+        if client is self.heard or (client not in self.parked and type(message) is not Claim):
             return False
-        if kind not in ORDERED and not (kind is Ask and message.what == "fence"):  # type: ignore[union-attr]
-            return False
-        self.parked.setdefault(client, []).append(message)
+        messages = self.parked.setdefault(client, [])
+        messages.append(message)
+        if len(messages) > PARKED:
+            self.recovery.absent.clear()  # at the worst something is computed again
+            self.nodes.clear()
         return True
 
-    def left(self, client: Client) -> None:
-        """What it has said does not count any more."""
-        self.parked.pop(client, None)
+    def hear(self, client: Client, handle: Callable[[str, Message, float], None], now: float) -> None:
+        """What a client has said is taken in."""
+        messages = self.parked.pop(client, ())
+        self.heard = client
+        for message in messages:
+            if not client.gone:
+                handle(client.session, message, now)
+        self.heard = None
 
     def tick(self, handle: Callable[[str, Message, float], None], now: float) -> None:
-        """Nobody is waited for any more: what clients have said is taken in."""
+        """Those who have had their time are waited for no longer."""
         for session, until in list(self.recovery.absent.items()):
             if now >= until:
                 del self.recovery.absent[session], self.nodes[session]
-        if not self.recovery.absent and self.parked:
-            parked, self.parked = self.parked, {}
-            for client, messages in parked.items():
-                for message in messages:
-                    handle(client.session, message, now)
+        while self.parked and not self.recovery.absent:
+            self.hear(next(iter(self.parked)), handle, now)
 
     def deadline(self) -> float | None:
         """When `tick` is needed."""

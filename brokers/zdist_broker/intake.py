@@ -303,9 +303,11 @@ class Intake:
     def release(self, client: Client, message: Release, now: float) -> None:
         tasks, wants, alone, lifecycle = self.tables.tasks, client.wants, client.alone, self.lifecycle
         for key, gen in message.rows:
+            if self.sought.keys:
+                self.sought.settle(self, key)
             if wants.get(key) != gen:
                 self.tables.ignored += 1
-                self.sought.drop(client, key)
+                self.sought.drop(client, key, gen)
                 continue
             del wants[key]
             task = tasks[key]
@@ -333,6 +335,7 @@ class Intake:
         stack = [(t, reason) for t in map(self.tables.tasks.get, message.keys) if t is not None]
         for key in message.keys:
             self.sought.drop(client, key)
+            self.sought.settle(self, key)
         while stack:
             task, why = stack.pop()
             if task in seen:
@@ -358,10 +361,12 @@ class Intake:
     def leave(self, client: Client) -> None:
         """A client is gone: nothing is wanted for it."""
         self.heirs.gone(client)
+        self.sought.gone(client)
+        for key in [key for key in self.sought.keys if key in client.wants]:
+            self.sought.settle(self, key)
         wants, client.wants = client.wants, {}
         loose = [self.tables.tasks[key] for key in wants]
         for task in loose:
             self.heirs.unwant(client, task)
         self.lifecycle.tidy(loose)
         self.functions.disown(client)
-        self.sought.gone(client)

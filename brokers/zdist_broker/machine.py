@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from zdist.core.machine import Machine
-from zdist.errors import ProtocolError
+from zdist.errors import InvariantError, ProtocolError
 from zdist.limits import (
     ALLOWED_DEATHS,
     DEAD_KEPT,
@@ -259,6 +259,9 @@ class BrokerMachine(Machine[str]):
 
     def left(self, session: str, reason: str, now: float) -> None:
         """A session is over: its lease ran out, or it said Bye."""
+        client = self.tables.clients.get(session)
+        if client in self.absent.parked:
+            self.absent.hear(client, self._late, now)
         peer = self.peers.pop(session, None)
         if peer is None:
             return
@@ -269,7 +272,6 @@ class BrokerMachine(Machine[str]):
             self.queries.gone([peer], reason)
             self.replicas.gone(peer)
             self.intake.leave(peer)
-            self.absent.left(peer)
             self.data.leave(peer)
             self.lanes.left(peer)
             self.log("info", "client.left", session=session, name=peer.name, reason=reason)
@@ -278,7 +280,7 @@ class BrokerMachine(Machine[str]):
         else:
             del self.tables.nodes[session]
             self.departures.forget(peer)
-            self.absent.gone(session)
+            self.absent.gone(peer)
             self.queries.gone([peer], reason)
             self.log("info", "node.left", session=session, name=peer.name, reason=reason)
             workers = [w for w in self.tables.workers.values() if w.node == session]
@@ -301,7 +303,7 @@ class BrokerMachine(Machine[str]):
 
     def _worker_died(self, node: Node, message: WorkerDied, now: float) -> None:
         self.departures.forget(node, message.worker)
-        self.absent.gone(message.worker)
+        self.absent.gone(node, message.worker)
         self.dead[message.worker[:MAX_NAME]] = node.session
         while len(self.dead) > DEAD_KEPT:
             del self.dead[next(iter(self.dead))]
@@ -338,12 +340,23 @@ class BrokerMachine(Machine[str]):
             role = type(peer).__name__.lower()
             raise ProtocolError(f"{type(message).__name__} from {session}: a {role} does not send this to a broker")
         peer.seen = now
+        waits = self.recovery.absent or self.absent.parked
+        if waits and isinstance(peer, Client) and self.absent.keeps(peer, message):
+            return
         if peer.parked is not None:
             self._unpark(peer, message, now)
-        elif self.recovery.absent and isinstance(peer, Client) and self.absent.keeps(peer, message):
-            pass  # it waits for workers
         else:
             handler(peer, message, now)
+
+    def _late(self, session: str, message: Message, now: float) -> None:
+        """What has waited for workers: its sender cannot be told any more that something is wrong with it."""
+        try:
+            self.handle(session, message, now)
+        except InvariantError:
+            raise
+        except Exception as exc:
+            kind, error = type(message).__name__, f"{type(exc).__name__}: {exc}"[:MAX_REASON]
+            self.log("error", "peer.unforeseen", session=session, message=kind, error=error)
 
     def _unpark(self, peer: Client | Worker | Node, message: Message, now: float) -> None:
         """A client's messages wait, in order, while it is asked for a function that a submission of it needs."""
@@ -394,7 +407,7 @@ class BrokerMachine(Machine[str]):
             taking_back.balance(now, due=True)
         if self.lanes.sweep_at is not None and now >= self.lanes.sweep_at:
             self.lanes.sweep(now)
-        self.absent.tick(self.handle, now)
+        self.absent.tick(self._late, now)
         self.intake.sought.tick(self.intake, now)
         self.recovery.tick(now)
         self.departures.tick(now)

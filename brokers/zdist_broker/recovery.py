@@ -73,7 +73,7 @@ class Recovery:
 
     def late(self, now: float) -> bool:
         """Whether what nobody has claimed may be had by who does not know its attempt."""
-        return self.until is not None and self.until - COPIES_KEPT + LATE <= now < self.until
+        return self.until is not None and not self.absent and self.until - COPIES_KEPT + LATE <= now < self.until
 
     def keep(self, holder: Worker | Client, row: tuple[str, int, int, str], now: float) -> bool:
         """Whether a copy of a key that is in no table may be wanted yet."""

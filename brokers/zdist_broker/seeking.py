@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from zdist.core.machine import require
-from zdist.limits import COPIES_MOST, SOUGHT
+from zdist.limits import SOUGHT
 from zdist.protocol.messages import ANY
 from zdist_broker.parse import fit_key
 from zdist_broker.recovery import Recovery, is_stub
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Sought"]
 
-LOOK: Final = 0.02  # seconds between looks whether they are known
+LOOK, LOOK_KEY = 0.02, 1e-5  # seconds between looks whether they are known, and more for each key
+MOST: Final = 100_000
 
 
 class Sought:
@@ -37,18 +38,20 @@ class Sought:
         began = self.recovery.began
         if began is None or client.session == PINS or (now >= began + SOUGHT and not self.recovery.absent):
             return False
-        if len(self.keys) >= COPIES_MOST or fit_key(key):
+        if len(self.keys) >= MOST or fit_key(key):
             return False
         self.keys.setdefault(key, {})[client] = (gen, claim)
         if self.look_at is None:
             self.look_at = now + LOOK
         return True
 
-    def drop(self, client: Client, key: str) -> None:
-        """The client does not want it any more."""
+    def drop(self, client: Client, key: str, gen: int | None = None) -> None:
+        """The client does not want it any more, at least not under this generation."""
         wants = self.keys.get(key, {})
-        if wants.pop(client, None) is not None and not wants:
-            del self.keys[key]
+        if client in wants and gen in (None, wants[client][0]):
+            del wants[client]
+            if not wants:
+                del self.keys[key]
 
     def gone(self, client: Client) -> None:
         """Nor anything else."""
@@ -59,26 +62,33 @@ class Sought:
         """See which are known by now; in the end those that are not are answered."""
         if self.look_at is None or now < self.look_at:
             return
-        recovery, began = self.recovery, self.recovery.began
-        over = began is None or (now >= began + SOUGHT and not recovery.absent)
-        for key, wants in list(self.keys.items()):
-            task = self.tables.tasks.get(key)
-            claim = next((claim for _, claim in wants.values() if claim is not None), None)
-            there = recovery.holds(key, claim) if claim else key in recovery.copies and recovery.late(now)
-            if there and (task is None or is_stub(task)):
-                task = recovery.data(key, claim or Claimed(ANY))
-            unknown = task is None or (task.fn is None and task.state == RELEASED)
-            if unknown and not over:
-                continue
-            del self.keys[key]
-            for client, (gen, _) in wants.items():
-                if key in client.wants:
-                    continue  # it has submitted it meanwhile
-                if task is None or unknown:
+        began = self.recovery.began
+        over = began is None or (now >= began + SOUGHT and not self.recovery.absent)
+        for key in list(self.keys):
+            self._take(key, now)
+            if not self.settle(intake, key) and over:
+                for client in self.keys.pop(key):
                     intake.unknown(client, key)
-                else:
-                    intake.want_known(client, task, gen, blind=True)
-        self.look_at = now + LOOK if self.keys else None
+        self.look_at = now + LOOK + LOOK_KEY * len(self.keys) if self.keys else None
+
+    def _take(self, key: str, now: float) -> None:
+        """Make data of what workers hold, if one of those who ask knows that it counts, or nobody will."""
+        recovery, task = self.recovery, self.tables.tasks.get(key)
+        if key in recovery.copies and (task is None or is_stub(task)):
+            claims = [claim for _, claim in self.keys[key].values() if claim is not None]
+            there = next((claim for claim in claims if recovery.holds(key, claim)), None)
+            if there is not None or (not claims and recovery.late(now)):
+                recovery.data(key, there or Claimed(ANY))
+
+    def settle(self, intake: Intake, key: str) -> bool:
+        """Whether it is known by now, and those who wait have it."""
+        task = self.tables.tasks.get(key)
+        if task is None or (task.fn is None and task.state == RELEASED):
+            return False
+        for client, (gen, _) in self.keys.pop(key, {}).items():
+            if key not in client.wants:  # else it has submitted it meanwhile
+                intake.want_known(client, task, gen, blind=True)
+        return True
 
     def check(self) -> None:
         """Raise InvariantError if the books do not agree."""

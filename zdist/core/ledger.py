@@ -322,7 +322,7 @@ class Ledger(Replay):
             if entry is None:
                 continue
             here = entry.value_here() and reason.endswith((UNKNOWN, UNHELD))  # it is no less finished for that
-            if here or (self._early(entry, reason) and self._once_more(entry, reason, now)):
+            if here or (self._early(entry, reason) and self._once_more(entry, now)):
                 self._land(entry)
                 entry.gen = 0
             else:
@@ -335,16 +335,14 @@ class Ledger(Replay):
         lacks = reason.endswith(UNHELD) and any(parent.status == PENDING for parent in entry.parents)
         return entry.status == PENDING and (lacks or reason == UNKNOWN)
 
-    def _once_more(self, entry: Entry, reason: str, now: float) -> bool:
+    def _once_more(self, entry: Entry, now: float) -> bool:
         """What was submitted elsewhere may have come here before it reached the broker: try a few times, and as long as
         the broker seeks it."""
         times = self.again.get(entry.key, (0.0, 0))[1]
         when = now + ASK_AGAIN * 2**times
         self.again[entry.key] = (when, times + 1)
         self.again_at = min(self.again_at, when)
-        lacks = [parent for parent in entry.parents if parent.status == PENDING and parent.key[:80] in reason]
-        sought = any(parent.gen or parent.key in self.again for parent in lacks)
-        return times < limits.LOST_RETRIES or now < self.patient_until or sought
+        return times < limits.LOST_RETRIES or now < self.patient_until or self._sought(entry)
 
     def _lost(self, message: m.Lost, now: float) -> None:
         """Computed again: values that are here stay, everything else is pending."""

@@ -298,6 +298,20 @@ class Lineage(Machine[Route]):
         if rows:
             self._send_release(rows)
 
+    @staticmethod
+    def _sought(entry: Entry) -> bool:
+        """Whether it is made of something of others that the broker was asked for and has not denied yet."""
+        stack, seen = list(entry.parents), dict.fromkeys(entry.parents)
+        while stack:
+            parent = stack.pop()
+            if parent.status == PENDING:
+                if parent.work is None and parent.gen:
+                    return True
+                new = [other for other in parent.parents if other not in seen]
+                seen.update(dict.fromkeys(new))
+                stack += new
+        return False
+
     def _lacking(self, entry: Entry, reason: str) -> str:
         """What this client knows, and the broker does not, of a key that nobody has: added to the reason."""
         if not reason.endswith((UNKNOWN, UNHELD)):

@@ -73,7 +73,8 @@ class Wants(Lanes):
         """Whether a submission is the one that the entry stands for."""
         if work.named and entry.row is None:  # imported before, and now we learn how it is made
             entry.work, entry.row = work, row
-            if self._pin(entry) and not entry.gen:
+            if self._pin(entry) and (not entry.gen or entry.status == PENDING):  # the broker may not know it either
+                entry.gen = 0
                 self.queue.append(entry)
         known = entry.work
         return known is not None and ((work.named and known.named) or (known.fn == work.fn and entry.row == row))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from broker_world import World
 
+from zdist.core.machine import Log
 from zdist.limits import RECOVERY
 from zdist.protocol.messages import (
     ANY,
@@ -17,6 +18,7 @@ from zdist.protocol.messages import (
     Finished,
     Held,
     Hold,
+    Options,
     Release,
     Unowned,
     Want,
@@ -78,27 +80,72 @@ def test_nobody_waits_longer_than_it_lives(w: World, end: str) -> None:
     assert not w.broker.absent.parked and not w.broker.recovery.absent
 
 
-def test_what_was_said_is_taken_in_in_order_and_the_rest_does_not_wait(w: World) -> None:
+def test_all_that_its_client_says_after_a_claim_waits_in_order_and_others_do_not(w: World) -> None:
     gen = claimed(w, "a", ANY)
     w.send("c-0", Release((("a", gen),)))
-    w.send("c-0", Ask(1, "fence", None))
-    w.send("c-0", Ask(2, "nthreads", None))
-    assert [answer.req for answer in w.got("c-0", Answer)] == [2]
-    w.gen += 1
-    w.send("c-0", Hold(w.gen, (("x", 5, "int"),)))
-    assert w.task("x").state == MEMORY
+    w.send("c-0", Ask(1, "nthreads", None))
+    hold(w, "x")
     w.submit("b", client="c-1")  # has nothing to claim
-    assert list(w.runs("w-0")) == ["b"]
+    assert list(w.runs("w-0")) == ["b"] and list(w.broker.tables.tasks) == ["b"] and not w.got("c-0", Answer)
     w.worker("w-1")
     tick(w, TOLD)
     assert [answer.req for answer in w.got("c-0", Answer)] == [1]
-    assert "a" not in w.broker.tables.tasks
+    assert "a" not in w.broker.tables.tasks and w.task("x").state == MEMORY
 
 
-def test_a_client_that_leaves_has_said_nothing(w: World) -> None:
+def hold(w: World, key: str) -> None:
+    w.gen += 1
+    w.send("c-0", Hold(w.gen, ((key, 5, "int"),)))
+
+
+def test_what_comes_in_the_turn_in_which_the_last_has_died_waits_as_well(w: World) -> None:
+    """Until what was said before it is taken in."""
+    gen = claimed(w, "a", ANY)
+    w.send("n-0", WorkerDied("w-1", -9, "killed", (), False))
+    w.send("c-0", Release((("a", gen),)))
+    tick(w, 0.01)
+    assert not w.broker.tables.tasks
+
+
+def test_a_client_that_leaves_has_said_it_nevertheless(w: World) -> None:
     claimed(w, "a", ANY)
+    w.send("c-0", Claim((("b", ANY),)))
+    w.submit("b", options=tuple(Options()._replace(forget=True)))
     w.leave("c-0")
+    assert list(w.broker.tables.tasks) == ["b"] and not w.broker.absent.parked
+    assert list(w.runs("w-0")) == ["b"]
+
+
+def test_what_cannot_be_handled_harms_nobody_else(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    claimed(w, "a", ANY)
+    w.send("c-0", Claim((("b", ANY),)))
+    w.submit("b", fn=b"u" * 32)  # it is asked for its function, and sends on
+    monkeypatch.setattr("zdist_broker.machine.PARKED_MESSAGES", 1)
+    hold(w, "x")
+    hold(w, "y")
+    w.send("c-1", Claim((("c", ANY),)))
+    w.submit("c", client="c-1")
     tick(w, MOST)
+    assert list(w.broker.tables.tasks) == ["a", "c"]
+    assert any(type(command) is Log and command.event == "peer.unforeseen" for command in w.broker.commands)
+
+
+def test_who_says_very_much_is_waited_with_no_longer(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zdist_broker.absent.PARKED", 3)
+    claimed(w, "a", ANY)
+    hold(w, "x")
+    assert not w.broker.tables.tasks
+    hold(w, "y")
+    tick(w, 0.01)
+    assert list(w.broker.tables.tasks) == ["a", "x", "y"]
+
+
+def test_another_node_does_not_know_of_its_end(w: World) -> None:
+    claimed(w, "a", ANY)
+    w.join("n-1", "node")
+    w.send("n-1", WorkerDied("w-1", -9, "killed", (), False))
+    w.leave("n-1")
+    tick(w, 0.01)
     assert not w.broker.tables.tasks
 
 

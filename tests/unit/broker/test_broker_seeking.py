@@ -58,6 +58,35 @@ def test_many_keys_are_not_looked_at_all_the_time(w: World) -> None:
     assert not finished(w) and w.broker.deadline() == due
 
 
+@pytest.mark.parametrize("how", ["release", "leave"])
+def test_who_asks_has_it_though_its_maker_lets_go_at_once(w: World, how: str) -> None:
+    want(w, "a")
+    gen = w.submit("a")
+    if how == "release":
+        w.send("c-0", Release((("a", gen),)))
+    else:
+        w.leave("c-0")
+    assert w.task("a").who == (w.broker.peers["c-1"],) and not w.broker.intake.sought.keys
+
+
+def test_a_release_of_an_earlier_want_ends_nothing(w: World) -> None:
+    gen = want(w, "a")
+    want(w, "a")
+    w.send("c-1", Release((("a", gen),)))
+    w.submit("a")
+    tick(w, 0.1)
+    assert len(w.task("a").who) == 2
+
+
+def test_of_several_claims_each_may_be_the_one_that_holds(w: World) -> None:
+    for client, attempt in (("c-0", 6), ("c-1", 7)):
+        w.send(client, Claim((("a", attempt),)))
+        want(w, "a", client)
+    w.send("w-0", Held((("a", 7, 5, "int"),)))
+    tick(w, 0.1)
+    assert finished(w) == finished(w, "c-0") == ["a"]
+
+
 def test_it_waits_for_data_that_its_client_announces(w: World) -> None:
     want(w, "x")
     w.gen += 1

@@ -76,6 +76,17 @@ def test_it_is_submitted_again_for_as_long_as_the_broker_seeks_that_key() -> Non
     assert (other.status, made.status) == (CANCELLED, CANCELLED)
 
 
+def test_a_key_that_is_being_asked_for_is_submitted_when_it_is_known_how() -> None:
+    """The broker may only be seeking it."""
+    ledger = connected()
+    (entry,) = ledger.want(["a"])
+    turn(ledger)
+    assert ledger.submit(PURE, [("a", b"", ())]) == [entry]
+    (submit,) = [message for message in turn(ledger) if type(message) is m.Submit]
+    assert [row[0] for row in submit.rows] == ["a"] and entry.gen == submit.gen
+    ledger.check()
+
+
 def test_what_it_was_made_of_goes_along_though_its_future_is_gone() -> None:
     ledger = connected()
     ledger.want(["a"])
@@ -134,7 +145,7 @@ def test_a_key_that_was_asked_for_before_it_was_known_how_it_is_computed_is_subm
     turn(ledger)
     ledger.handle(CONTROL, m.Cancelled((("a", UNKNOWN),)), 0.0)
     ledger.tick(ASK_AGAIN)
-    assert kinds(turn(ledger, ASK_AGAIN)) == ["Define", "Submit"] and entry.status == PENDING
+    assert kinds(turn(ledger, ASK_AGAIN)) == ["Submit"] and entry.status == PENDING
 
 
 def test_data_that_is_held_here_and_was_unknown_is_asked_for_again() -> None:
