@@ -97,8 +97,6 @@ class Lineage(Machine[Route]):
             if parent.status == ERROR and not parent.gen:  # failed under a broker that is gone
                 self._end(entry, ERROR, parent.outcome, known=True)  # stays, for what will depend on it in turn
                 return False
-            if parent.status == FINISHED and parent.told != self.epoch:  # finished under a broker that is gone
-                self._want(self._tell([parent]))
             parents.append(parent)
         entry.parents = tuple(parents)
         for parent in parents:

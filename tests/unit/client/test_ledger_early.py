@@ -64,16 +64,18 @@ def test_it_is_cancelled_when_nobody_brings_that_key() -> None:
 
 def test_it_is_submitted_again_for_as_long_as_the_broker_seeks_that_key() -> None:
     ledger = connected()
-    (other, made) = (*ledger.want(["a"]), *ledger.submit(WORK, [("b", b"", ("a",))]))
+    (other,) = ledger.want(["a"])
+    made = ledger.submit(WORK, [("b", b"", ("a",)), ("c", b"", ("b",))])
     turn(ledger)
+    lacks = (("b", f"depends on a{UNHELD}"), ("c", f"depends on b{UNHELD}"))
     now = 0.0
     for _ in range(3 + limits.LOST_RETRIES):
-        ledger.handle(CONTROL, m.Cancelled((("b", f"depends on a{UNHELD}"),)), now)
+        ledger.handle(CONTROL, m.Cancelled(lacks), now)
         now = ledger.again_at
         ledger.tick(now)
-        assert [row[0] for x in turn(ledger, now) if type(x) is m.Submit for row in x.rows] == ["b"]
-    ledger.handle(CONTROL, m.Cancelled((("a", "it was not found"), ("b", f"depends on a{UNHELD}"))), now)
-    assert (other.status, made.status) == (CANCELLED, CANCELLED)
+        assert [row[0] for x in turn(ledger, now) if type(x) is m.Submit for row in x.rows] == ["b", "c"]
+    ledger.handle(CONTROL, m.Cancelled((("a", "it was not found"), *lacks)), now)
+    assert {entry.status for entry in (other, *made)} == {CANCELLED}
 
 
 def test_a_key_that_is_being_asked_for_is_submitted_when_it_is_known_how() -> None:
