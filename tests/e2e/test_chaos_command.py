@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from zdist.cli import chaos_works
@@ -42,6 +47,32 @@ def test_the_command_tells_programs_what_it_found() -> None:
     assert done.returncode == 0
     assert report["futures"] > 0
     assert report["samples"] and report["seed"] == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_who_ends_it_early_ends_the_cluster(number: signal.Signals, tmp_path: Path) -> None:
+    environment = {**child_environment(), "TEST_CHAOS": str(tmp_path)}
+    with subprocess.Popen([*COMMAND, "--every", "60"], stderr=subprocess.DEVNULL, env=environment) as chaos:
+        deadline = time.monotonic() + 60
+        while len(found := homes(tmp_path)) < 7:  # a broker, two nodes and four workers
+            assert time.monotonic() < deadline, found
+            threading.Event().wait(0.05)
+        (home,) = set(found)
+        chaos.send_signal(number)
+        assert chaos.wait(60) == 1
+    assert homes(tmp_path) == []
+    assert not home.exists()
+
+
+def homes(tmp_path: Path) -> list[Path]:
+    """The directory of its cluster, for each process of that which lives."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            environment = process.environ()
+            if environment.get("TEST_CHAOS") == str(tmp_path) and "ZDIST_RUNTIME_DIR" in environment:
+                found.append(Path(environment["ZDIST_RUNTIME_DIR"]).parent)
+    return found
 
 
 def answers_wrongly(number: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 
 import click
 from rich.console import Console
@@ -52,6 +53,7 @@ def command(
     zdist chaos --minutes 30 --broker-share 0.5     half of the faults are the broker's
     zdist chaos --minutes 60 --every 60 --json      its samples show the broker's memory over time
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, ends the cluster
     seed = random.randrange(1 << 30) if seed is None else seed
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())

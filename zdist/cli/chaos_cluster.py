@@ -207,7 +207,7 @@ class Chaos:
             else:
                 os.environ[name] = value
         shutil.rmtree(self.memory, ignore_errors=True)
-        if kind is None and not self.report.wrongs:  # else the logs there tell what happened
+        if kind in (None, KeyboardInterrupt) and not self.report.wrongs:  # else the logs there tell what happened
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, seconds: float, tell: Callable[[Report], object] = lambda report: None) -> Report:
