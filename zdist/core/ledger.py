@@ -175,7 +175,7 @@ class Ledger(Replay):
             self._wait_for_workers(now)
         if self.queue and not self.resume_at and not (self.ahead and len(self.queue) > limits.PACKET_RECORDS):
             self._pump()
-        if not self.queue and (self.spent or self.claims) and not self.resume_at:
+        if not self.queue and (self.spent or self.parting or self.claims) and not self.resume_at:
             self._release_spent()
             if now >= self.patient_until:  # until then something may have to be said again
                 self.claims.clear()
@@ -360,13 +360,14 @@ class Ledger(Replay):
         self.fetcher.members(message.rows)
 
     def _answer(self, message: m.Answer, now: float) -> None:
-        keys = self.fenced.pop(message.req, None)
-        if keys is None:
+        if message.req in self.leaving:
+            self._leave(message.req)
+        elif message.req not in self.fenced:
             self._reply(message.req, message.ok, message.value)
-            return
-        for key in keys:
-            if self.fences.get(key) == message.req:
-                del self.fences[key]
+        else:
+            for key in self.fenced.pop(message.req):
+                if self.fences.get(key) == message.req:
+                    del self.fences[key]
 
     def _drop(self, message: m.Drop, now: float) -> None:
         for key in message.keys:

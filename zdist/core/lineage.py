@@ -44,7 +44,9 @@ class Lineage(Machine[Route]):
         self.later: list[Entry] = []  # to be asked for when workers have come to the new one
         self.resume_at = 0.0  # when that is, and when what is queued goes on; 0: nothing waits
         self.patient_until = 0.0  # until then somebody may come back who knows a key
-        self.spent: list[Entry] = []  # to be released when all that depends on them has been submitted
+        self.spent: list[Entry] = []  # to be released when all that depends on them has been submitted,
+        self.parting: list[Entry] = []  # data when the broker has taken that in as well,
+        self.leaving: dict[int, list[Entry]] = {}  # which it is asked
         self.cancelled: dict[Key, str] = {}  # the last ones, and why; for those that are made of them later
         self.resolved: list[Entry | Reply | Call] = []  # settled in this turn
         self.gen = 0
@@ -199,12 +201,37 @@ class Lineage(Machine[Route]):
             self._send_release(rows)
 
     def _release_spent(self) -> None:
-        """What only submitted tasks depend on: the broker keeps it as long as they need it."""
+        """What only submitted tasks depend on: the broker keeps it as long as they need it.
+
+        A task that is made of something else as well, which the broker does not know yet, is submitted once more. Data,
+        which nobody can compute again, stays until then.
+        """
         spent, self.spent = self.spent, []
-        rows: list[tuple[Key, int]] = []
         lazily = (m.SPEC, m.ANY_SPEC)
         self._want([entry for entry in spent if entry.refs and entry.gen and self.claims.get(entry) in lazily])
-        for entry in spent:
+        self._let_go([entry for entry in spent if entry.work is not None])
+        self.parting += [entry for entry in spent if entry.work is None]
+        if self.parting and not self.leaving and not self._unsaid():
+            self.req += 1
+            self.leaving[self.req], self.parting = self.parting, []
+            self.send(CONTROL, m.Ask(self.req, "fence", None))
+
+    def _unsaid(self) -> bool:
+        """Whether something is to be submitted, or will be once more."""
+        return bool(self.queue or (self.again and self.again_at < float("inf")))
+
+    def _leave(self, req: int) -> None:
+        """The broker has taken in, or refused, what depended on these when it was asked."""
+        newer = dict.fromkeys((*self.spent, *self.parting))  # have been needed again
+        entries = [entry for entry in self.leaving.pop(req) if entry not in newer]
+        if self._unsaid():
+            self.parting += entries
+        else:
+            self._let_go(entries)
+
+    def _let_go(self, entries: list[Entry]) -> None:
+        rows: list[tuple[Key, int]] = []
+        for entry in entries:
             if entry.gen and not entry.refs and entry.status != CANCELLED:
                 self._release(entry, rows)
                 if entry.status == FINISHED:

@@ -24,6 +24,8 @@ class Replay(Wants):
         seconds, in which workers tell a broker that has taken another's place what they hold."""
         for table in (self.defined, self.fences, self.fenced, self.queue, self.again, self.spent):
             table.clear()
+        self.parting.clear()
+        self.leaving.clear()
         self.again_at = float("inf")
         self._forget_lane()
         self.flying = self.flying_bytes = 0
@@ -69,6 +71,12 @@ class Replay(Wants):
             mine = self.store.get(entry.key) if entry.work is None else None
             if mine is not None:
                 held.append((entry.key, mine.nbytes, mine.type))
+                if entry.row is None and entry.status == PENDING:  # let go of here, and had again from others
+                    self.imports.pop(entry.key, None)
+                    entry.status = FINISHED
+                    entry.outcome = (entry.key, 0, mine.nbytes, None, (self.session,), mine.type)
+                    if entry.waiters is not None:
+                        self.resolved.append(entry)
         kept = [(key, 0, mine.nbytes, mine.type) for key, mine in self.store.entries.items() if key not in self.entries]
         if self.patient_until and kept:  # let go of here, but others may want it
             for start in range(0, len(kept), limits.PACKET_RECORDS):
