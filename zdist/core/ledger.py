@@ -25,6 +25,7 @@ from zdist.protocol.messages import Key, Message
 __all__ = ["UNKNOWN", "Ledger", "Over"]
 
 ASK_AGAIN: Final = 0.1  # seconds before a want for an unknown key is repeated; doubles
+DOUBLINGS: Final = 5  # so often at most
 
 
 class Over(NamedTuple):
@@ -339,7 +340,7 @@ class Ledger(Replay):
         """What was submitted elsewhere may have come here before it reached the broker: try a few times, and as long as
         the broker seeks it."""
         times = self.again.get(entry.key, (0.0, 0))[1]
-        when = now + ASK_AGAIN * 2**times
+        when = now + ASK_AGAIN * 2 ** min(times, DOUBLINGS)
         self.again[entry.key] = (when, times + 1)
         self.again_at = min(self.again_at, when)
         return times < limits.LOST_RETRIES or now < self.patient_until or self._sought(entry)
