@@ -36,6 +36,14 @@ def kinds(messages: list[Any]) -> list[str]:
     return [type(message).__name__ for message in messages]
 
 
+def answered(ledger: Ledger, now: float = 0.0) -> list[Any]:
+    """What follows once the broker has said that it has taken in all that was sent."""
+    (ask,) = turn(ledger, now)
+    assert ask == m.Ask(ask.req, "fence", None)
+    ledger.handle(CONTROL, m.Answer(ask.req, True, None), now)
+    return turn(ledger, now)
+
+
 def finish(ledger: Ledger, key: str, value: bytes | None = b"v", holders: tuple[str, ...] = ("w-1",)) -> None:
     ledger.handle(CONTROL, m.Finished(((key, 1, 100, value, holders, "int"),)), 0.0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_ledger import PURE, asked, collected, connected, finish, kinds, turn
+from test_ledger import PURE, answered, asked, collected, connected, finish, kinds, turn
 
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING
 from zdist.core.ledger import UNKNOWN, Ledger
@@ -92,7 +92,7 @@ def test_data_that_only_others_are_made_of_is_released_when_workers_hold_it() ->
     assert turn(ledger) == []
     finish(ledger, "x", None)
     ledger.handle(CONTROL, m.Drop(("x",)), 0.0)
-    assert kinds(turn(ledger)) == ["Release"] and ledger.store.get("x") is None
+    assert kinds(answered(ledger)) == ["Release"] and ledger.store.get("x") is None
 
 
 def test_data_that_the_broker_never_heard_of_leaves_nothing() -> None:

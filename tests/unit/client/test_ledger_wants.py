@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from test_ledger import NAMED_BY_HAND, PURE, connected, finish, kinds, turn
+from test_ledger import NAMED_BY_HAND, PURE, answered, connected, finish, kinds, turn
 
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, UNKNOWN
 from zdist.core.ledger import Ledger
@@ -31,7 +31,7 @@ def spent_data() -> Ledger:
     finish(ledger, "x", None)
     ledger.handle(CONTROL, m.Drop(("x",)), 0.0)
     ledger.dropped.append(data)
-    assert kinds(turn(ledger)) == ["Release"]
+    assert kinds(answered(ledger)) == ["Release"]
     return ledger
 
 
