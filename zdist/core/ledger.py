@@ -177,7 +177,7 @@ class Ledger(Replay):
         if self.queue and not self.resume_at and not (self.ahead and len(self.queue) > limits.PACKET_RECORDS):
             self._pump()
         if not self.queue and (self.spent or self.parting or self.claims) and not self.resume_at:
-            self._release_spent()
+            self._release_spent(now)
             if now >= self.patient_until:  # until then something may have to be said again
                 self.claims.clear()
         if self.calls.due:

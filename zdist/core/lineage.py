@@ -45,7 +45,7 @@ class Lineage(Machine[Route]):
         self.resume_at = 0.0  # when that is, and when what is queued goes on; 0: nothing waits
         self.patient_until = 0.0  # until then somebody may come back who knows a key
         self.spent: list[Entry] = []  # to be released when all that depends on them has been submitted,
-        self.parting: list[Entry] = []  # data when the broker has taken that in as well,
+        self.parting: list[Entry] = []  # some only when the broker has taken that in as well,
         self.leaving: dict[int, list[Entry]] = {}  # which it is asked
         self.cancelled: dict[Key, str] = {}  # the last ones, and why; for those that are made of them later
         self.resolved: list[Entry | Reply | Call] = []  # settled in this turn
@@ -200,17 +200,18 @@ class Lineage(Machine[Route]):
         if rows:
             self._send_release(rows)
 
-    def _release_spent(self) -> None:
+    def _release_spent(self, now: float) -> None:
         """What only submitted tasks depend on: the broker keeps it as long as they need it.
 
         A task that is made of something else as well, which the broker does not know yet, is submitted once more. Data,
-        which nobody can compute again, stays until then.
+        which nobody can compute again, stays until then; at a successor so does what may be finished.
         """
         spent, self.spent = self.spent, []
         lazily = (m.SPEC, m.ANY_SPEC)
         self._want([entry for entry in spent if entry.refs and entry.gen and self.claims.get(entry) in lazily])
-        self._let_go([entry for entry in spent if entry.work is not None])
-        self.parting += [entry for entry in spent if entry.work is None]
+        stays = now < self.patient_until
+        self._let_go([entry for entry in spent if not stays and entry.work is not None])
+        self.parting += [entry for entry in spent if stays or entry.work is None]
         if self.parting and not self.leaving and not self._unsaid():
             self.req += 1
             self.leaving[self.req], self.parting = self.parting, []

@@ -38,9 +38,8 @@ def kinds(messages: list[Any]) -> list[str]:
 
 def answered(ledger: Ledger, now: float = 0.0) -> list[Any]:
     """What follows once the broker has said that it has taken in all that was sent."""
-    (ask,) = turn(ledger, now)
-    assert ask == m.Ask(ask.req, "fence", None)
-    ledger.handle(CONTROL, m.Answer(ask.req, True, None), now)
+    (req,) = ledger.leaving
+    ledger.handle(CONTROL, m.Answer(req, True, None), now)
     return turn(ledger, now)
 
 
@@ -419,8 +418,9 @@ def test_what_only_others_were_made_of_is_not_started_for_a_successor() -> None:
     finish(ledger, "b", None)
     ledger.dropped.append(a)
     turn(ledger)
-    _, claim, submit, release = succeeded(ledger)
-    assert claim == m.Claim((("a", m.ANY_SPEC), ("b", 1)))
+    _, claim, submit, ask = succeeded(ledger)
+    assert claim == m.Claim((("a", m.ANY_SPEC), ("b", 1))) and ask == m.Ask(ask.req, "fence", None)
+    (release,) = answered(ledger, 12.0)
     assert release == m.Release((("a", submit.gen),)) and b.gen == submit.gen
 
 

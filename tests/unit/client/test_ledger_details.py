@@ -92,6 +92,7 @@ def test_data_that_only_others_are_made_of_is_released_when_workers_hold_it() ->
     assert turn(ledger) == []
     finish(ledger, "x", None)
     ledger.handle(CONTROL, m.Drop(("x",)), 0.0)
+    assert kinds(turn(ledger)) == ["Ask"]
     assert kinds(answered(ledger)) == ["Release"] and ledger.store.get("x") is None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from test_ledger import PURE, connected, finish, kinds, turn
+from test_ledger import PURE, answered, connected, finish, kinds, succeeded, turn
 
 from zdist import limits
 from zdist.core.entry import CANCELLED, FINISHED, PENDING, UNHELD, UNKNOWN, Work
@@ -108,28 +108,23 @@ def dependent() -> Ledger:
     return ledger
 
 
-def answer(ledger: Ledger, now: float) -> list[str]:
-    ledger.handle(CONTROL, m.Answer(ledger.req, True, None), now)
-    return kinds(turn(ledger, now))
-
-
 def test_data_stays_until_the_broker_has_taken_in_what_is_made_of_it() -> None:
     """It cannot be computed again, as the task was submitted once more and found it gone (seed 1410655)."""
     ledger = dependent()
     ledger.handle(CONTROL, m.Cancelled((("b", f"depends on a{UNHELD}"),)), 0.0)
-    assert answer(ledger, 0.0) == []
+    assert kinds(answered(ledger)) == []
     ledger.tick(ASK_AGAIN)
     assert kinds(turn(ledger, ASK_AGAIN)) == ["Submit", "Ask"]
     assert ledger.entries["x"].gen and not ledger.entries["x"].refs
-    assert answer(ledger, ASK_AGAIN) == ["Release"]
-    assert not ledger.entries["x"].gen and answer(ledger, ASK_AGAIN) == []
+    assert kinds(answered(ledger, ASK_AGAIN)) == ["Release"]
+    assert not ledger.entries["x"].gen and not ledger.leaving
 
 
 def test_data_that_is_needed_again_meanwhile_stays() -> None:
     ledger = dependent()
     data = ledger.entries["x"]
     ledger.join(data)
-    assert answer(ledger, 0.0) == [] and data.gen
+    assert kinds(answered(ledger)) == [] and data.gen
     ledger.submit(WORK, [("c", b"", ("x", "a"))])
     ledger.dropped.append(data)
     assert kinds(turn(ledger)) == ["Submit", "Ask"]
@@ -137,8 +132,8 @@ def test_data_that_is_needed_again_meanwhile_stays() -> None:
     ledger.submit(WORK, [("d", b"", ("x", "a"))])
     ledger.dropped.append(data)
     assert kinds(turn(ledger)) == ["Submit"]
-    assert answer(ledger, 0.0) == ["Ask"] and data.gen  # of d the broker was not asked yet
-    assert answer(ledger, 0.0) == ["Release"]
+    assert kinds(answered(ledger)) == ["Ask"] and data.gen  # of d the broker was not asked yet
+    assert kinds(answered(ledger)) == ["Release"]
 
 
 def test_data_whose_last_dependent_goes_meanwhile_is_released_once() -> None:
@@ -172,7 +167,26 @@ def test_a_successor_is_not_waited_for_as_the_one_before_was() -> None:
     ledger = dependent()
     ledger.welcomed(m.Welcome(2, 0, True, {}), 0.0)
     assert not ledger.leaving and not ledger.parting
-    assert "Release" not in answer(ledger, 0.0)
+    assert "Release" not in kinds(turn(ledger))
+
+
+def test_what_a_successor_may_find_finished_stays_there_too_until_what_is_made_of_it_is_taken_in() -> None:
+    """Else it would be computed again when the task that needs it is submitted once more."""
+    ledger = connected()
+    ledger.want(["a"])
+    (part,) = ledger.submit(PURE, [("p", b"", ())])
+    ledger.submit(PURE, [("b", b"", ("p", "a"))])
+    turn(ledger)
+    ledger.dropped.append(part)
+    assert kinds(turn(ledger)) == ["Release"]
+    assert "Ask" in kinds(succeeded(ledger, 10.0)) and part.gen
+    ledger.handle(CONTROL, m.Cancelled((("b", f"depends on a{UNHELD}"),)), 12.0)
+    assert answered(ledger, 12.0) == [] and part.gen
+    now = 12.0 + ASK_AGAIN
+    ledger.tick(now)
+    *_, submit, ask = turn(ledger, now)
+    assert [row[0] for row in submit.rows] == ["b"] and type(ask) is m.Ask
+    assert kinds(answered(ledger, now)) == ["Release"] and not part.gen
 
 
 def test_a_key_that_is_being_asked_for_is_submitted_when_it_is_known_how() -> None:

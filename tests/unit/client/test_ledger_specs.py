@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from test_ledger import PURE, connected, finish, kinds, turn
+from test_ledger import PURE, answered, connected, finish, kinds, turn
 
 from zdist.core.entry import PENDING
 from zdist.core.ledger import Ledger
@@ -39,12 +39,13 @@ def test_it_submits_it_to_the_next_broker() -> None:
     ledger = told(B_OF_A_OF_DATA)
     assert turn(ledger) == []
     messages = anew(ledger)
-    assert kinds(messages) == ["Claim", "Want", "Define", "Claim", "Submit", "Claim", "Submit", "Release"]
-    data, want, define, lineage, first, wanted, second, release = messages
+    assert kinds(messages) == ["Claim", "Want", "Define", "Claim", "Submit", "Claim", "Submit", "Ask"]
+    data, want, define, lineage, first, wanted, second, _ = messages
     assert data.rows == (("data", 0),) and want.keys == ("data",)
     assert define == m.Define(FN, "g", b"blob")
     assert lineage.rows == (("a", m.ANY_SPEC),) and first.rows == (("a", b"args of a", ("data",)),)
     assert wanted.rows == (("b", m.ANY),) and second.rows == (("b", b"args of b", ("a",)),)
+    (release,) = answered(ledger, 11.5)
     assert [key for key, _ in release.rows] == ["a"]  # only b depends on it
     assert first.named and second.named and second.options == OPTIONS
 

@@ -31,6 +31,7 @@ def spent_data() -> Ledger:
     finish(ledger, "x", None)
     ledger.handle(CONTROL, m.Drop(("x",)), 0.0)
     ledger.dropped.append(data)
+    assert kinds(turn(ledger)) == ["Ask"]
     assert kinds(answered(ledger)) == ["Release"]
     return ledger
 
