@@ -333,7 +333,7 @@ class Ledger(Replay):
     def _early(entry: Entry, reason: str) -> bool:
         """Whether another client may only just be submitting the key, or one that it depends on; or this one is to,
         which has asked for it before it knew how it is computed."""
-        lacks = reason.endswith(UNHELD) and any(parent.status == PENDING for parent in entry.parents)
+        lacks = reason.endswith(UNHELD) and any(parent.status in (PENDING, FINISHED) for parent in entry.parents)
         return entry.status == PENDING and (lacks or reason == UNKNOWN)
 
     def _once_more(self, entry: Entry, now: float) -> bool:

@@ -93,7 +93,8 @@ class Replay(Wants):
             return
         self.resume_at = 0.0
         later, self.later = [entry for entry in self.later if self.entries.get(entry.key) is entry], []
-        self._want(later)
+        self._want([entry for entry in later if entry.work is None])
+        self.queue.extend([entry for entry in later if entry.work is not None])  # by now it is known how
         places: dict[tuple[tuple[str, ...], int], list[Key]] = {}
         for key, place in self.placing.items():
             places.setdefault(place, []).append(key)

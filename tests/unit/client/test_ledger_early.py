@@ -225,6 +225,37 @@ def test_what_it_was_made_of_goes_along_also_when_nothing_else_is_lacking() -> N
     assert [row[0] for row in submit.rows] == ["b", "c"] and end.status == PENDING
 
 
+def test_what_was_made_of_something_finished_is_submitted_again_as_well() -> None:
+    """The broker may be told of that only behind it."""
+    ledger = connected()
+    ledger.want(["a"])
+    (made,) = ledger.submit(PURE, [("b", b"", ("a",))])
+    turn(ledger)
+    finish(ledger, "a")
+    ledger.handle(CONTROL, m.Cancelled((("b", f"depends on a{UNHELD}"),)), 0.0)
+    assert made.status == PENDING
+    ledger.tick(ASK_AGAIN)
+    assert "Submit" in kinds(turn(ledger, ASK_AGAIN))
+
+
+def test_a_key_of_others_that_becomes_known_while_workers_are_waited_for_is_submitted() -> None:
+    """Asked for it would be unknown, as would be that its value is here (seed 1525234)."""
+    ledger = connected()
+    (entry,) = ledger.want(["a"])
+    (made,) = ledger.submit(PURE, [("b", b"", ("a",))])
+    turn(ledger)
+    finish(ledger, "a")
+    ledger.welcomed(m.Welcome(2, 0, True, {"recover": 1.5}), 10.0)
+    ledger.dropped.append(entry)
+    assert turn(ledger, 10.0) == []
+    assert ledger.submit(PURE, [("a", b"", ())]) == [entry]
+    messages = turn(ledger, 11.5)
+    assert not [message for message in messages if type(message) is m.Want]
+    assert {row[0] for x in messages if type(x) is m.Submit for row in x.rows} == {"a", "b"}
+    assert [row[:2] for x in messages if type(x) is m.Claim for row in x.values] == [("a", 1)]
+    assert entry.gen and made.gen
+
+
 def test_a_key_that_is_let_go_of_while_it_waits_is_not_asked_for() -> None:
     ledger = connected()
     (entry,) = ledger.want(["a"])
