@@ -22,7 +22,7 @@ from zdist_broker.lifecycle import Lifecycle
 from zdist_broker.parse import fit_key
 from zdist_broker.parse import options as parse_options
 from zdist_broker.placement import Placement
-from zdist_broker.recovery import LAZILY, NOTHING, Recovery, is_stub
+from zdist_broker.recovery import LAZILY, NOTHING, Recovery, is_gone, is_stub
 from zdist_broker.seeking import Sought
 from zdist_broker.state import (
     ASSIGNED,
@@ -110,7 +110,7 @@ class Intake:
         for key, args, needs in message.rows:
             task, claim = tables.tasks.get(key), claims.get(key, NOTHING)
             attempt = claim.attempt
-            stub = task is not None and is_stub(task)
+            stub = task is not None and (is_stub(task) or (attempt is not None and is_gone(task)))
             if task is not None and not stub:
                 if not self._rejoin(client, task, fn, claim, message.gen):
                     self._join(client, task, fn, message.named, message.gen, args, needs, terms, attempt is not None)
@@ -165,7 +165,7 @@ class Intake:
             dep = tasks.get(name)
             if dep is None and stubs and not fit_key(name):
                 dep = tasks[name] = self.recovery.stub(name)
-            if dep is None or (dep.fn is None and dep.state == RELEASED and not stubs):
+            if dep is None or (is_gone(dep) and not stubs):
                 self.tables.post(client, Cancelled, (key, f"depends on {name[:80]}, which nobody holds"))
                 self.lifecycle.tidy(deps)  # stubs that were made for it
                 return None
@@ -234,12 +234,12 @@ class Intake:
         """A submission of a key that exists. ``known``: it was made under an earlier broker; one who has it from others
         may have claimed it before, and of a key that says what it is any result will do."""
         known = known or (named and task.attempt > 0)
-        if is_stub(task) or (known and task.fn is None and task.state == MEMORY):
+        if is_stub(task) or (known and (is_gone(task) or (task.fn is None and task.state == MEMORY))):
             deps = self._deps(client, task.key, needs, stubs=known)
             if deps is not None and self.recovery.leads_to(deps, task.key):
                 self.lifecycle.tidy(deps)
                 self.reject(client, task.key, "it depends on itself")
-            elif deps is not None and is_stub(task):
+            elif deps is not None and is_gone(task):
                 self.recovery.spec(client, fn, task.key, args, deps, terms, gen)
                 task.flags |= PINNED if terms.forget else 0
                 self.lifecycle.revive(task, "its inputs were released")

@@ -35,7 +35,7 @@ from zdist_broker.state import (
 if TYPE_CHECKING:
     from zdist_broker.placement import Placement
 
-__all__ = ["LAZILY", "NOTHING", "Recovery", "is_stub"]
+__all__ = ["LAZILY", "NOTHING", "Recovery", "is_gone", "is_stub"]
 
 Copies = dict[Worker | Client, tuple[int, int, str]]
 LAZILY: Final = (SPEC, ANY_SPEC)
@@ -46,6 +46,11 @@ NOTHING: Final = Claimed()
 def is_stub(task: Task) -> bool:
     """Whether nothing is known of the key but that others were made of it."""
     return task.nbytes < 0
+
+
+def is_gone(task: Task) -> bool:
+    """Whether it is only known that others were made of it: nobody has it, or has said how it is computed."""
+    return task.fn is None and task.state == RELEASED
 
 
 class Recovery:

@@ -12,8 +12,8 @@ from zdist.core.machine import require
 from zdist.limits import SOUGHT
 from zdist.protocol.messages import ANY
 from zdist_broker.parse import fit_key
-from zdist_broker.recovery import Recovery, is_stub
-from zdist_broker.state import PINS, RELEASED, Claimed, Client, Tables
+from zdist_broker.recovery import Recovery, is_gone, is_stub
+from zdist_broker.state import PINS, Claimed, Client, Tables
 
 if TYPE_CHECKING:
     from zdist_broker.intake import Intake
@@ -83,7 +83,7 @@ class Sought:
     def settle(self, intake: Intake, key: str) -> bool:
         """Whether it is known by now, and those who wait have it."""
         task = self.tables.tasks.get(key)
-        if task is None or (task.fn is None and task.state == RELEASED):
+        if task is None or is_gone(task):
             return False
         for client, (gen, _) in self.keys.pop(key, {}).items():
             if key not in client.wants:  # else it has submitted it meanwhile

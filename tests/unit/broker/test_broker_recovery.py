@@ -384,6 +384,42 @@ def test_a_key_that_was_claimed_is_not_another_task(w: World) -> None:
     assert [row[0] for row in w.rows("c-0", Rejected)] == ["a"]
 
 
+def lost(w: World) -> None:
+    """Of a result that another client has claimed only the name is left, for what was made of it."""
+    held(w, "w-0", "a")
+    claim(w, ("a", 7), client="c-1")
+    w.send("c-1", Want(1, ("a",)))
+    w.send("w-1", Held((("b", 8, 5, "int"),)))
+    claim(w, ("b", 8), client="c-1")
+    w.submit("b", deps=("a",), client="c-1")
+    w.die("w-0")
+    assert w.states() == {"a": "released", "b": "memory"} and w.rows("c-1", Cancelled)
+
+
+def test_a_lost_result_is_there_again_when_its_maker_brings_it(w: World) -> None:
+    """It comes later than the workers that had it are given up (seed 1605913)."""
+    lost(w)
+    w.send("c-0", Claim((), (("a", 7, 5, b"value", "int"),)))
+    w.submit("a")
+    assert [row[0] for row in w.rows("c-0", Finished)] == ["a"] and not w.rows("c-0", Rejected)
+    assert running(w) == []
+
+
+def test_a_lost_result_is_computed_again_when_its_maker_comes(w: World) -> None:
+    lost(w)
+    claim(w, ("a", 7))
+    w.submit("a")
+    assert running(w) == ["a"] and not w.rows("c-0", Rejected)
+
+
+def test_a_lost_result_that_says_what_it_is_is_computed_again_for_anybody(w: World) -> None:
+    lost(w)
+    w.submit("a")
+    assert [row[0] for row in w.rows("c-0", Rejected)] == ["a"]  # it may be another
+    w.submit("a", named=True)
+    assert running(w) == ["a"] and not w.rows("c-0", Rejected)
+
+
 def test_data_that_a_client_holds_now_takes_the_place_of_older_copies(w: World) -> None:
     held(w, "w-0", "x", 0)
     w.send("c-0", Hold(1, (("x", 9, "bytes"),)))
