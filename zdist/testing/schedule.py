@@ -278,8 +278,8 @@ class Schedule:
         if spec.doubtful:
             return True
         foreign = {who for who, lent in self.adopted.items() if not self._still(*lent)}
-        if not sound(self, alone=True):
-            foreign |= self.taken
+        late = {key for _, key in foreign}  # it may have gone into the queue before it was known that it is gone
+        foreign |= {(who, key) for who, key in self.taken if key in late or not sound(self, alone=True)}
         if entry.work is not None:  # it knows how it is computed
             foreign = foreign - {(script.client.name, entry.key)}
         stack, seen = [spec], {spec.key}
