@@ -132,7 +132,7 @@ RECOVERY: Final = 1.5  # seconds that a broker gives to those who were here befo
 SOUGHT: Final = 10.0  # in which keys that nobody has told it of may yet become known,
 COPIES_KEPT: Final = LEASE_CLIENT + 2.0  # and for which it keeps what their workers hold: a client may be late
 COPIES_MOST: Final = 1_000_000
-LOST_RETRIES: Final = 3  # times a want for an unknown key is asked again
+LOST_RETRIES: Final = 5  # times a want for an unknown key is asked again: its maker may have to connect anew
 
 # --- nodes ---------------------------------------------------------------------------------------
 QUICK_DEATH: Final = 2.0  # a worker that lived no longer than this died "at once"

@@ -442,7 +442,7 @@ class Ledger(Replay):
             return "generation from the future"
         if entry.waiters and not pending and entry not in self.resolved:
             return "somebody waits for it in vain"
-        queued = entry in self.queue or entry.key in self.again
+        queued = entry in self.queue or entry.key in self.again or entry in self.later
         if entry.work is not None and pending and entry.refs and not entry.gen and not queued:
             return "wanted, and neither submitted nor queued"
         return ""

@@ -35,6 +35,16 @@ def anew(ledger: Ledger) -> list[m.Message]:
     return found
 
 
+def test_it_submits_what_it_has_learned_while_a_successor_waits_for_workers() -> None:
+    ledger = connected()
+    ledger.welcomed(m.Welcome(2, 0, True, {"recover": 1.5}), 10.0)
+    ledger.want(["b"])
+    ledger.handle(CONTROL, m.Specs(((FN, "g", b"blob"),), (("b", FN, b"args of b", (), OPTIONS),)), 10.0)
+    assert turn(ledger, 10.0) == []
+    assert kinds(turn(ledger, 11.5)) == ["Define", "Submit"]
+    ledger.check()
+
+
 def test_it_submits_it_to_the_next_broker() -> None:
     ledger = told(B_OF_A_OF_DATA)
     assert turn(ledger) == []
