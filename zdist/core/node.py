@@ -81,7 +81,7 @@ class NodeMachine(Machine[Route]):
         self.due: dict[int, float] = {}  # index: when its replacement may start
         self.retired: dict[int, None] = {}  # indices without a worker, until the next order how many to keep
         self.look_at = 0.0
-        self.welcome = False  # a broker has been there: it can move data
+        self.welcome = False  # a broker has been there
         self.copy = Copy()  # of what clients share
         self.reports: deque[WorkerDied] = deque(maxlen=limits.DEATHS_KEPT)
         self.unanswered: list[int] = []  # Adjust requests whose workers have not all ended yet
@@ -115,7 +115,8 @@ class NodeMachine(Machine[Route]):
                 self.send(CONTROL, report)
             leaving = tuple(w.session for w in self.alive.values() if w.leaving and not w.ending)
             if leaving:
-                self.send(CONTROL, Leaving(leaving, True, "its node had ended it before this broker came"))
+                reason = self.stopping or "its node told it to leave before this broker came"
+                self.send(CONTROL, Leaving(leaving, True, reason))
 
     def refused(self, code: str, text: str, now: float) -> None:
         """The broker will not have this node: end all."""
@@ -224,9 +225,10 @@ class NodeMachine(Machine[Route]):
     def drain(self, reason: str, patience: float, now: float) -> None:
         """End the node when what runs has come to an end and its data is elsewhere, ``patience`` seconds later at most.
 
-        At once when it is told so again.
+        At once when it is told so again. A broker that is still to come hears of it in its welcome: workers connect on
+        their own, and may hold data before their node is known.
         """
-        if self.stopping is not None or not self.welcome or patience <= 0:
+        if self.stopping is not None or patience <= 0:
             return self._end(reason, 0, now)
         self.log("info", "node.draining", reason=reason, workers=len(self.alive), seconds=patience)
         self.stopping = reason
@@ -236,10 +238,6 @@ class NodeMachine(Machine[Route]):
 
     def _leave(self, workers: list[WorkerInfo], patience: float, stay: bool, reason: str, now: float) -> None:
         workers = [worker for worker in workers if not worker.ending and not (worker.leaving and stay)]
-        if patience <= 0:
-            for worker in workers:
-                self._end_worker(worker, now)
-            return
         for worker in workers:
             worker.leaving = True
             worker.kill_at = now + patience if worker.kill_at is None else min(worker.kill_at, now + patience)
@@ -371,7 +369,7 @@ class NodeMachine(Machine[Route]):
         """End what is too much, start what is missing and due, answer what has been carried out."""
         if self.stopping is None:
             surplus = [worker for worker in self.alive.values() if worker.index >= self.wanted]
-            self._leave(surplus, limits.SCALE_GRACE if self.welcome else 0.0, True, "the node keeps fewer workers", now)
+            self._leave(surplus, limits.SCALE_GRACE, True, "the node keeps fewer workers", now)
             taken = self._taken()
             for index in range(self.wanted):
                 if index not in taken and index not in self.retired and self.due.get(index, now) <= now:

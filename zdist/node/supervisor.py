@@ -205,8 +205,7 @@ class Supervisor:
                 self._look()
             elif isinstance(item, StopNode):
                 if item.drain:
-                    there = self.driver is not None and self.driver.connected
-                    self._tell(self.machine.drain, item.reason, self.settings.drain if there else 0.0)
+                    self._tell(self.machine.drain, item.reason, self.settings.drain if self.driver else 0.0)
                 else:
                     self._tell(self.machine.stop, item.reason)
             elif isinstance(item, Ended):

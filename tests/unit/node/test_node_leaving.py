@@ -140,11 +140,28 @@ def test_a_drained_node_ends_with_its_workers_and_at_once_when_told_again() -> N
         assert bench.ended is not None and bench.ended.code == 0
 
 
-def test_without_a_broker_nothing_is_waited_for() -> None:
+def test_a_node_without_patience_ends_at_once() -> None:
     bench = Bench(1)
-    bench.machine.drain("SIGTERM", 20.0, bench.now)
+    bench.machine.drain("SIGTERM", 0.0, bench.now)
     bench.settle()
     assert [end.signal for end in bench.signals] == [SIGTERM]
+
+
+@pytest.mark.parametrize("order", ["drain", "scale"])
+def test_workers_that_connected_before_their_node_leave_in_good_order(order: str) -> None:
+    bench = Bench(1)
+    worker = bench.session(0)
+    if order == "drain":
+        bench.machine.drain("SIGTERM", 20.0, bench.now)
+    else:
+        bench.machine.scale(0, bench.now)
+    bench.settle()
+    bench.sent()  # nobody hears this
+    bench.machine.welcomed(Welcome(2, 0, True, {}), bench.now)
+    (leaving,) = bench.sent()
+    assert leaving.workers == (worker,) and leaving.stay and bench.signals == []
+    bench.handle(Dismiss((worker,), False))
+    assert bench.signals == [EndWorker(worker, SIGTERM)]
 
 
 def test_a_fresh_broker_hears_who_is_leaving() -> None:

@@ -13,7 +13,7 @@ from zdist import limits
 from zdist.core.machine import CONTROL, Route
 from zdist.core.node import SIGKILL, SIGTERM, Ended, EndWorker, NodeMachine, StartWorker
 from zdist.errors import ProtocolError
-from zdist.protocol.messages import Adjust, Adjusted, Alive, Pong, Stop, Submit, Welcome, WorkerDied
+from zdist.protocol.messages import Adjust, Adjusted, Alive, Dismiss, Leaving, Pong, Stop, Submit, Welcome, WorkerDied
 
 
 class Bench:
@@ -164,6 +164,8 @@ def test_adjust_scales_down_by_order_and_answers_when_they_are_gone() -> None:
     bench = Bench(3)
     last = bench.session(2)
     bench.handle(Adjust(7, 2, False))
+    assert bench.sent() == [Leaving((last,), True, "the node keeps fewer workers")] and bench.signals == []
+    bench.handle(Dismiss((last,), False))
     assert bench.signals == [EndWorker(last, SIGTERM)]
     assert bench.sent() == []
     report, answer = bench.die(last, -15)
@@ -175,23 +177,13 @@ def test_adjust_scales_down_by_order_and_answers_when_they_are_gone() -> None:
 def test_a_worker_that_does_not_end_is_killed() -> None:
     bench = Bench(2)
     last = bench.session(1)
-    bench.handle(Adjust(7, 1, False))
+    bench.handle(Dismiss((last,), True))
     bench.later(limits.END_GRACE - 0.01)
     assert bench.signals == [EndWorker(last, SIGTERM)]
     bench.later(0.02)
     assert bench.signals == [EndWorker(last, SIGTERM), EndWorker(last, SIGKILL)]
     bench.later(60)
     assert len(bench.signals) == 2
-
-
-def test_an_index_is_taken_again_only_when_its_ending_worker_is_gone() -> None:
-    bench = Bench(2)
-    old = bench.session(1)
-    bench.handle(Adjust(1, 1, False))
-    bench.handle(Adjust(2, 2, False))
-    assert list(bench.running) == [bench.session(0), old]
-    bench.die(old, -15)
-    assert bench.session(1) != old
 
 
 def test_restart_replaces_all_and_forgets_pauses() -> None:
@@ -284,9 +276,11 @@ class NodeLife(RuleBasedStateMachine):
         for message in self.bench.sent():
             if isinstance(message, Adjusted):
                 self.answered.append(message.req)
-            else:
+            elif isinstance(message, WorkerDied):
                 assert message.worker not in self.reported
                 self.reported.add(message.worker)
+            else:
+                assert isinstance(message, Leaving)
 
     @rule(workers=st.integers(-1, 4), restart=st.booleans())
     def adjust(self, workers: int, restart: bool) -> None:
