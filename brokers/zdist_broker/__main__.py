@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--inline-result", type=int, default=limits.INLINE_RESULT, metavar="BYTES")
     parser.add_argument("--allowed-deaths", type=int, default=limits.ALLOWED_DEATHS, metavar="N")
     parser.add_argument("--lifeline", action="store_true", help="end when stdin closes")
+    parser.add_argument("--first", action="store_true", help="no broker was at this address before")
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--log-format")
     options = parser.parse_args(argv)
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
             advertise=options.advertise,
             inline_result=options.inline_result,
             allowed_deaths=options.allowed_deaths,
+            first=options.first,
         )
     except (ZdistError, OSError) as exc:
         print(f"zdist broker: {exc}", file=sys.stderr)

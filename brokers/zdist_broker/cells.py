@@ -48,6 +48,7 @@ class Store:
         self.replicas: dict[Node, Replica] = {}
         self.slow: dict[Node, None] = {}  # they did not confirm in time, and may again when they have
         self.offers: dict[Node, tuple[int, int, list[Row], bool]] = {}  # of nodes that knew an earlier broker
+        self.copied = False  # one of those was taken over
 
     # --- cells ------------------------------------------------------------------------------------------
 
@@ -155,6 +156,7 @@ class Store:
         self.offers.clear()
         if not whole_ones:
             return []
+        self.copied = True
         _, version, rows, _ = max(whole_ones, key=lambda offer: offer[:2])
         self.version = max(self.version, version)
         known = dict.fromkeys(self.cells)

@@ -104,6 +104,7 @@ class BrokerMachine(Machine[str]):
         relay: the bulk side, for its figures in "counts".
         inline_result: bytes up to which results travel with their completion; 0: none do.
         allowed_deaths: workers that may die under a task before it fails with KilledWorker.
+        born: when it began, if another may have been at its address before; None: it is the first.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class BrokerMachine(Machine[str]):
         relay: Relay | None = None,
         inline_result: int = INLINE_RESULT,
         allowed_deaths: int = ALLOWED_DEATHS,
+        born: float | None = None,
     ) -> None:
         super().__init__()
         self.cluster = cluster
@@ -137,7 +139,7 @@ class BrokerMachine(Machine[str]):
         self.peers: dict[str, Client | Worker | Node] = {}
         self.absent = Absent(recovery, self.peers)
         self.dead: dict[str, str] = {}  # workers whose end was reported, and by whom: a hello may arrive after that
-        self.shared = Shared(tables, intake, recovery, self.peers, queries, self.log)
+        self.shared = Shared(tables, intake, recovery, self.peers, queries, self.log, born)
         self.setups = Setups(tables, self.shared, queries, data)
         self._share_out()
 

@@ -56,7 +56,8 @@ class BrokerServer:
     default beside it. ``token_file``: where the cluster token lies or is to be written; by default in the user's
     runtime directory, found there by address while the broker lives. ``inline_result``: bytes up to which results
     travel with their completion, 0 for none. ``allowed_deaths``: workers that may die under a task before it fails.
-    Leases in seconds. Raises AddressRefused for an address that a network can
+    ``first``: no broker was at this address before. Else those that were connected to it have the time to come before
+    anything is said of what clients share. Leases in seconds. Raises AddressRefused for an address that a network can
     reach unless ``insecure``, AddressUnavailable for a port in use.
     """
 
@@ -73,6 +74,7 @@ class BrokerServer:
         allowed_deaths: int = limits.ALLOWED_DEATHS,
         lease_node: float = limits.LEASE_NODE,
         lease_client: float = limits.LEASE_CLIENT,
+        first: bool = False,
     ) -> None:
         self.stopping = False
         self.ended = ""  # why the cluster is over, if it is
@@ -105,6 +107,7 @@ class BrokerServer:
             relay=relay,
             inline_result=inline_result,
             allowed_deaths=allowed_deaths,
+            born=None if first or self.free_port else time.monotonic(),
         )
         self.endpoint = BrokerEndpoint(
             self.machine,

@@ -50,8 +50,10 @@ class Shared(State):
         peers: dict[str, Any],
         queries: Queries,
         log: Callable[..., None],
+        born: float | None,
     ) -> None:
         super().__init__(tables, intake, recovery, peers, log)
+        self.born = born  # when a broker began that may have another's place; those who knew that one may come late
         self.later = queries  # what a handler returns whose answer comes later
         self.answers: list[tuple[int, Client, int, Any]] = []  # version that copies must have, who is told what
         self.early: dict[tuple[str, int], tuple[Client, Any]] = {}  # asked before the copies can have come
@@ -165,12 +167,12 @@ class Shared(State):
 
     def mirror(self, node: Node, message: Mirror, now: float) -> None:
         """A node's copy from the time of an earlier broker."""
-        if self.opened and self.store.version:  # this broker has begun with another copy, and gone on since
+        if self.store.copied:  # this broker has begun with another copy, and gone on since
             self.tables.ignored += 1
             return
         self.store.offered(node, message, now)
         if self.open_at is None:
-            self.open_at = now + (0.0 if self.opened else RECOVERY)
+            self.open_at = now + (0.0 if self.opened and not self.store.version else RECOVERY)
 
     def mirrored(self, node: Node, message: Mirrored, now: float) -> None:
         """A node confirms a version."""
@@ -178,7 +180,7 @@ class Shared(State):
 
     def _open(self, now: float) -> None:
         """After an earlier broker: until its nodes have had the time to come, nothing is answered."""
-        began = self.recovery.began
+        began = self.born if self.recovery.began is None else self.recovery.began
         if began is not None and not self.opened and self.open_at is None:
             self.open_at = began + RECOVERY
 
@@ -234,6 +236,8 @@ class Shared(State):
     def tick(self, now: float) -> None:
         """Time is over for some that wait."""
         self.store.tick(now)
+        if self.open_at is not None and not self.opened and self.recovery.began is not None:
+            self.open_at = max(self.open_at, self.recovery.began + RECOVERY)  # the first who knew has come since
         if self.open_at is not None and now >= self.open_at:
             self._take_over(now)
         if self.orphans_at is not None and now >= self.orphans_at:

@@ -31,7 +31,7 @@ def broker_command(
     log_level: str,
     log_format: str,
 ) -> list[str]:
-    """Command line of a broker; ``--lifeline`` or ``--insecure`` may be added."""
+    """Command line of a broker; ``--lifeline``, ``--first`` or ``--insecure`` may be added."""
     out = [*python_command("zdist_broker"), "--bind", bind, "--log-level", log_level, "--log-format", log_format]
     out += ["--inline-result", str(inline_result), "--allowed-deaths", str(allowed_deaths)]
     if token_file:

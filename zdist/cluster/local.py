@@ -227,7 +227,7 @@ class ProcessParts:
                 log_level=cluster.log_level,
                 log_format="auto",
             )
-            self.broker = Child("the broker", [*command, "--lifeline"])
+            self.broker = Child("the broker", [*command, "--lifeline", "--first"])
             if ipc:  # its address is known beforehand, so both come up at the same time
                 self.node = start_node(cluster, bind, self.directory.path, token_file)
             self.address = self.broker.line(START_TIMEOUT).split()[-1]

@@ -45,6 +45,7 @@ class ThreadParts:
                 token=cluster.token,
                 token_file=self.directory.path / "token",
                 inline_result=cluster.inline_result,
+                first=True,
             )
         except BaseException:
             self.directory.remove()

@@ -121,7 +121,9 @@ class SimBroker(Process):
     def __init__(self, network: Network, epoch: int) -> None:
         super().__init__(network, "broker")
         relay = Relay()
-        self.machine = BrokerMachine(epoch=epoch, cluster="simulated", address="sim://broker", relay=relay)
+        self.machine = BrokerMachine(
+            epoch=epoch, cluster="simulated", address="sim://broker", relay=relay, born=network.now
+        )
         self.endpoint = self.sessions = BrokerEndpoint(
             self.machine, relay, epoch=epoch, token=TOKEN, cluster="simulated", bulk="sim://broker-bulk"
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from zdist.core.entry import CANCELLED, Reply
+from zdist.core.entry import CANCELLED, Entry, Reply
 from zdist.errors import InvariantError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class _Op:
         self.verb = verb
         self.item = item
         self.number = 0
+        self.kept: list[Entry] = []  # futures in the item: whoever puts them keeps them until they are in the queue
 
     def resolved(self, reply: Reply, /) -> None:
         self.acts.answered(self, reply)
@@ -74,9 +75,10 @@ class Acts:
             keys = (self.script.random.choice(live).key,)
             item += f" {FUTURE}{keys[0]}"
         self.asked[item] = None
-        self._ask("queue", "put", (item.encode(), keys, 0), item)
+        op = self._ask("queue", "put", (item.encode(), keys, 0), item)
+        op.kept = self.script.client.ledger.want(keys)
 
-    def _ask(self, kind: str, verb: str, args: tuple[Any, ...], item: str = "", timeout: float | None = None) -> None:
+    def _ask(self, kind: str, verb: str, args: tuple[Any, ...], item: str = "", timeout: float | None = None) -> _Op:
         heard, self.heard = tuple(self.heard), []
         ledger = self.script.client.ledger
         reply = ledger.ask("shared", (heard, kind, "it", verb, args, timeout))
@@ -85,10 +87,12 @@ class Acts:
         reply.waiters = [op]
         self.unanswered[verb] += 1
         self.script.client.soon()
+        return op
 
     def answered(self, op: _Op, reply: Reply) -> None:
         """The broker's answer."""
         self.unanswered = self.unanswered - Counter([op.verb])
+        self.script.client.ledger.dropped.extend(op.kept)
         if not reply.ok:
             raise InvariantError(f"{op.verb} {op.item}: {reply.value}")
         status, found = reply.value

@@ -66,14 +66,18 @@ class Shared(World):
     def successor(self) -> Shared:
         """Another broker at this one's place, to which everybody comes."""
         new = Shared(nodes=len(self.copies), workers=0, epoch=2)
-        new.copies = self.copies
         new.req = self.req
+        self.come_back(new)
+        return new
+
+    def come_back(self, new: Shared) -> None:
+        """The nodes greet another broker."""
+        new.copies = self.copies
         new.broker.succeeds(new.now)
         for session, copy in self.copies.items():
             if session not in self.deaf:
                 for part in copy.offer():
                     new.send(session, part)
-        return new
 
 
 def item(text: str, *keys: str) -> tuple[bytes, tuple[str, ...]]:

@@ -94,6 +94,37 @@ def test_a_copy_that_comes_late_is_taken_over_at_once_if_there_is_nothing_yet() 
     assert new.answers("c-1") == {waits: ("ok", 1)}
 
 
+def test_a_new_client_does_not_get_the_lock_of_one_that_has_not_come_back_yet() -> None:
+    w = Shared()
+    w.do("c-0", "lock", "acquire", 1)
+    new = Shared(workers=0, epoch=2)
+    new.broker.shared.born = 0.0
+    late = new.op("c-1", "lock", "acquire", 1, timeout=5.0)  # before anybody who knew the earlier broker
+    assert new.broker.deadline() == RECOVERY
+    new.tick(1.0)
+    w.come_back(new)
+    new.tick(RECOVERY - 1.0)
+    assert new.answers("c-1") == {} and new.broker.deadline() == 1.0 + RECOVERY  # the other node may have a newer copy
+    new.tick(1.0)
+    assert new.answers("c-1") == {}
+    new.do("c-0", "lock", "release", 1 << 10 | 1)
+    assert new.answers("c-1")[late][0] == "ok"
+
+
+def test_a_broker_that_may_be_the_first_answers_when_nobody_has_come() -> None:
+    w = Shared()
+    w.do("c-0", "queue", "put", *item("a"), 0)
+    new = Shared(workers=0, epoch=2)
+    new.broker.shared.born = 0.0
+    early = new.op("c-1", "variable", "set", *item("b"))
+    assert new.answers("c-1") == {}
+    new.tick(RECOVERY)
+    assert new.answers("c-1") == {early: ("ok", None)}
+    w.come_back(new)  # after all: what is not there yet is taken over
+    new.tick(RECOVERY)
+    assert size(new) == 1 and new.do("c-1", "variable", "get") == (item("b"),)
+
+
 def test_a_copy_that_comes_after_another_was_taken_over_brings_nothing_back() -> None:
     w = Shared()
     w.do("c-0", "queue", "put", *item("a"), 0)
