@@ -176,6 +176,7 @@ FAILURES_KEPT: Final = 32  # last tasks that failed, for those who look
 KEYS_SHOWN: Final = 64  # keys of one worker told to those who look
 COUNTED_TASKS: Final = 20_000  # up to so many are counted by state for those who look
 PLACE_FAN_OUT: Final = 2  # copies pulled from one holder at once while data spreads
+PLACE_SILENT: Final = 3.0  # seconds after which another is asked instead of a worker that says nothing
 POOLS_KEPT: Final = 64  # placement classes and option sets kept for reuse
 PRIORITY_MAX: Final = 1 << 20  # of Options.priority, either sign
 ATTACH_WAIT: Final = 1.0  # a relayed request waits so long for its holder's bulk connection

@@ -11,23 +11,25 @@ from typing import Final
 
 from zdist.core.machine import require
 from zdist.limits import MAX_SESSIONS, MAX_WORKERS
-from zdist.protocol.messages import Alive, Claim, Message
+from zdist.protocol.messages import Alive, Claim, Message, Subscribe
 from zdist_broker.recovery import Recovery
-from zdist_broker.state import Client, Node, Peer
+from zdist_broker.setups import Setups
+from zdist_broker.state import Client, Node, Worker
 
 __all__ = ["Absent"]
 
 MOST: Final = 28.0  # seconds that are waited for them at most; copies are kept for longer
-TOLD: Final = 0.25  # seconds from its hello in which a worker tells what it holds and runs
+TOLD: Final = 0.25  # seconds from its first word in which a worker tells what it holds and runs
 PARKED: Final = 100_000  # messages of one client that wait at most
 
 
 class Absent:
     """Who is waited for (``Recovery.absent``: until when), and what clients have said meanwhile."""
 
-    def __init__(self, recovery: Recovery, peers: Mapping[str, Peer]) -> None:
+    def __init__(self, recovery: Recovery, workers: Mapping[str, Worker], setups: Setups) -> None:
         self.recovery = recovery
-        self.peers = peers
+        self.workers = workers
+        self.setups = setups
         self.nodes: dict[str, Node] = {}  # of those that are waited for
         self.parked: dict[Client, list[Message]] = {}
         self.heard: Client | None = None  # whose messages wait no longer
@@ -38,15 +40,18 @@ class Absent:
         if began is None or now >= began + MOST:
             return
         for session in message.workers[:MAX_WORKERS]:
-            if session not in self.peers and len(self.nodes) < MAX_SESSIONS:
+            worker = self.workers.get(session)
+            here = worker is not None and (worker.subscribed or worker in self.setups.open)
+            if not here and len(self.nodes) < MAX_SESSIONS:  # also if its hello is, which may have waited in a socket
                 self.recovery.absent[session] = began + MOST
                 self.nodes[session] = node
 
-    def came(self, session: str, now: float) -> None:
-        """A worker has said hello."""
-        until = self.recovery.absent.get(session)
+    def subscribe(self, worker: Worker, message: Subscribe, now: float) -> None:
+        """A worker speaks: it has heard that this broker is another, and tells what it has."""
+        until = self.recovery.absent.get(worker.session)
         if until is not None:
-            self.recovery.absent[session] = min(until, now + TOLD)
+            self.recovery.absent[worker.session] = min(until, now + TOLD)
+        self.setups.subscribe(worker, message, now)
 
     def gone(self, node: Node, session: str = "") -> None:
         """A worker of this node has ended, or all are not known to live any more."""

@@ -94,6 +94,8 @@ class Store:
         if not self.version or len(self.replicas) >= min(MIRRORS, len(tables.nodes)):
             return
         for node in tables.nodes.values():
+            if node in self.offers:  # what it has is still to be looked at
+                continue
             if len(self.replicas) < MIRRORS and node not in self.replicas and node not in self.slow:
                 replica = self.replicas[node] = Replica()
                 replica.owes = now

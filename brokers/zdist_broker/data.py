@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zdist.errors import ProtocolError
-from zdist.limits import AHEAD_MICROS, MAX_KEY, MAX_NAMES, MAX_REASON, MAX_TEXT, PLACE_FAN_OUT
+from zdist.limits import AHEAD_MICROS, HEARTBEAT, MAX_KEY, MAX_NAMES, MAX_REASON, MAX_TEXT, PLACE_FAN_OUT, PLACE_SILENT
 from zdist.protocol.messages import (
     Cancelled,
     Done,
@@ -49,6 +49,7 @@ class Data:
         self.placement = placement
         self.lifecycle = lifecycle
         self.next = 0  # first worker that the next placing begins with
+        self.look_at = 0.0  # when copies that were asked for are looked at
 
     # --- held by clients, copied to workers ------------------------------------------------------------
 
@@ -116,7 +117,7 @@ class Data:
         have = sum(task.key in w.held for w in there)
         if have >= wanted:
             return self._placed(placing)
-        more = min(wanted - have, PLACE_FAN_OUT * max(holders, 1)) - len(targets)
+        more = min(wanted - have, PLACE_FAN_OUT * max(holders, 1)) - max(0, len(targets) - placing.silent)
         if more <= 0:
             return
         start = self.next % len(there)
@@ -138,6 +139,20 @@ class Data:
         for holder in clients:  # after Finished, by which it knows that the data is elsewhere
             del holder.held[task.key]
             tables.post(holder, Drop, task.key)
+
+    def tick(self, now: float) -> None:
+        """Who was asked for a copy may be silent for long (a task holds its interpreter): then others are asked too."""
+        if not self.tables.placing or now < self.look_at:
+            return
+        self.look_at = now + HEARTBEAT
+        for placing in list(self.tables.placing.values()):
+            placing.silent = sum(now - worker.seen > PLACE_SILENT for worker in placing.targets)
+            if placing.silent:
+                self.advance(placing)
+
+    def deadline(self) -> float | None:
+        """When `tick` is needed."""
+        return self.look_at if self.tables.placing else None
 
     def _advance_all(self) -> None:
         for placing in list(self.tables.placing.values()):
@@ -163,6 +178,7 @@ class Data:
                 or task.lives  # what others fetched is a handle; the actor is where it was made
                 or not (task.who or task.users)
                 or not (task.holders or task.value is not None)
+                or (not attempt and nbytes != task.nbytes)  # other data has had this name
             ):
                 self.lifecycle.stale(peer, key, task)
                 continue

@@ -117,7 +117,6 @@ class BrokerEndpoint:
 
     def _accept(self, peer: Peer, packet: Packet, now: float) -> None:
         peer.heard = now
-        peer.settled = True
         session = peer.session
         fresh = session.accept(packet, now)
         if peer.behind:
@@ -138,6 +137,7 @@ class BrokerEndpoint:
             kind = type(message)
             if kind is Ping:
                 peer.pinged = True
+                self.machine.heard(session.id, now)
             elif kind is Bye:
                 assert isinstance(message, Bye)
                 self._part(peer, message.reason[: limits.MAX_KEY], now)
@@ -188,11 +188,12 @@ class BrokerEndpoint:
         packets: list[Packet] = []
         if peer is not None:
             peer.heard = now
-            peer.session.acknowledge(hello.received)
+            if peer.knows(hello, self.epoch):
+                peer.session.acknowledge(hello.received)
             if now < peer.greeted + limits.HELLO_PAUSE or not self._may_repeat(peer, now):
                 return  # a peer that is not welcomed says hello again
             packets = peer.repeat()
-            self.machine.resumed(session, now)
+            self.machine.heard(session, now)
         else:
             if len(self.peers) >= limits.MAX_SESSIONS:
                 self._refuse(route, session, "full", f"this broker has {len(self.peers)} sessions and takes no more")
@@ -210,11 +211,10 @@ class BrokerEndpoint:
         peer.control = route.hop
         peer.heard = peer.greeted = now
         self.control[route.hop] = peer
-        fresh = not peer.settled  # also if a welcome that said so was lost
         info = self.info | peer.info
         if hello.epoch not in (0, self.epoch):  # this broker has taken another's place
             info["recover"] = self.machine.succeeds(now)
-        self._loose(peer, Welcome(self.epoch, peer.session.received, fresh, info))
+        self._loose(peer, Welcome(self.epoch, peer.session.received, not peer.knows(hello, self.epoch), info))
         self.loose += [(route, packet) for packet in packets]
 
     def _may_repeat(self, peer: Peer, now: float) -> bool:

@@ -72,7 +72,7 @@ class Heirs:
             for task in lineage([task for task in tasks if task.state != FORGOTTEN]):
                 fn, terms = task.fn, task.terms
                 if fn is None or terms is None:
-                    rows.append((task.key, b"", b"", (), ()))
+                    rows.append((task.key, b"", b"", (), (task.attempt,) if task.attempt else ()))
                     continue
                 functions[fn] = None
                 size += payload_size(task.args)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from zdist.limits import MAX_KEY, MAX_REASON
 from zdist.protocol.messages import (
+    ANY,
     Cancel,
     Cancelled,
     Claim,
@@ -29,6 +32,7 @@ from zdist_broker.state import (
     LAZY,
     MEMORY,
     PINNED,
+    PINS,
     READY,
     RELEASED,
     WAITING,
@@ -39,6 +43,9 @@ from zdist_broker.state import (
     Task,
     Terms,
 )
+
+if TYPE_CHECKING:
+    from zdist_broker.sharing import State
 
 UNKNOWN = "nobody in the cluster knows this key any more"
 
@@ -54,6 +61,7 @@ class Intake:
         self.heirs = Heirs(tables)
         self.functions = Functions(tables)
         self.sought = Sought(tables, recovery)
+        self.shared: State  # what clients share, which sets it
 
     # --- submissions --------------------------------------------------------------------------------
 
@@ -245,6 +253,9 @@ class Intake:
                 self.lifecycle.revive(task, "its inputs were released")
             elif deps is not None:
                 self.recovery.explain(task, fn, args, deps, terms)
+                for other in task.who:  # who asked before that was known
+                    if other is not client and other.session != PINS:
+                        self.tables.blind.setdefault(task, {})[other] = None
                 self.want_known(client, task, gen)
             return None
         if task.fn is None:
@@ -272,6 +283,8 @@ class Intake:
             task = self.tables.tasks.get(key)
             if key in claims and (task is None or is_stub(task)):
                 task = self.recovery.data(key, claims[key])
+            elif (task is None or is_stub(task)) and key in self.recovery.copies and self.recovery.late(now):
+                task = self.recovery.data(key, Claimed(ANY))  # nobody else has claimed it
             if task is not None and (task.fn is not None or task.state != RELEASED):
                 self.want_known(client, task, message.gen, blind=True)
             elif not self.sought.keep(client, key, message.gen, claims.get(key), now):
@@ -305,6 +318,8 @@ class Intake:
         for key, gen in message.rows:
             if self.sought.keys:
                 self.sought.settle(self, key)
+            if self.shared.loose and client is not self.shared.pinner:
+                self.shared.settle(key)
             if wants.get(key) != gen:
                 self.tables.ignored += 1
                 self.sought.drop(client, key, gen)
@@ -336,6 +351,7 @@ class Intake:
         for key in message.keys:
             self.sought.drop(client, key)
             self.sought.settle(self, key)
+            self.shared.settle(key)
         while stack:
             task, why = stack.pop()
             if task in seen:
@@ -364,6 +380,8 @@ class Intake:
         self.sought.gone(client)
         for key in [key for key in self.sought.keys if key in client.wants]:
             self.sought.settle(self, key)
+        for key in [key for key in self.shared.loose if key in client.wants]:
+            self.shared.settle(key)
         wants, client.wants = client.wants, {}
         loose = [self.tables.tasks[key] for key in wants]
         for task in loose:

@@ -150,7 +150,7 @@ class Departures:
         left = not worker.subscribed or bool(self.recovery.copies) or (until is not None and now < until)
         begun = 0
         staying = self._staying()
-        if not staying and (leave.stay or leave.replace):
+        if not staying and (leave.stay or leave.replace) and not self._coming():
             return left  # nobody could take what it holds, and nobody is about to come before it goes
         for task in list(worker.held.values()):
             if not self._only_here(task, self.leaves):
@@ -172,6 +172,13 @@ class Departures:
 
     def _staying(self) -> list[Worker]:
         return [w for w in self.tables.workers.values() if w.subscribed and not w.leaving]
+
+    def _coming(self) -> bool:
+        """Whether a worker that stays has come and takes nothing yet, or may be started by a node that stays."""
+        if any(not worker.leaving for worker in self.tables.workers.values()):
+            return True
+        leaving = {worker.node for worker in self.leaves}
+        return any(session not in leaving for session in self.tables.nodes)
 
     def _only_here(self, task: Task, leaving: Any) -> bool:
         """Whether no worker would have the task's data (that the broker has a value at hand ends when it is killed)."""

@@ -137,10 +137,10 @@ class BrokerMachine(Machine[str]):
         self.lanes = Lanes(tables, placement, intake)
         self.actors = Actors(tables, recovery)
         self.peers: dict[str, Client | Worker | Node] = {}
-        self.absent = Absent(recovery, self.peers)
         self.dead: dict[str, str] = {}  # workers whose end was reported, and by whom: a hello may arrive after that
         self.shared = Shared(tables, intake, recovery, self.peers, queries, self.log, born)
         self.setups = Setups(tables, self.shared, queries, data)
+        self.absent = Absent(recovery, tables.workers, self.setups)
         self._share_out()
 
     def _share_out(self) -> None:
@@ -173,7 +173,7 @@ class BrokerMachine(Machine[str]):
             NoCopy: data.no_copy,
             Returned: data.returned,
             Seceded: data.seceded,
-            Subscribe: self.setups.subscribe,
+            Subscribe: self.absent.subscribe,
             WhichFunction: self._which_function,
             Called: self.setups.called,
             Output: queries.output,
@@ -216,7 +216,6 @@ class BrokerMachine(Machine[str]):
             peer.handlers = self.worker_handlers
             welcome["inline_result"] = self.tables.inline_result
             self.departures.joined(peer, now)
-            self.absent.came(session, now)
         elif role == "node":
             peer = self.tables.nodes[session] = Node(session, info, now)
             peer.handlers = self.node_handlers
@@ -247,8 +246,8 @@ class BrokerMachine(Machine[str]):
         to come back before clients claim what they hold."""
         return self.recovery.begin(now)
 
-    def resumed(self, session: str, now: float) -> None:
-        """The session's connection was renewed; nothing was lost."""
+    def heard(self, session: str, now: float) -> None:
+        """The session lives: it has renewed its connection, or has nothing to say."""
         peer = self.peers.get(session)
         if peer is not None:
             peer.seen = now
@@ -412,6 +411,7 @@ class BrokerMachine(Machine[str]):
         self.absent.tick(self._late, now)
         self.intake.sought.tick(self.intake, now)
         self.recovery.tick(now)
+        self.data.tick(now)
         self.departures.tick(now)
         self.shared.tick(now)
         self.replicas.tick(now)
@@ -422,7 +422,7 @@ class BrokerMachine(Machine[str]):
         for when in (
             self.queries.deadline(), self.lanes.sweep_at, self.notices.deadline(), self.recovery.deadline(),
             self.departures.look_at, self.replicas.look_at, self.shared.deadline(), self.intake.sought.look_at,
-            self.absent.deadline(),
+            self.absent.deadline(), self.data.deadline(),
         ):  # fmt: skip
             if when is not None and (due is None or when < due):
                 due = when

@@ -22,7 +22,7 @@ class Peer:
 
     __slots__ = (
         "begun", "behind", "bulk", "control", "crowded", "greeted", "heard", "host", "info", "mute", "node", "pinged",
-        "repeats", "role", "session", "settled", "spoke", "swept", "until",
+        "repeats", "role", "session", "spoke", "swept", "until",
     )  # fmt: skip
 
     def __init__(self, session: str, role: str, node: str, host: str, info: dict[str, Any]) -> None:
@@ -31,7 +31,6 @@ class Peer:
         self.node = node  # a worker's node, whose heartbeat keeps it alive
         self.host = host
         self.info = info  # what its machine adds to each welcome
-        self.settled = False  # it has heard that it begins anew: only who was welcomed says more than hello
         self.control: bytes | None = None
         self.bulk: bytes | None = None
         self.heard = 0.0
@@ -45,6 +44,10 @@ class Peer:
         self.until = 0  # last packet of the portion that is on its way
         self.begun = 0  # first packet of the last repetition
         self.repeats = 0  # repetitions that began there
+
+    def knows(self, hello: Hello, epoch: int) -> bool:
+        """Whether the peer has heard of this life of its session: else what it counts is from another."""
+        return hello.epoch == epoch and hello.info.get("life") == self.info["life"]
 
     @property
     def first(self) -> int:

@@ -123,7 +123,7 @@ class Queries:
         self.address = address
         self.session = session
         self.relay = relay
-        self.req = 0  # of what the broker itself asks of workers and nodes
+        self.req = (tables.epoch & 0x3FFFFFFFFFF) << 20  # of what the broker itself asks of workers and nodes
         self.pending: dict[int, Pending] = {}
         self.waiting: list[tuple[Client, int, int]] = []  # wait_for_workers: client, req, n
         self.restarts: list[Restart] = []

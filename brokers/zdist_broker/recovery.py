@@ -175,6 +175,8 @@ class Recovery:
 
     def data(self, key: str, claim: Claimed) -> Task | None:
         """A task for data that was scattered, or is known to who has its future from others, if it is there."""
+        if not self.holds(key, claim):
+            return None  # others may know of the attempt that counts
         task = self.tables.tasks.get(key) or self.stub(key)
         scattered = [copy for copy in self.copies.get(key, {}).values() if not copy[0]]  # else the attempt tells
         if len({copy[1] for copy in scattered}) > 1 or len({copy[2] for copy in scattered} - {""}) > 1:

@@ -22,10 +22,11 @@ WHOLE = -1  # the item that says how many parts there are
 class Setup:
     """How far a worker is: what is still to be called, the call that it has not answered, its offer for the end."""
 
-    __slots__ = ("offer", "payloads", "req")
+    __slots__ = ("called", "offer", "payloads", "req")
 
     def __init__(self, payloads: list[bytes], offer: Subscribe | None) -> None:
         self.payloads = payloads
+        self.called: list[bytes] = []
         self.offer = offer
         self.req = 0
 
@@ -75,6 +76,7 @@ class Setups:
 
     def _next(self, worker: Worker, setup: Setup) -> None:
         payload = setup.payloads.pop(0)
+        setup.called.append(payload)
         self.queries.req += 1
         setup.req = self.queries.req
         self.tables.tell(worker, Call(setup.req, None, payload if len(payload) < OWN_FRAME else Buffer(payload)))
@@ -84,7 +86,10 @@ class Setups:
         setup = self.open.get(worker)
         if setup is None or message.req != setup.req:
             self.queries.called(worker, message, now)
-        elif setup.payloads:
+            return
+        if not setup.payloads and setup.offer is not None:  # what was registered since had only those who work do it
+            setup.payloads = [payload for payload in self.payloads() if payload not in setup.called]
+        if setup.payloads:
             self._next(worker, setup)
         else:
             del self.open[worker]

@@ -9,7 +9,7 @@ from zdist.core.machine import require
 from zdist.protocol.messages import ANY, Release, Want
 from zdist_broker.cells import Store
 from zdist_broker.intake import Intake
-from zdist_broker.recovery import Recovery
+from zdist_broker.recovery import Recovery, is_gone
 from zdist_broker.state import PINS, Claimed, Client, Tables
 from zdist_broker.topics import Topics
 
@@ -45,6 +45,7 @@ class State:
         self.loose: dict[str, None] = {}  # of these, those that the broker does not know yet
         self.spare: dict[str, None] = {}  # keys that a cell has lost; another may have got them
         self.pinner: Client | None = None  # wants the others
+        intake.shared = self
 
     def change(self, kind: str, name: str, item: Any, value: Any) -> None:
         """Set a cell (None takes it away); who waits for that is looked at, futures in it stay alive."""
@@ -53,7 +54,7 @@ class State:
             self.pins[key] = self.pins.get(key, 0) + 1
             if self.pinner is None or key not in self.pinner.wants:
                 self.loose[key] = None
-                if key in self.tables.tasks:  # at once, before its client lets go of it
+                if self._known(key):  # at once, before its client lets go of it
                     self._want(key)
         self.store.set(kind, name, item, value)
         for key in old[-1] if old is not None and kind in WITH_FUTURES else ():
@@ -61,6 +62,15 @@ class State:
             if not self.pins[key]:
                 self.spare[key] = None
         self.touched[kind, name] = None
+
+    def _known(self, key: str) -> bool:
+        task = self.tables.tasks.get(key)
+        return task is not None and not is_gone(task)
+
+    def settle(self, key: str) -> None:
+        """Somebody is about to let go of the key."""
+        if key in self.loose and self._known(key):
+            self._want(key)
 
     def _want(self, key: str) -> None:
         if self.pinner is None:
@@ -83,7 +93,7 @@ class State:
         what has not gone from one cell to another."""
         claims = self.recovery.late(now)
         for key in list(self.loose):
-            if key in self.tables.tasks or (claims and key in self.recovery.copies):
+            if self._known(key) or (claims and key in self.recovery.copies):
                 self._want(key)
         spare, self.spare = self.spare, {}
         for key in spare:

@@ -277,7 +277,7 @@ class Node(Peer):
 class Placing:
     """Data on its way to workers."""
 
-    __slots__ = ("allowed", "copies", "handed", "targets", "task")
+    __slots__ = ("allowed", "copies", "handed", "silent", "targets", "task")
 
     def __init__(self, task: Task, allowed: frozenset[str], copies: int) -> None:
         self.task = task
@@ -285,6 +285,7 @@ class Placing:
         self.copies = copies  # 0: on all that are allowed
         self.handed = False  # by its client, which then keeps none (scatter; arguments it keeps)
         self.targets: dict[Worker, None] = {}  # asked to fetch it
+        self.silent = 0  # of these have said nothing of late: others are asked as well
 
 
 class Tables:

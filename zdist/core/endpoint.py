@@ -184,8 +184,11 @@ class PeerEndpoint:
 
     def _welcome(self, welcome: Welcome, now: float) -> None:
         life = welcome.info.get("life")
-        if welcome.epoch == self.epoch and life is not None and life == self.life:
-            welcome = welcome._replace(fresh=False)  # answer to a hello that was sent again: the session goes on
+        if welcome.epoch == self.epoch and life is not None and self.life is not None:
+            if life < self.life:
+                return  # it was late: the session has begun anew since
+            if life == self.life:
+                welcome = welcome._replace(fresh=False)  # answer to a hello that was sent again: the session goes on
         self.life = life
         if self.over or (self.up and welcome.epoch == self.epoch and not welcome.fresh and not self.session.unacked):
             return  # answer to a hello that was sent twice
@@ -223,7 +226,8 @@ class PeerEndpoint:
         self.up = False
         self.since = self.since or now
         self._look_for_token(now)
-        hello = Hello(self.machine.role, self.token, self.epoch, self.session.received, self.machine.hello_info())
+        info = {**self.machine.hello_info(), "life": self.life}
+        hello = Hello(self.machine.role, self.token, self.epoch, self.session.received, info)
         self.loose.append((CONTROL, self.session.loose(hello)))
         self.next_hello = now + self.pause
         self.pause = min(self.pause * 2, limits.HELLO_RETRY_MAX)

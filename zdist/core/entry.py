@@ -8,6 +8,7 @@ from zdist.protocol.messages import Key, Payload
 
 __all__ = [
     "CANCELLED",
+    "DATA_LOST",
     "ERROR",
     "FINISHED",
     "GIVEN_UP",
@@ -27,6 +28,7 @@ ERROR: Final = "error"
 CANCELLED: Final = "cancelled"
 
 UNKNOWN: Final = "nobody in the cluster knows this key any more"
+DATA_LOST: Final = "scattered data lost"  # begins the reason of what was data
 UNHELD: Final = ", which nobody holds"  # ends the reason of what depends on such a key
 GIVEN_UP: Final = "the broker had given this client up and let go of what only this client wanted"
 
@@ -60,7 +62,9 @@ class Entry:
     with kind "failed", "killed" or "rejected"; the reason's text when cancelled.
     """
 
-    __slots__ = ("gen", "key", "load", "outcome", "parents", "pins", "refs", "row", "status", "told", "waiters", "work")
+    __slots__ = (
+        "gen", "heard", "key", "load", "outcome", "parents", "pins", "refs", "row", "status", "told", "waiters", "work"
+    )  # fmt: skip
 
     def __init__(self, key: Key, work: Work | None, row: Row | None) -> None:
         self.key = key
@@ -70,6 +74,7 @@ class Entry:
         self.refs = 0  # futures
         self.pins = 0  # entries whose parent this is
         self.gen = 0  # of the want that the broker has from this client; 0: none
+        self.heard = False  # it was finished when it was let go of
         self.told = 0  # epoch of the broker that was given this spec
         self.load = 0  # its share of the submission window while the broker works on it
         self.parents: tuple[Entry, ...] = ()

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from zdist import limits
 from zdist.core.collect import Collection
-from zdist.core.entry import CANCELLED, ERROR, FINISHED, GIVEN_UP, PENDING, UNHELD, UNKNOWN, Entry, Reply
+from zdist.core.entry import CANCELLED, DATA_LOST, ERROR, FINISHED, GIVEN_UP, PENDING, UNHELD, UNKNOWN, Entry, Reply
 from zdist.core.gather import PATHS
 from zdist.core.links import Host
 from zdist.core.machine import CONTROL, Route
@@ -23,9 +23,6 @@ from zdist.protocol import messages as m
 from zdist.protocol.messages import Key, Message
 
 __all__ = ["UNKNOWN", "Ledger", "Over"]
-
-ASK_AGAIN: Final = 0.1  # seconds before a want for an unknown key is repeated; doubles
-DOUBLINGS: Final = 5  # so often at most
 
 
 class Over(NamedTuple):
@@ -233,7 +230,7 @@ class Ledger(Replay):
         )
         if welcome.fresh:
             self.starved = ()
-            self._replay(now, float(info.get("recover", 0.0)))
+            self._replay(now, float(info["recover"]) if "recover" in info else None)
             self._ask_again()
         if not self.ready.done:
             self._settle(self.ready, True, info)
@@ -310,7 +307,9 @@ class Ledger(Replay):
 
     def _fail(self, key: Key, outcome: tuple[str, Any, Key, str], *, known: bool = True) -> None:
         entry = self._current(key)
-        if entry is not None and entry.status in (PENDING, FINISHED):
+        if entry is not None and entry.value_here():  # it is no less finished for that
+            entry.gen = entry.gen if known else 0
+        elif entry is not None and entry.status in (PENDING, FINISHED):
             self._end(entry, ERROR, outcome, known=known)
 
     def _rejected(self, message: m.Rejected, now: float) -> None:
@@ -318,32 +317,21 @@ class Ledger(Replay):
             self._fail(key, ("rejected", None, key, reason), known=False)
 
     def _cancelled(self, message: m.Cancelled, now: float) -> None:
+        rows = []
         for key, reason in message.rows:
             entry = self._current(key)
             if entry is None:
                 continue
-            here = entry.value_here() and reason.endswith((UNKNOWN, UNHELD))  # it is no less finished for that
-            if here or (self._early(entry, reason) and self._once_more(entry, now)):
+            lost = reason.endswith((UNKNOWN, UNHELD)) or reason.startswith(DATA_LOST)
+            if (lost and entry.value_here()) or (self._early(entry, reason) and self._once_more(entry, now)):
                 self._land(entry)
                 entry.gen = 0
-            else:
-                self._end(entry, CANCELLED, reason + self._lacking(entry, reason))
-
-    @staticmethod
-    def _early(entry: Entry, reason: str) -> bool:
-        """Whether another client may only just be submitting the key, or one that it depends on; or this one is to,
-        which has asked for it before it knew how it is computed."""
-        lacks = reason.endswith(UNHELD) and any(parent.status in (PENDING, FINISHED) for parent in entry.parents)
-        return entry.status == PENDING and (lacks or reason == UNKNOWN)
-
-    def _once_more(self, entry: Entry, now: float) -> bool:
-        """What was submitted elsewhere may have come here before it reached the broker: try a few times, and as long as
-        the broker seeks it."""
-        times = self.again.get(entry.key, (0.0, 0))[1]
-        when = now + ASK_AGAIN * 2 ** min(times, DOUBLINGS)
-        self.again[entry.key] = (when, times + 1)
-        self.again_at = min(self.again_at, when)
-        return times < limits.LOST_RETRIES or now < self.patient_until or self._sought(entry)
+                continue
+            if entry.gen:
+                rows.append((key, entry.gen))  # it may speak of an earlier want, and the broker have this one
+            self._end(entry, CANCELLED, reason + self._lacking(entry, reason))
+        if rows:
+            self._send_release(rows)
 
     def _lost(self, message: m.Lost, now: float) -> None:
         """Computed again: values that are here stay, everything else is pending."""
@@ -382,8 +370,10 @@ class Ledger(Replay):
 
     def _which_function(self, message: m.WhichFunction, now: float) -> None:
         work = self.works.get(message.fn)
-        if work is not None:
-            self.send(CONTROL, m.Define(work.fn, work.name, work.blob))
+        if work is None:
+            self.defined.discard(message.fn)  # its futures are gone: the broker, which waits, will refuse this
+        name, blob = ("", b"") if work is None else (work.name, work.blob)
+        self.send(CONTROL, m.Define(message.fn, name, blob))
 
     def _starved(self, message: m.Starved, now: float) -> None:
         """Who waits in vain has to know: it is logged, and stands in the text of a TimeoutError."""

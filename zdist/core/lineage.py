@@ -86,7 +86,7 @@ class Lineage(Machine[Route]):
 
     # --- parents -----------------------------------------------------------------------------------
 
-    def _pin(self, entry: Entry) -> bool:
+    def _pin(self, entry: Entry, learned: bool = False) -> bool:
         """Tie an entry to its parents. False: it has ended already, because one of them did."""
         assert entry.row is not None
         parents = []
@@ -96,7 +96,7 @@ class Lineage(Machine[Route]):
                 why = f": {self.cancelled[key]}" if key in self.cancelled else UNHELD
                 self._end(entry, CANCELLED, f"depends on {key}{why}")
                 return False
-            if parent.status == ERROR and not parent.gen:  # failed under a broker that is gone
+            if parent.status == ERROR and not parent.gen and not learned:  # failed under a broker that is gone
                 self._end(entry, ERROR, parent.outcome, known=True)  # stays, for what will depend on it in turn
                 return False
             parents.append(parent)
@@ -115,7 +115,7 @@ class Lineage(Machine[Route]):
             if entry.work is not None:
                 self.queue.append(entry)
                 if not entry.refs:
-                    self.claims[entry] = m.SPEC if self.claims.get(entry, m.SPEC) == m.SPEC else m.ANY_SPEC
+                    self.claims[entry] = m.SPEC if self.claims.get(entry, m.SPEC) in (m.SPEC, m.TOLD) else m.ANY_SPEC
             elif self.store.get(entry.key) is None:
                 wanted.append(entry)
         return wanted
@@ -125,7 +125,8 @@ class Lineage(Machine[Route]):
         stack = list(entries)
         while stack:
             for parent in stack.pop().parents:
-                if parent.told and not parent.gen and parent.status == PENDING and parent.work is not None:
+                lacks = parent.value_here() or (parent.status == PENDING and parent.work is not None)
+                if parent.told and not parent.gen and lacks:
                     parent.told = 0
                     stack.append(parent)
         return self._tell(entries, force=True)
@@ -161,11 +162,11 @@ class Lineage(Machine[Route]):
                 entry.told = self.epoch
                 made.append(entry)
                 if not fn:
-                    self.imports[key] = 0
+                    self.imports[key] = options[0] if options else 0
             if fn in functions and entry.work is None and entry.row is None:
                 entry.work = works.setdefault((fn, options), Work(fn, *functions[fn], options, True))
                 entry.row = (key, args, deps)
-                self._pin(entry)
+                self._pin(entry, learned=True)
         for entry in reversed(made):
             if not entry.pins and not entry.refs and self.entries.get(entry.key) is entry:  # let go of meanwhile
                 self._unwanted(entry, [])
@@ -185,7 +186,7 @@ class Lineage(Machine[Route]):
             entry.refs -= 1
             if entry.refs:
                 continue
-            if entry.pins or entry.parents or entry.load or entry.work is None:
+            if entry.pins or entry.parents or entry.load or entry.work is None or not self._unique(entry):
                 self._unwanted(entry, rows)
             else:  # the same, for the most common case
                 key = entry.key
@@ -236,7 +237,7 @@ class Lineage(Machine[Route]):
             if entry.gen and not entry.refs and entry.status != CANCELLED:
                 self._release(entry, rows)
                 if entry.status == FINISHED:
-                    entry.status, entry.outcome = PENDING, None
+                    entry.status, entry.outcome, entry.heard = PENDING, None, True
         if rows:
             self._send_release(rows)
 
@@ -255,7 +256,7 @@ class Lineage(Machine[Route]):
                 if entry.work is None:
                     self.placing.pop(entry.key, None)
                     self.imports.pop(entry.key, None)
-                    if not entry.gen:  # the broker never heard of it
+                    if not entry.gen and entry.row is not None:  # the broker never heard of it
                         self.store.drop(entry.key, 0.0)
             if entry.gen:
                 self._release(entry, rows)
@@ -276,12 +277,15 @@ class Lineage(Machine[Route]):
     def _release(self, entry: Entry, rows: list[tuple[Key, int]]) -> None:
         rows.append((entry.key, entry.gen))
         entry.gen = 0
-        if entry.load:
-            self._land(entry)
-            if entry.work is not None and not entry.work.named:
-                self.unfenced.append(entry.key)
-        if entry.work is None and entry.status == PENDING and self.store.get(entry.key) is None:
-            self.unfenced.append(entry.key)  # an answer to the want may be on its way, that it is unknown
+        self._land(entry)
+        if entry.work is not None and not self._unique(entry):
+            self.unfenced.append(entry.key)
+        if entry.work is None and entry.status == PENDING:
+            self.unfenced.append(entry.key)  # an answer to the want may be on its way, that it is unknown, or placed
+
+    def _unique(self, entry: Entry) -> bool:
+        """Whether nothing else ever had this key: it says what is computed, or was made by this client."""
+        return (entry.work is not None and entry.work.named) or self.session[2:] in entry.key
 
     def _land(self, entry: Entry) -> None:
         """It no longer counts in the submission window."""
@@ -290,7 +294,7 @@ class Lineage(Machine[Route]):
             self.flying_bytes -= entry.load
             entry.load = 0
 
-    def _end(self, entry: Entry, status: str, outcome: Any, *, known: bool = False) -> None:
+    def _end(self, entry: Entry, status: str, outcome: Any, *, known: bool = False, keep: bool = False) -> None:
         """The entry has failed or is cancelled. ``known``: it stays joinable, as the broker still knows it."""
         fetched = entry.status == FINISHED
         self._land(entry)
@@ -314,7 +318,8 @@ class Lineage(Machine[Route]):
             if entry.work is None:
                 self.placing.pop(entry.key, None)
                 self.imports.pop(entry.key, None)
-                self.store.drop(entry.key, 0.0)
+                if not keep:
+                    self.store.drop(entry.key, 0.0)
         parents, entry.parents = entry.parents, ()
         rows: list[tuple[Key, int]] = []
         for parent in parents:

@@ -81,7 +81,6 @@ class NodeMachine(Machine[Route]):
         self.due: dict[int, float] = {}  # index: when its replacement may start
         self.retired: dict[int, None] = {}  # indices without a worker, until the next order how many to keep
         self.look_at = 0.0
-        self.welcome = False  # a broker has been there
         self.copy = Copy()  # of what clients share
         self.reports: deque[WorkerDied] = deque(maxlen=limits.DEATHS_KEPT)
         self.unanswered: list[int] = []  # Adjust requests whose workers have not all ended yet
@@ -104,9 +103,8 @@ class NodeMachine(Machine[Route]):
 
     def welcomed(self, welcome: Welcome, now: float) -> None:
         """A broker that knows nothing of this node may know workers that have died since: tell it again."""
-        back, self.welcome = self.welcome, True
         if welcome.fresh:
-            if back:
+            if self.alive:  # also at the first welcome: an earlier broker may have welcomed them alone
                 self.send(CONTROL, Alive(tuple(w.session for w in self.alive.values() if not w.ending)))
             if welcome.epoch != self.copy.epoch:  # else that broker has it
                 for part in self.copy.offer():
@@ -209,7 +207,8 @@ class NodeMachine(Machine[Route]):
                 worker.idle_looks = worker.idle_looks + 1 if idle else 0
                 if worker.idle_looks * limits.LOOK >= limits.FULL_AND_IDLE:
                     self.log("warning", "worker.does_not_shrink", worker=worker.name, used=used)
-                    self._leave([worker], limits.SCALE_GRACE, True, "its memory does not shrink", now)
+                    # not to stay, as overdue ones: its data has another place as soon as its replacement has come
+                    self._leave([worker], limits.SCALE_GRACE, False, "its memory does not shrink", now)
                     found = True
         return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from zdist import limits
-from zdist.core.entry import FINISHED, PENDING, Entry
+from zdist.core.entry import FINISHED, PENDING, UNHELD, UNKNOWN, Entry
 from zdist.core.machine import CONTROL
 from zdist.core.wants import Wants
 from zdist.protocol import messages as m
@@ -13,15 +13,17 @@ from zdist.protocol.messages import Key
 
 __all__ = ["Replay"]
 
+ASK_AGAIN: Final = 0.1  # seconds before a want for an unknown key is repeated; doubles
+DOUBLINGS: Final = 5  # so often at most
 LONGEST: Final = 60.0  # seconds that a broker may ask for
 
 
 class Replay(Wants):
     """The part of the ledger for brokers that come anew."""
 
-    def _replay(self, now: float, wait: float) -> None:
+    def _replay(self, now: float, wait: float | None) -> None:
         """Announce everything: data held here at once; imported keys, then specs, parents first, after ``wait``
-        seconds, in which workers tell a broker that has taken another's place what they hold."""
+        seconds, in which workers tell a broker that has taken another's place what they hold; None: it has not."""
         for table in (self.defined, self.fences, self.fenced, self.queue, self.again, self.spent):
             table.clear()
         self.parting.clear()
@@ -29,8 +31,8 @@ class Replay(Wants):
         self.again_at = float("inf")
         self._forget_lane()
         self.flying = self.flying_bytes = 0
-        self.resume_at = now + min(max(wait, 0.0), LONGEST)
-        self.patient_until = now + limits.SOUGHT if wait else 0.0
+        self.resume_at = now + min(max(wait or 0.0, 0.0), LONGEST)
+        self.patient_until = 0.0 if wait is None else now + limits.SOUGHT
         self.later = self._open()
         self._announce_held()
         self.calls.anew(self.resume_at)
@@ -44,8 +46,8 @@ class Replay(Wants):
             if entry.status == PENDING and entry.work is not None:
                 if known.get(entry, 0) > 0:  # and the broker died before it was told, or had done its part
                     self.claims[entry] = known[entry]
-                elif (entry.told or entry in known) and self._unique(entry):
-                    self.claims[entry] = m.ANY
+                elif entry.told or entry in known:
+                    self.claims[entry] = m.ANY if entry.heard or self._unique(entry) else m.TOLD
             entry.gen = entry.load = entry.told = 0  # also if it is the same broker, which had given us up
             own = entry.work is None and self.store.get(entry.key) is not None
             if entry.status == FINISHED and entry.outcome[3] is None and not own:
@@ -60,10 +62,6 @@ class Replay(Wants):
         held = [entry for entry in self.entries.values() if entry.refs and entry.status in (PENDING, FINISHED)]
         held.sort(key=lambda entry: entry.status == FINISHED)  # what is here others may ask for, but it can wait
         return self._tell(held)
-
-    def _unique(self, entry: Entry) -> bool:
-        """Whether nothing else ever had this key: it says what is computed, or was made by this client."""
-        return (entry.work is not None and entry.work.named) or self.session[2:] in entry.key
 
     def _announce_held(self) -> None:
         held: list[tuple[Key, int, str]] = []
@@ -100,3 +98,19 @@ class Replay(Wants):
             places.setdefault(place, []).append(key)
         for (workers, copies), keys in places.items():
             self.send(CONTROL, m.Place(tuple(keys), workers, copies))
+
+    @staticmethod
+    def _early(entry: Entry, reason: str) -> bool:
+        """Whether another client may only just be submitting the key, or one that it depends on; or this one is to,
+        which has asked for it before it knew how it is computed."""
+        lacks = reason.endswith(UNHELD) and any(parent.status in (PENDING, FINISHED) for parent in entry.parents)
+        return entry.status == PENDING and (lacks or reason == UNKNOWN)
+
+    def _once_more(self, entry: Entry, now: float) -> bool:
+        """What was submitted elsewhere may have come here before it reached the broker: try a few times, and as long as
+        the broker seeks it."""
+        times = self.again.get(entry.key, (0.0, 0))[1]
+        when = now + ASK_AGAIN * 2 ** min(times, DOUBLINGS)
+        self.again[entry.key] = (when, times + 1)
+        self.again_at = min(self.again_at, when)
+        return times < limits.LOST_RETRIES or now < self.patient_until or self._sought(entry)

@@ -81,6 +81,8 @@ class Wants(Lanes):
 
     def _revive(self, entry: Entry) -> bool:
         """Lineage that no future held is wanted again: the broker has to be told."""
+        if entry.gen and not entry.refs and entry.work is not None and entry.status == PENDING:
+            self._want([entry])  # the broker may have it as what others were made of only
         if entry.gen or entry.refs or entry.status == ERROR:
             return False
         if entry.status != FINISHED:  # else under a broker that is gone, and the value is here
@@ -139,8 +141,15 @@ class Wants(Lanes):
             if entry is None:
                 entry = self.entries[key] = Entry(key, None, (key, token.encode(), tuple(refs)))
                 fresh = self._pin(entry)
-            elif entry.work is None and not entry.refs and not entry.gen and self.store.get(key) is None:
+            elif (
+                entry.work is None
+                and entry.status == PENDING
+                and self.store.get(key) is None
+                and (finished or not (entry.refs or entry.gen))
+            ):
                 fresh = True
+                self.again.pop(key, None)
+                self.imports.pop(key, None)
             if fresh:
                 self.store.put_blob(key, 0, blob, kind)
                 new.append((key, blob.nbytes, kind))
@@ -148,6 +157,8 @@ class Wants(Lanes):
                 if finished:
                     entry.status = FINISHED
                     entry.outcome = (key, 0, blob.nbytes, None, (self.session,), kind)
+                    if entry.waiters is not None:
+                        self.resolved.append(entry)
             entry.refs += 1
             made.append(entry)
         if new and self.epoch:
@@ -179,7 +190,7 @@ class Wants(Lanes):
             if entry.status != CANCELLED:
                 if entry.gen or force:  # others may want it although the broker has not heard of us yet
                     keys.append(entry.key)
-                self._end(entry, CANCELLED, reason)
+                self._end(entry, CANCELLED, reason, keep=entry.gen > 0 and not force)  # data: others may want it
         if keys:
             self.send(CONTROL, m.Cancel(tuple(keys), force, reason))
             self._fence(tuple(keys))
@@ -187,7 +198,11 @@ class Wants(Lanes):
     def retry(self, entries: Iterable[Entry]) -> None:
         """Failed keys are computed anew; what failed because of them follows."""
         keys = []
-        for entry in entries:
+        order, stack = [], list(entries)
+        while stack:  # and what failed before them, which comes first
+            order.append(stack.pop())
+            stack += [parent for parent in order[-1].parents if parent.status == ERROR]
+        for entry in dict.fromkeys(reversed(order)):
             if entry.status == ERROR:
                 entry.status, entry.outcome = PENDING, None
                 if entry.gen:
@@ -264,8 +279,10 @@ class Wants(Lanes):
             self._submit(work, entries)
 
     def _orphaned(self, entry: Entry) -> bool:
+        if entry.status == FINISHED or self.claims.get(entry, m.ANY) >= 0:
+            return False  # it had been finished, whatever became of what it was made of
         for parent in entry.parents:
-            held = entry.status == FINISHED or entry in self.claims  # maybe, though what it was made of is gone
+            held = entry in self.claims  # maybe, though what it was made of is gone
             if parent.status == CANCELLED and not (held and parent.outcome.startswith(UNKNOWN)):
                 self._end(entry, CANCELLED, f"depends on {parent.key}: {parent.outcome}")
                 return True

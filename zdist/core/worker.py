@@ -132,6 +132,9 @@ class WorkerMachine(Machine[Route]):
         self.inline_result = int(welcome.info.get("inline_result", limits.INLINE_RESULT))
         if not welcome.fresh:
             return
+        if self.given_up:  # what it had here of data counts as lost there, and a name may have been used again
+            for key in [key for key, entry in self.store.entries.items() if not entry.attempt]:
+                self.store.drop(key, now)
         self.orphans.start_anew(self, now)
         self.inputs.held = [(key, entry.attempt, entry.nbytes, entry.type) for key, entry in self.store.entries.items()]
 

@@ -71,7 +71,7 @@ class Hello(NamedTuple):
     token: str
     epoch: int  # of the broker that last welcomed this session; 0 at first
     received: int
-    info: dict[str, Any]  # worker: see core.worker; node: see core.node; client: name, host
+    info: dict[str, Any]  # worker: see core.worker; node: see core.node; client: name, host; life of its last welcome
 
 
 class Welcome(NamedTuple):
@@ -136,16 +136,14 @@ class Want(NamedTuple):
     keys: tuple[Key, ...]
 
 
-SPEC: Final = -1
-ANY: Final = -2
-ANY_SPEC: Final = -3
+SPEC, ANY, ANY_SPEC, TOLD = -1, -2, -3, -4  # in place of attempts
 
 
 class Claim(NamedTuple):
     """Goes before a Submit or Want: keys of it that an earlier broker knew, and which attempt had finished them.
 
-    0: data; ANY: whichever finished it counts; SPEC: need not be started, others were made of it; ANY_SPEC: both.
-    Values that the client has it brings along, so that nobody need hold them: key, attempt, bytes, value, type name.
+    0: data; ANY: whichever finished it counts; TOLD: the one that others claim; SPEC: need not be started, others were
+    made of it; ANY_SPEC: ANY and SPEC. Values here come along: key, attempt, bytes, value, type name.
     """
 
     rows: tuple[tuple[Key, Attempt], ...]

@@ -91,6 +91,6 @@ def test_a_worker_was_last_seen_when_its_node_was() -> None:
     w = World(workers=1)
     w.worker("w-9", node="n-9")
     w.now = 5.0
-    w.broker.resumed("n-0", w.now)
+    w.broker.heard("n-0", w.now)
     w.now = 7.0
     assert {name: row["last_seen"] for name, row in rows(w).items()} == {"W-0": 2.0, "W-9": 7.0}

@@ -257,8 +257,8 @@ def test_joining_tells_the_cluster_and_the_window() -> None:
     w = World()
     assert w.join("c-9", "client")["cluster"] == "test"
     assert w.join("c-9", "client")["window_tasks"] > 0  # a new life of the same session
-    w.broker.resumed("c-9", 1.0)
-    w.broker.resumed("unknown", 1.0)
+    w.broker.heard("c-9", 1.0)
+    w.broker.heard("unknown", 1.0)
     w.leave("unknown")
 
 

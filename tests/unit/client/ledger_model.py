@@ -40,6 +40,7 @@ class ModelBroker:
         self.sure: set[str] = set()  # tasks that have ended well, though the broker does not know yet
         self.epoch = 0
         self.attempts = 0
+        self.values: set[str] = set()
         self.early: deque[m.RunEarly] = deque()  # early copies under way to the worker
         self.copies = 0  # early copies of results that the ledger was given
         self.blocks = 0
@@ -163,7 +164,11 @@ class ModelBroker:
         for row in message.rows:
             key, _, deps = row
             task = self.tasks.get(key)
-            if task is None:
+            if task is None and key in self.values:
+                task = self.tasks[key] = Task(message.fn, row)
+                self.attempts += 1
+                task.state, task.attempt = "finished", self.attempts
+            elif task is None:
                 for dep in deps:
                     if dep not in self.tasks and dep not in self.held:
                         assert dep in self.cancelled, f"{dep} was released before {key} was submitted"
@@ -182,6 +187,7 @@ class ModelBroker:
                 assert message.gen > task.gen
                 task.gen = message.gen
                 self.tell(key, task)
+        self.values = set()
 
     def want(self, message: m.Want) -> None:
         for key in message.keys:
@@ -208,7 +214,8 @@ class ModelBroker:
                 self.down.append(m.Drop((key,)))
 
     def claim(self, message: m.Claim) -> None:
-        """Nobody holds anything from earlier times."""
+        """Nobody holds anything from earlier times, but values come along."""
+        self.values = {row[0] for row in message.values}
 
     def release(self, message: m.Release) -> None:
         for key, gen in message.rows:
@@ -228,6 +235,8 @@ class ModelBroker:
         task = self.tasks.pop(key, None)
         if task is None and self.held.pop(key, None) is None:
             return
+        if task is None:
+            self.down.append(m.Drop((key,)))
         if task is None or task.gen:
             self.down.append(m.Cancelled(((key, reason),)))
         for other in [k for k, t in self.tasks.items() if key in t.row[2]]:

@@ -8,8 +8,9 @@ import pytest
 
 from zdist import limits
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, GIVEN_UP, PENDING, UNHELD, Entry, Work
-from zdist.core.ledger import ASK_AGAIN, UNKNOWN, Ledger, Over
+from zdist.core.ledger import UNKNOWN, Ledger, Over
 from zdist.core.machine import BULK, CONTROL
+from zdist.core.replay import ASK_AGAIN
 from zdist.core.store import Pieces
 from zdist.errors import KeyConflict, ProtocolError
 from zdist.protocol import messages as m
@@ -435,8 +436,10 @@ def test_only_the_attempt_that_was_heard_of_counts_where_a_key_may_have_been_use
     turn(ledger)
     messages = succeeded(ledger)
     claims = dict(row for message in messages if isinstance(message, m.Claim) for row in message.rows)
-    assert claims == {"a": m.SPEC, "b": 1, own.key: m.ANY}
+    assert claims == {"a": m.SPEC, "b": 1, "c": m.TOLD, own.key: m.ANY}
     assert b.gen and c.gen
+    again = dict(row for message in succeeded(ledger) if isinstance(message, m.Claim) for row in message.rows)
+    assert again == claims  # one more successor, which came before anything was answered
 
 
 def test_specs_that_are_not_started_leave_the_window_open() -> None:
@@ -563,16 +566,16 @@ def test_a_finished_task_that_is_wanted_again_before_its_broker_knows_it_stays_f
     ledger.check()
 
 
-@pytest.mark.parametrize("recover", [0.0, 2.0])
-def test_data_that_is_kept_for_others_is_kept_for_the_next_broker(recover: float) -> None:
+@pytest.mark.parametrize("recover", [None, 0.0, 2.0])
+def test_data_that_is_kept_for_others_is_kept_for_the_next_broker(recover: float | None) -> None:
     ledger = connected()
     (data,) = ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=True)
     turn(ledger)
     ledger.dropped.append(data)
     assert kinds(turn(ledger)) == ["Release"] and ledger.store.get("x")
-    ledger.welcomed(m.Welcome(2, 0, True, {"recover": recover}), 10.0)
+    ledger.welcomed(m.Welcome(2, 0, True, {} if recover is None else {"recover": recover}), 10.0)
     told = [message for message in turn(ledger) if isinstance(message, m.Held)]
-    if not recover:  # the same broker, which had given this client up: nobody can want it any more
+    if recover is None:  # the same broker, which had given this client up: nobody can want it any more
         assert told == [] and not ledger.store.get("x")
         return
     assert told == [m.Held((("x", 0, 4, "bytes"),))]

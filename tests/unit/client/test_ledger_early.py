@@ -6,8 +6,9 @@ from test_ledger import PURE, answered, connected, finish, kinds, succeeded, tur
 
 from zdist import limits
 from zdist.core.entry import CANCELLED, FINISHED, PENDING, UNHELD, UNKNOWN, Work
-from zdist.core.ledger import ASK_AGAIN, Ledger
+from zdist.core.ledger import Ledger
 from zdist.core.machine import CONTROL
+from zdist.core.replay import ASK_AGAIN
 from zdist.core.store import Pieces
 from zdist.protocol import messages as m
 
@@ -21,7 +22,7 @@ def recovered(now: float) -> Ledger:
     ledger.submit(WORK, [("b", b"", ("a",)), ("c", b"", ("b",))])
     turn(ledger)
     ledger.welcomed(m.Welcome(2, 0, True, {"recover": 1.5}), now - 1.5)
-    assert kinds(turn(ledger, now)) == ["Want", "Define", "Submit"]
+    assert kinds(turn(ledger, now)) == ["Want", "Define", "Claim", "Submit"]
     return ledger
 
 
@@ -39,7 +40,8 @@ def test_what_was_made_of_a_key_that_its_client_is_only_just_submitting_is_submi
     assert {entry.status for entry in entries} == {PENDING} and ledger.flying == 0
     assert ledger.deadline() == 10.0 + ASK_AGAIN
     ledger.tick(10.0 + ASK_AGAIN)
-    want, submit = turn(ledger, 10.0 + ASK_AGAIN)
+    want, claim, submit = turn(ledger, 10.0 + ASK_AGAIN)
+    assert claim.rows == (("b", m.TOLD), ("c", m.TOLD))
     assert want.keys == ("a",) and [row[0] for row in submit.rows] == ["b", "c"]
     finish(ledger, "a", b"1")
     finish(ledger, "b", b"2")

@@ -14,7 +14,7 @@ from zdist.protocol.messages import Adjust, Adjusted, Alive, Dismiss, Interrupt,
 def bench_with_broker(workers: int = 2) -> Bench:
     bench = Bench(workers)
     bench.machine.welcomed(Welcome(2, 0, True, {}), bench.now)
-    assert bench.sent() == []
+    assert bench.sent() == [Alive(tuple(bench.running))]
     return bench
 
 
@@ -158,7 +158,8 @@ def test_workers_that_connected_before_their_node_leave_in_good_order(order: str
     bench.settle()
     bench.sent()  # nobody hears this
     bench.machine.welcomed(Welcome(2, 0, True, {}), bench.now)
-    (leaving,) = bench.sent()
+    alive, leaving = bench.sent()
+    assert alive == Alive((worker,))
     assert leaving.workers == (worker,) and leaving.stay and bench.signals == []
     bench.handle(Dismiss((worker,), False))
     assert bench.signals == [EndWorker(worker, SIGTERM)]
@@ -189,7 +190,7 @@ def test_a_worker_that_runs_nothing_and_whose_memory_does_not_shrink_is_replaced
     assert bench.machine.seen({old: []}, full, bench.now)
     bench.settle()
     (leaving,) = bench.sent()
-    assert leaving.workers == (old,) and leaving.stay and len(bench.running) == 2
+    assert leaving.workers == (old,) and not leaving.stay and len(bench.running) == 2  # another is to come
 
 
 def test_a_worker_that_uses_too_much_memory_is_killed_and_its_report_says_so() -> None:

@@ -245,7 +245,7 @@ def test_a_broker_that_takes_anothers_place_hears_who_lives() -> None:
     """Its workers may hold their interpreters for long, and not come back before."""
     bench = Bench(2)
     bench.machine.welcomed(Welcome(2, 0, True, {}), bench.now)
-    assert bench.sent() == []  # nobody was here before this one
+    assert bench.sent() == [Alive(tuple(bench.running))]
     bench.handle(Stop("for the test"))
     bench.die(bench.session(0), -15)
     bench.sent()
