@@ -11,7 +11,7 @@ from typing import Any
 
 from zdist import limits
 from zdist.core.machine import Log, Machine, Route, aligned, require
-from zdist.core.session import batches, parcels
+from zdist.core.session import Session, base_of, batches, parcels
 from zdist.errors import InvariantError, ProtocolError, VersionMismatch
 from zdist.protocol.messages import (
     BulkHello,
@@ -188,8 +188,7 @@ class BrokerEndpoint:
         packets: list[Packet] = []
         if peer is not None:
             peer.heard = now
-            if peer.knows(hello, self.epoch):
-                peer.session.acknowledge(hello.received)
+            peer.session.acknowledge(hello.received)
             if now < peer.greeted + limits.HELLO_PAUSE or not self._may_repeat(peer, now):
                 return  # a peer that is not welcomed says hello again
             packets = peer.repeat()
@@ -205,7 +204,8 @@ class BrokerEndpoint:
             host = str(hello.info.get("host") or "")
             self.lives += 1
             joined["life"] = self.lives  # a peer may be welcomed to it more than once
-            peer = self.peers[session] = Peer(session, hello.role, node_of(hello), host, joined)
+            numbered = Session(session, base_of(self.epoch, self.lives))
+            peer = self.peers[session] = Peer(numbered, hello.role, node_of(hello), host, joined)
         if peer.control is not None and peer.control != route.hop:
             self.control.pop(peer.control, None)
         peer.control = route.hop

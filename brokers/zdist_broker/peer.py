@@ -25,8 +25,8 @@ class Peer:
         "repeats", "role", "session", "spoke", "swept", "until",
     )  # fmt: skip
 
-    def __init__(self, session: str, role: str, node: str, host: str, info: dict[str, Any]) -> None:
-        self.session = Session(session)
+    def __init__(self, session: Session, role: str, node: str, host: str, info: dict[str, Any]) -> None:
+        self.session = session
         self.role = role
         self.node = node  # a worker's node, whose heartbeat keeps it alive
         self.host = host

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from zdist import limits
 from zdist.core.machine import BULK, CONTROL, Log, Route, aligned
-from zdist.core.session import Session, batches, parcels
+from zdist.core.session import Session, base_of, batches, parcels
 from zdist.errors import ProtocolError, VersionMismatch
 from zdist.protocol.messages import (
     BulkHello,
@@ -192,7 +192,7 @@ class PeerEndpoint:
         self.life = life
         if self.over or (self.up and welcome.epoch == self.epoch and not welcome.fresh and not self.session.unacked):
             return  # answer to a hello that was sent twice
-        given_up = welcome.fresh and welcome.epoch == self.epoch and self.session.received > 0
+        given_up = welcome.fresh and welcome.epoch == self.epoch and self.session.received > self.session.base
         if given_up:
             note = "it heard nothing for longer than the lease, or nothing was read; everything is announced anew"
             self.commands.append(Log("warning", "session.given_up", {"address": self.address, "note": note}))
@@ -208,7 +208,7 @@ class PeerEndpoint:
         self.pause = limits.HELLO_RETRY
         self.next_ping = now + limits.HEARTBEAT
         if welcome.fresh:
-            self.session.reset()
+            self.session.reset(base_of(welcome.epoch, life or 0))
             self.machine.out.pop(CONTROL, None)  # the machine announces everything again
         else:
             self.loose += [(CONTROL, packet) for packet in self.session.resend(welcome.received)]

@@ -2,7 +2,8 @@
 
 A connection delivers in order but may break and lose any suffix of what was sent, accepted or not. So every packet of
 control messages carries a number and the number of the last one received; after a new hello both sides send again what
-the other has not got, and drop what they have seen.
+the other has not got, and drop what they have seen. What was said in an earlier life of the session, or to an earlier
+broker, may still arrive: the numbers of a life are far from those of all others.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from zdist.protocol.messages import (
     payload_size,
 )
 
-__all__ = ["Session", "batches", "parcels", "weight_of"]
+__all__ = ["Session", "base_of", "batches", "parcels", "weight_of"]
 
 PARCEL: Final = 16  # requests for data in one packet
 MESSAGES: Final = 8  # in one packet: each is bounded by those who make it, and so is the packet
@@ -95,19 +96,23 @@ def parcels(messages: list[Message]) -> list[tuple[Message, ...]]:
     return [*(tuple(rest[i : i + PARCEL]) for i in range(0, len(rest), PARCEL)), *data]
 
 
+def base_of(epoch: int, life: int) -> int:
+    """The number before the first of a session's life at the broker of this epoch."""
+    return ((epoch * 4096 + life) & 0x7FFFFFFF) << 32
+
+
 class Session:
     """Numbers, acknowledgements and the packets kept for sending again."""
 
-    __slots__ = ("id", "pending_since", "received", "sent", "unacked", "unacknowledged", "weight", "weights")
+    __slots__ = ("base", "id", "pending_since", "received", "sent", "unacked", "unacknowledged", "weight", "weights")
 
-    def __init__(self, session: str) -> None:
+    def __init__(self, session: str, base: int = 0) -> None:
         self.id = session
-        self.reset()
+        self.reset(base)
 
-    def reset(self) -> None:
-        """Start from nothing, as both sides do after a fresh welcome."""
-        self.sent = 0
-        self.received = 0
+    def reset(self, base: int = 0) -> None:
+        """Start from nothing, as both sides do after a fresh welcome; ``base``: see `base_of`."""
+        self.sent = self.received = self.base = base
         self.unacked: deque[Packet] = deque()
         self.weights: deque[int] = deque()  # bytes of the first of them, as far as `weigh` has counted
         self.weight = 0  # their sum
@@ -130,6 +135,8 @@ class Session:
     def acknowledge(self, ack: int) -> None:
         """The other side has everything up to ``ack``."""
         unacked = self.unacked
+        if ack > self.sent:
+            return  # of another life
         while unacked and unacked[0].seq <= ack:
             unacked.popleft()
             if self.weights:

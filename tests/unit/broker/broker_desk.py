@@ -31,11 +31,18 @@ class Desk:
 
     def loose(self, session: str, *messages: Message, hop: bytes = b"", ack: int = 0, channel: str = "control") -> None:
         route = Route(channel, hop or session.encode())
-        self.endpoint.receive(route, Packet(session, 0, ack, messages), self.now)
+        self.endpoint.receive(route, Packet(session, 0, self.base(session) + ack, messages), self.now)
+
+    def base(self, session: str) -> int:
+        """The number before the first of its life."""
+        peer = self.endpoint.peers.get(session)
+        return peer.session.base if peer is not None else 0
 
     def say(self, session: str, *messages: Message, ack: int = 0) -> None:
         number = self.seq[session] = self.seq.get(session, 0) + 1
-        self.endpoint.receive(Route("control", session.encode()), Packet(session, number, ack, messages), self.now)
+        base = self.base(session)
+        packet = Packet(session, base + number, base + ack, messages)
+        self.endpoint.receive(Route("control", session.encode()), packet, self.now)
 
     def turn(self, seconds: float = 0.0) -> list[tuple[Route, Packet]]:
         self.now += seconds

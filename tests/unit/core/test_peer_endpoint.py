@@ -176,14 +176,14 @@ def test_a_session_that_was_given_up_is_told_so_and_one_whose_broker_is_another_
     w.turn(WELCOME)
     w.turn(HelloPlease(), WELCOME)  # the first welcome may have been lost
     assert not w.machine.given_up
-    w.endpoint.receive(CONTROL, Packet("w-1", 1, 0, ()), w.now)
+    w.endpoint.receive(CONTROL, Packet("w-1", w.endpoint.session.base + 1, 0, ()), w.now)
     w.turn(HelloPlease(), WELCOME._replace(fresh=False))
     assert not w.machine.given_up
     assert w.logs == []
     w.turn(HelloPlease(), WELCOME)
     assert w.machine.given_up
     assert [log.event for log in w.logs] == ["session.given_up"]
-    w.endpoint.receive(CONTROL, Packet("w-1", 1, 0, ()), w.now)
+    w.endpoint.receive(CONTROL, Packet("w-1", w.endpoint.session.base + 1, 0, ()), w.now)
     w.turn(HelloPlease(), WELCOME._replace(epoch=8))
     assert not w.machine.given_up
     assert len(w.logs) == 1
@@ -195,17 +195,18 @@ def test_two_welcomes_to_one_session_do_not_begin_it_twice() -> None:
     w.turn()
     welcome = WELCOME._replace(info={"life": 3})
     w.turn(welcome)
-    w.endpoint.receive(CONTROL, Packet("w-1", 1, 0, ()), w.now)
+    w.endpoint.receive(CONTROL, Packet("w-1", w.endpoint.session.base + 1, 0, ()), w.now)
     w.machine.send(CONTROL, Ping())
     w.turn()
-    assert w.endpoint.session.sent == 1
+    session, base = w.endpoint.session, w.endpoint.session.base
+    assert session.sent == base + 1
     w.turn(welcome)
-    assert w.endpoint.session.sent == 1 and w.endpoint.session.received == 1 and not w.machine.given_up
+    assert session.sent == base + 1 and session.received == base + 1 and not w.machine.given_up
     w.machine.send(CONTROL, Ping())
     w.turn()
-    assert w.endpoint.session.sent == 2
+    assert session.sent == base + 2
     w.turn(WELCOME._replace(info={"life": 4}))
-    assert w.endpoint.session.sent == 0 and w.machine.given_up
+    assert session.sent == session.base != base and w.machine.given_up
 
 
 def test_hellos_do_not_pile_up_for_a_broker_that_is_long_gone() -> None:

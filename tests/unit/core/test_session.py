@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from zdist import limits
-from zdist.core.session import Session, batches, weight_of
-from zdist.protocol.messages import Answer, Buffer, Define, Erred, Finished, Message, Packet, Release, Run
+from zdist.core.session import Session, base_of, batches, weight_of
+from zdist.protocol.messages import Answer, Buffer, Define, Erred, Finished, Message, Packet, Pong, Release, Run
 
 
 class TwoSides(RuleBasedStateMachine):
@@ -136,3 +136,18 @@ def test_of_anything_else_all_parts_are_counted_and_shared_ones_once() -> None:
     assert weighed(Erred((("a", 1, 5, error, ""), ("b", 1, 5, bytes(1000), "")))) > one + 1000
     assert weighed(Answer(1, True, {"key": ["text"]})) == 10 + 10 + (50 + 3) + 60 + (50 + 4)
     assert weighed(Answer(1, True, Buffer(b"12345"))) == 10 + 10 + 50 + 5
+
+
+def test_what_was_said_in_another_life_is_neither_taken_in_nor_confirms_anything() -> None:
+    lives = [base_of(epoch, life) for epoch in (7, 8) for life in (1, 2)]
+    for base in lives:
+        session = Session("s", base)
+        kept = session.wrap([Pong()])
+        for other in lives:
+            if other == base:
+                continue
+            assert session.accept(Packet("s", other + 1, other + 1, ()), 0.0) is not True
+            session.resend(other + 5)
+            assert list(session.unacked) == [kept]
+        assert session.accept(Packet("s", base + 1, base + 1, ()), 0.0) is True
+        assert not session.unacked
