@@ -1,0 +1,69 @@
+"""A key that is let go of and used again: news of what it stood for before, which is still on its way, ends nothing."""
+
+from __future__ import annotations
+
+import pytest
+from ledger_rig import OTHER, PLAIN, Rig, scatter, submit
+
+from zdist.core.entry import FINISHED, PENDING
+from zdist.protocol import messages as m
+
+
+def test_the_end_of_a_computation_made_anew_is_not_taken_for_that_of_another_call() -> None:
+    rig = Rig()
+    ledger = rig.ledgers["c-0"]
+    entry = submit(ledger, PLAIN, "k")
+    rig.settle()
+    rig.slow.add("k")
+    rig.kill(entry.outcome[4][0])
+    assert entry.status == PENDING
+    rig.values["k"] = b"of the first call"
+    rig.finish("k")
+    assert rig.to_clients
+    ledger.dropped.append(entry)
+    rig.up()
+    again = submit(ledger, OTHER, "k")
+    rig.values["k"] = b"of the second call"
+    rig.up()
+    rig.down()
+    rig.settle()
+    assert again.status == FINISHED and again.outcome[3] == b"of the second call"
+
+
+def test_news_of_copies_is_not_taken_for_the_end_of_another_call() -> None:
+    rig = Rig()
+    ledger = rig.ledgers["c-0"]
+    entry = submit(ledger, PLAIN, "k")
+    rig.settle()
+    ledger.ask("replicate", (("k",), 2, None))
+    rig.up()
+    rig.serve()
+    assert any(type(message) is m.Finished for _, message in rig.to_clients)
+    ledger.dropped.append(entry)
+    rig.up()
+    again = submit(ledger, OTHER, "k")
+    rig.slow.add("k")
+    rig.up()
+    rig.down()
+    rig.settle()
+    assert again.status == PENDING
+
+
+@pytest.mark.parametrize("data", [b"data", b"other data"])
+def test_news_of_data_placed_before_does_not_take_the_bytes_of_what_is_scattered_again(data: bytes) -> None:
+    rig = Rig()
+    ledger = rig.ledgers["c-0"]
+    first = scatter(ledger, "x")
+    rig.up()
+    rig.serve()
+    assert [type(message) for _, message in rig.to_clients][-2:] == [m.Finished, m.Drop]
+    ledger.dropped.append(first)
+    rig.up()
+    again = scatter(ledger, "x", data)
+    rig.up()
+    rig.down()
+    assert again.status == PENDING and ledger.store.get("x") is not None
+    rig.wait(5.0)
+    assert again.status == FINISHED and again.gen
+    assert rig.broker.tables.tasks["x"].nbytes == again.outcome[2] == len(data)
+    assert rig.holders("x") == ["w-0"] and "x" in rig.stores["w-0"]
