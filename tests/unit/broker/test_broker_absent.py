@@ -20,6 +20,7 @@ from zdist.protocol.messages import (
     Hold,
     Options,
     Release,
+    Subscribe,
     Unowned,
     Want,
     WorkerDied,
@@ -166,6 +167,28 @@ def test_a_worker_that_says_hello_again_is_waited_for_no_longer(w: World) -> Non
     tick(w, TOLD)
     w.send("n-0", Alive(("w-0", "w-1")))
     assert not w.broker.recovery.absent
+
+
+@pytest.mark.parametrize("first", ["hello", "node"])
+def test_a_worker_that_has_only_said_hello_is_waited_for_until_it_speaks(first: str) -> None:
+    """Its hello lay in its socket, and a task holds its interpreter since."""
+    w = World(workers=1, clients=2)
+    w.broker.succeeds(w.now)
+    if first == "hello":
+        w.join("w-1", "worker", node="n-0", address="tcp://w-1")
+    w.send("n-0", Alive(("w-0", "w-1")))
+    if first == "node":
+        w.join("w-1", "worker", node="n-0", address="tcp://w-1")
+    tick(w, RECOVERY)
+    w.send("c-0", Claim((("data", 0),)))
+    w.send("c-0", Want(1, ("data",)))
+    tick(w, MOST / 2)
+    w.send("w-1", Subscribe(1, (), {}, False))
+    w.send("w-1", Held((("data", 0, 5, "int"),)))
+    tick(w, TOLD)
+    tick(w, 0.1)
+    assert not w.rows("c-0", Cancelled)
+    assert [row[0] for row in w.rows("c-0", Finished)] == ["data"]
 
 
 def test_a_first_broker_waits_for_nobody() -> None:

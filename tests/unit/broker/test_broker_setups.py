@@ -6,7 +6,7 @@ import pytest
 from broker_world import World
 
 from zdist.limits import OWN_FRAME
-from zdist.protocol.messages import Ask, Buffer, Call, Called, Subscribe
+from zdist.protocol.messages import Answer, Ask, Buffer, Call, Called, Subscribe
 from zdist_broker.queries import plain
 
 
@@ -98,3 +98,22 @@ def test_workers_that_were_here_before_their_brokers_state_came_are_set_up_while
     w.submit("a")
     assert w.where("a")
     assert [called(w, session) for session in ("w-0", "w-1", "w-2", "w-3")] == [[b"payload"]] * 3 + [[]]
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_what_is_registered_while_a_worker_is_being_set_up_is_called_there_as_well(slow: bool) -> None:
+    w = World(workers=0)
+    register(w, "first", b"one")
+    w.worker("w-0")
+    if slow:
+        (call,) = w.got("w-0", Call)
+    else:
+        assert called(w, "w-0") == [b"one"]
+    register(w, "second", b"two")
+    w.send("c-0", Call(99, None, b"two"))  # which is for those that are there
+    if slow:
+        w.send("w-0", Called(call.req, True, b"done"))
+    assert called(w, "w-0") == [b"two"]
+    w.submit("a")
+    assert w.where("a") == "w-0"
+    assert 99 in [answer.req for answer in w.got("c-0", Answer)]

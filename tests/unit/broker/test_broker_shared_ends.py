@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from test_broker_shared import Shared, item
 
 from zdist.limits import COPIES_KEPT, LEASE_CLIENT, RECOVERY
@@ -188,3 +189,24 @@ def test_a_future_in_a_queue_claims_what_a_worker_holds_before_that_is_given_up(
     assert new.broker.shared.deadline() != new.now
     new.tick(COPIES_KEPT)
     assert new.states() == {"task": "memory"}
+
+
+@pytest.mark.parametrize("seconds", [0.0, RECOVERY])
+def test_a_copy_that_comes_late_outlives_a_broker_that_is_killed_while_it_waits_with_it(seconds: float) -> None:
+    w = Shared(nodes=1)
+    w.do("c-0", "event", "set", name="old")
+    w.deaf = {"n-0"}
+    second = w.successor()
+    second.leave("n-0")  # it is not back yet
+    second.op("c-1", "event", "set", name="new")
+    second.tick(RECOVERY)
+    assert second.answers("c-1")
+    second.tick(1.0)
+    second.join("n-0", "node")
+    for part in w.copies["n-0"].offer():
+        second.send("n-0", part)
+    second.tick(0.1)
+    second.tick(seconds)
+    third = second.successor()
+    third.tick(RECOVERY)
+    assert third.do("c-0", "event", "is_set", name="old") is True
