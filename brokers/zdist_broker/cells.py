@@ -152,8 +152,8 @@ class Store:
         rows += [row for row in message.rows if fit_cell(row)]
         self.offers[node] = (message.epoch, message.version, rows, message.last)
 
-    def recover(self) -> list[tuple[str, str]]:
-        """Take over the best copy that is here, but for what there is already. What was taken over."""
+    def recover(self, past: Callable[[str, str], bool]) -> list[tuple[str, str]]:
+        """Take over the best copy that is here, but for what there is already, or is past. What was taken over."""
         whole_ones = [offer for offer in self.offers.values() if offer[3]]
         self.offers.clear()
         if not whole_ones:
@@ -164,7 +164,7 @@ class Store:
         known = dict.fromkeys(self.cells)
         found: dict[tuple[str, str], None] = {}
         for kind, name, item, value in rows:
-            if (kind, name) not in known:
+            if (kind, name) not in known and not past(kind, name):
                 found[kind, name] = None
                 self.set(kind, name, item, value)
         self.log("info", "mirror.taken_over", version=version, things=len(found))

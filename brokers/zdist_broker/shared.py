@@ -262,10 +262,12 @@ class Shared(State):
         self.late_at = min(times, default=None)
 
     def _take_over(self, now: float) -> None:
+        # who is here has asked again by now, and is answered
+        asked = dict.fromkeys(self.peers) if self.opened else {}
         self.open_at, self.opened, self.orphans_at = None, True, now + LEASE_CLIENT
         if self.recovery.began is not None:
             self.claim_at = self.recovery.began + LATE
-        for kind, name in self.store.recover():
+        for kind, name in self.store.recover(lambda kind, name: kind == ANSWER and name in asked):
             self.touched[kind, name] = None
             for value in self.store.items(kind, name).values() if kind in WITH_FUTURES else ():
                 for key in value[-1]:

@@ -124,6 +124,7 @@ def test_a_broker_that_may_be_the_first_answers_when_nobody_has_come() -> None:
     w.come_back(new)  # after all: what is not there yet is taken over
     new.tick(RECOVERY)
     assert size(new) == 1 and new.do("c-1", "variable", "get") == (item("b"),)
+    assert not new.broker.shared.store.items("answer", "c-0")  # it is here, and does not wait for that any more
 
 
 def test_a_copy_that_comes_after_another_was_taken_over_brings_nothing_back() -> None:
