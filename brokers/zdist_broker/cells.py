@@ -146,7 +146,8 @@ class Store:
     def offered(self, node: Node, message: Mirror, now: float) -> None:
         """Rows of a node's copy from the time of an earlier broker."""
         rows = [] if message.first or node not in self.offers else self.offers[node][2]
-        if len(rows) > CELLS_MOST or not 0 < message.version < VERSION_MOST:
+        lost = not message.first and node not in self.offers  # what came before this part
+        if lost or len(rows) > CELLS_MOST or not 0 < message.version < VERSION_MOST:
             self.tables.ignored += 1
             return
         rows += [row for row in message.rows if fit_cell(row)]
@@ -155,9 +156,9 @@ class Store:
     def recover(self, past: Callable[[str, str], bool]) -> list[tuple[str, str]]:
         """Take over the best copy that is here, but for what there is already, or is past. What was taken over."""
         whole_ones = [offer for offer in self.offers.values() if offer[3]]
-        self.offers.clear()
         if not whole_ones:
-            return []
+            return []  # the rest of others is still to come
+        self.offers.clear()
         self.copied = True
         _, version, rows, _ = max(whole_ones, key=lambda offer: offer[:2])
         self.version = max(self.version, version)

@@ -186,6 +186,7 @@ class Data:
             placing = self.tables.placing.get(key)
             if placing is not None and isinstance(peer, Worker):
                 placing.targets.pop(peer, None)
+                placing.silent = 0  # it may have been one of these
                 self.advance(placing)
 
     def missing(self, peer: Worker | Client, message: Missing, now: float) -> None:

@@ -162,6 +162,9 @@ class Wants(Lanes):
             entry.refs += 1
             made.append(entry)
         if new and self.epoch:
+            asked = tuple([key for key, _, _ in new if self.entries[key].gen])
+            if asked:  # that nobody has them may be on its way
+                self._fence(asked)
             self._hold(new)
         return made
 
@@ -198,11 +201,14 @@ class Wants(Lanes):
     def retry(self, entries: Iterable[Entry]) -> None:
         """Failed keys are computed anew; what failed because of them follows."""
         keys = []
-        order, stack = [], list(entries)
-        while stack:  # and what failed before them, which comes first
-            order.append(stack.pop())
-            stack += [parent for parent in order[-1].parents if parent.status == ERROR]
-        for entry in dict.fromkeys(reversed(order)):
+        order: dict[Entry, None] = {}
+        stack = list(entries)
+        while stack:  # what failed before them comes first
+            failed = [parent for parent in stack[-1].parents if parent.status == ERROR and parent not in order]
+            stack += failed
+            if not failed:
+                order[stack.pop()] = None
+        for entry in order:
             if entry.status == ERROR:
                 entry.status, entry.outcome = PENDING, None
                 if entry.gen:

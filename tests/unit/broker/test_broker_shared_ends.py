@@ -127,6 +127,26 @@ def test_a_broker_that_may_be_the_first_answers_when_nobody_has_come() -> None:
     assert not new.broker.shared.store.items("answer", "c-0")  # it is here, and does not wait for that any more
 
 
+def test_half_a_copy_is_not_taken_over_when_the_rest_of_it_comes() -> None:
+    w = Shared()
+    for name in ("one", "two"):
+        w.do("c-0", "variable", "set", *item(name), name=name)
+    (whole,) = w.copies["n-0"].offer()
+    half = len(whole.rows) // 2
+    new = Shared(workers=0, epoch=2)
+    new.broker.succeeds(new.now)
+    new.send("n-0", whole._replace(rows=whole.rows[:half], last=False))
+    new.tick(RECOVERY)
+    new.send("n-0", whole._replace(rows=whole.rows[half:], first=False))
+    new.tick(RECOVERY)
+    for name in ("one", "two"):
+        assert new.do("c-1", "variable", "get", name=name) == (item(name),)
+    other = Shared(workers=0, epoch=2)
+    other.broker.succeeds(other.now)
+    other.send("n-0", whole._replace(rows=whole.rows[half:], first=False))  # what came before it is lost
+    assert not other.broker.shared.store.offers
+
+
 def test_a_copy_that_comes_after_another_was_taken_over_brings_nothing_back() -> None:
     w = Shared()
     w.do("c-0", "queue", "put", *item("a"), 0)

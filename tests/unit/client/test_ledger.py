@@ -690,3 +690,18 @@ def test_a_key_submitted_after_its_import_was_released_is_not_taken_for_unknown(
     assert "Submit" in kinds(turn(ledger))
     finish(ledger, "k")
     assert entry.status == FINISHED
+
+
+def test_a_retry_looks_at_each_failed_parent_once_however_many_ways_lead_there() -> None:
+    ledger = connected()
+    layers = [("a0", "b0"), *((f"a{n}", f"b{n}") for n in range(1, 60))]
+    rows = [(key, b"", layers[n - 1] if n else ()) for n, layer in enumerate(layers) for key in layer]
+    entries = ledger.submit(PURE, rows)
+    turn(ledger)
+    ledger.handle(CONTROL, m.Failed(tuple((row[0], b"pickle", "a0", "text") for row in rows)), 0.0)
+    ledger.retry([entries[-1]])
+    (retry,) = turn(ledger)
+    assert sorted(retry.keys) == sorted({row[0] for row in rows} - {"a59"})
+    assert all(
+        retry.keys.index(dep) < retry.keys.index(key) for key, _, deps in rows if key in retry.keys for dep in deps
+    )

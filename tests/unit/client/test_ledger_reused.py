@@ -6,6 +6,7 @@ import pytest
 from ledger_rig import OTHER, PLAIN, Rig, scatter, submit
 
 from zdist.core.entry import FINISHED, PENDING
+from zdist.core.store import Pieces
 from zdist.protocol import messages as m
 
 
@@ -67,3 +68,18 @@ def test_news_of_data_placed_before_does_not_take_the_bytes_of_what_is_scattered
     assert again.status == FINISHED and again.gen
     assert rig.broker.tables.tasks["x"].nbytes == again.outcome[2] == len(data)
     assert rig.holders("x") == ["w-0"] and "x" in rig.stores["w-0"]
+
+
+def test_data_that_is_held_now_outlives_the_answer_that_nobody_has_it() -> None:
+    rig = Rig()
+    ledger = rig.ledgers["c-0"]
+    (asked,) = ledger.want(["x"])
+    rig.up()
+    rig.serve()
+    assert any(type(message) is m.Cancelled for _, message in rig.to_clients)
+    (held,) = ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=True)
+    rig.up()
+    rig.down()
+    made = submit(ledger, PLAIN, "made", "x")
+    rig.settle()
+    assert asked is held and {held.status, made.status} == {FINISHED}
