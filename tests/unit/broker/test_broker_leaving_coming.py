@@ -98,3 +98,15 @@ def test_a_node_that_drains_waits_for_the_workers_of_another(other: str) -> None
     assert w.got("n-0", Dismiss)
     w.send("n-0", WorkerDied("w-0", -15, "", (), True))
     assert not w.rows("c-0", Cancelled)
+
+
+def test_a_worker_that_shrinks_away_waits_for_one_of_its_node_that_is_being_set_up() -> None:
+    w = World(workers=1)
+    scattered(w, "w-0")
+    w.join("w-1", "worker", node="n-0", address="tcp://w-1")
+    w.send("n-0", Leaving(("w-0",), True, "the node keeps fewer workers"))
+    tick(w, 0.5)
+    assert not w.got("n-0", Dismiss)
+    w.send("w-1", Subscribe(1, (), {}, False))
+    tick(w, 0.1)
+    assert w.rows("w-1", Replicate)
