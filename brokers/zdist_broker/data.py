@@ -83,7 +83,7 @@ class Data:
         for key in message.keys:
             task = self.tables.tasks.get(key)
             if task is None or task.state == RELEASED:
-                self.tables.post(client, Cancelled, (key[:MAX_KEY], UNKNOWN))
+                self.tables.post(client, Cancelled, (key[:MAX_KEY], UNKNOWN, 0))
                 continue
             if task.state != MEMORY or not task.holders or task.lives:
                 self.tables.ignored += 1
@@ -196,7 +196,7 @@ class Data:
             task = tables.tasks.get(key)
             if task is None:
                 if isinstance(peer, Client):
-                    tables.post(peer, Cancelled, (key[:MAX_KEY], UNKNOWN))
+                    tables.post(peer, Cancelled, (key[:MAX_KEY], UNKNOWN, 0))
                 continue
             placing = tables.placing.get(key)
             fetching = isinstance(peer, Worker) and placing is not None and peer in placing.targets

@@ -127,7 +127,7 @@ class Intake:
                 self.reject(client, key, reason)
                 continue
             known = attempt in LAZILY or recovery.holds(key, claim) or recovery.outlived(terms, attempt)
-            deps = self._deps(client, key, needs, stubs=known)
+            deps = self._deps(client, key, needs, message.gen, stubs=known)
             if deps is None:  # it may be submitted once more when they are there: what is known of it stays
                 continue
             if (stub or key in needs) and recovery.leads_to(deps, key):
@@ -161,7 +161,7 @@ class Intake:
         return True
 
     def _deps(
-        self, client: Client, key: str, needs: tuple[str, ...], *, stubs: bool = False
+        self, client: Client, key: str, needs: tuple[str, ...], gen: int, *, stubs: bool = False
     ) -> tuple[Task, ...] | None:
         """The tasks that this one depends on; None if one of them is gone for good, which the client is told.
 
@@ -174,7 +174,7 @@ class Intake:
             if dep is None and stubs and not fit_key(name):
                 dep = tasks[name] = self.recovery.stub(name)
             if dep is None or (is_gone(dep) and not stubs):
-                self.tables.post(client, Cancelled, (key, f"depends on {name[:80]}, which nobody holds"))
+                self.tables.post(client, Cancelled, (key, f"depends on {name[:80]}, which nobody holds", gen))
                 self.lifecycle.tidy(deps)  # stubs that were made for it
                 return None
             deps.append(dep)
@@ -184,7 +184,8 @@ class Intake:
         """Take nothing of a submission."""
         client.claims = {}
         for row in message.rows:
-            self.tables.post(client, kind, (row[0][:MAX_KEY], reason))
+            told = (row[0][:MAX_KEY], reason)
+            self.tables.post(client, kind, (*told, message.gen) if kind is Cancelled else told)
 
     def reject(self, client: Client, key: str, reason: str) -> None:
         """A key that cannot be taken; of one that is no key the beginning is named."""
@@ -195,7 +196,7 @@ class Intake:
     ) -> None:
         """A new task, mostly one with dependencies."""
         tables = self.tables
-        deps = self._deps(client, key, needs)
+        deps = self._deps(client, key, needs, gen)
         if deps is None:
             return
         priority = (terms.inner if deps else terms.root) + tables.order
@@ -243,7 +244,7 @@ class Intake:
         may have claimed it before, and of a key that says what it is any result will do."""
         known = known or (named and task.attempt > 0)
         if is_stub(task) or (known and (is_gone(task) or (task.fn is None and task.state == MEMORY))):
-            deps = self._deps(client, task.key, needs, stubs=known)
+            deps = self._deps(client, task.key, needs, gen, stubs=known)
             if deps is not None and self.recovery.leads_to(deps, task.key):
                 self.lifecycle.tidy(deps)
                 self.reject(client, task.key, "it depends on itself")
@@ -288,15 +289,15 @@ class Intake:
             if task is not None and (task.fn is not None or task.state != RELEASED):
                 self.want_known(client, task, message.gen, blind=True)
             elif not self.sought.keep(client, key, message.gen, claims.get(key), now):
-                self.unknown(client, key)
+                self.unknown(client, key, message.gen)
 
-    def unknown(self, client: Client, key: str) -> None:
-        """The client speaks of a key that is in no table."""
+    def unknown(self, client: Client, key: str, gen: int) -> None:
+        """The client wants a key that is in no table."""
         reason = fit_key(key)
         if reason:
             self.reject(client, key, reason)
         else:
-            self.tables.post(client, Cancelled, (key, UNKNOWN))
+            self.tables.post(client, Cancelled, (key, UNKNOWN, gen))
 
     def _add_want(self, client: Client, task: Task, gen: int, blind: bool = False) -> None:
         if task.key not in client.wants:
@@ -361,9 +362,10 @@ class Intake:
                 stack += [(dependent, f"depends on {task.key}: {reason}") for dependent in task.dependents or ()]
                 task.flags &= ~PINNED
             for who in task.who if message.force else client.alone:
-                if who.wants.pop(task.key, None) is not None:
+                gen = who.wants.pop(task.key, None)
+                if gen is not None:
                     self.heirs.unwant(who, task)
-                    self.tables.post(who, Cancelled, (task.key, why))
+                    self.tables.post(who, Cancelled, (task.key, why, gen))
         running = [(t, t.worker, t.attempt) for t in seen if t.worker is not None] if message.force else []
         self.lifecycle.tidy(seen)
         for task, worker, attempt in running:

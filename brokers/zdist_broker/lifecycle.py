@@ -415,8 +415,7 @@ class Lifecycle:
         while stack:
             task = stack.pop()
             for client in task.who:
-                del client.wants[task.key]
-                self.tables.post(client, Cancelled, (task.key, reason))
+                self.tables.post(client, Cancelled, (task.key, reason, client.wants.pop(task.key)))
             task.who = ()
             task.flags &= ~PINNED
             stack += [d for d in task.dependents or () if d.state <= ASSIGNED]

@@ -67,8 +67,8 @@ class Sought:
         for key in list(self.keys):
             self._take(key, now)
             if not self.settle(intake, key) and over:
-                for client in self.keys.pop(key):
-                    intake.unknown(client, key)
+                for client, (gen, _) in self.keys.pop(key).items():
+                    intake.unknown(client, key, gen)
         self.look_at = now + LOOK + LOOK_KEY * len(self.keys) if self.keys else None
 
     def _take(self, key: str, now: float) -> None:

@@ -318,17 +318,17 @@ class Ledger(Replay):
 
     def _cancelled(self, message: m.Cancelled, now: float) -> None:
         rows = []
-        for key, reason in message.rows:
+        for key, reason, gen in message.rows:
             entry = self._current(key)
-            if entry is None:
+            if entry is None or gen not in (0, entry.gen):  # else it is about an earlier want
                 continue
+            if not gen:
+                rows.append((key, entry.gen))  # the broker may have this one
             lost = reason.endswith((UNKNOWN, UNHELD)) or reason.startswith(DATA_LOST)
             if (lost and entry.value_here()) or (self._early(entry, reason) and self._once_more(entry, now)):
                 self._land(entry)
                 entry.gen = 0
                 continue
-            if entry.gen:
-                rows.append((key, entry.gen))  # it may speak of an earlier want, and the broker have this one
             self._end(entry, CANCELLED, reason + self._lacking(entry, reason))
         if rows:
             self._send_release(rows)

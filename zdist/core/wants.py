@@ -191,7 +191,7 @@ class Wants(Lanes):
         keys = []
         for entry in entries:
             if entry.status != CANCELLED:
-                if entry.gen or force:  # others may want it although the broker has not heard of us yet
+                if entry.gen or entry.told or force:  # others may want it although the broker has not heard of us yet
                     keys.append(entry.key)
                 self._end(entry, CANCELLED, reason, keep=entry.gen > 0 and not force)  # data: others may want it
         if keys:

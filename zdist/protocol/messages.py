@@ -237,7 +237,9 @@ class Lost(NamedTuple):
 
 
 class Cancelled(NamedTuple):
-    rows: tuple[tuple[Key, str], ...]  # key, reason
+    """Wants that are over: key, reason, generation of the want (0: whichever it is)."""
+
+    rows: tuple[tuple[Key, str, int], ...]
 
 
 class Rejected(NamedTuple):

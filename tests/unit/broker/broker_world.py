@@ -9,6 +9,7 @@ from zdist.protocol.messages import (
     Abort,
     Answer,
     Ask,
+    Cancelled,
     Define,
     Done,
     Drop,
@@ -104,6 +105,13 @@ class World:
         return [
             row for message in self.got(session, kind) for row in getattr(message, "rows", getattr(message, "keys", ()))
         ]
+
+    def cancelled(self, session: str) -> list[tuple[str, str]]:
+        """Keys that the session is told are over, and why; each time of a want that its books do not have."""
+        rows = self.rows(session, Cancelled)
+        wants = self.broker.tables.clients[session].wants if session in self.broker.tables.clients else {}
+        assert all(wants.get(key) != gen for key, _, gen in rows), rows
+        return [(key, reason) for key, reason, _ in rows]
 
     # --- tasks ----------------------------------------------------------------------------------------
 

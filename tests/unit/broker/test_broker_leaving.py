@@ -318,11 +318,10 @@ def test_overdue_news_of_other_attempts_and_other_nodes_change_nothing() -> None
 
 @pytest.mark.parametrize("limit", [-1.0, float("inf"), "2"])
 def test_limits_that_are_none_are_refused(limit: object) -> None:
-    from zdist.protocol.messages import Cancelled
 
     w = World(workers=1)
     w.submit("a", options=(0, 0, (), False, (), (), False, limit))
-    ((key, reason),) = w.rows("c-0", Cancelled)
+    ((key, reason),) = w.cancelled("c-0")
     assert key == "a" and "timeout" in reason
 
 

@@ -255,7 +255,7 @@ def test_a_client_that_misses_a_result_is_told_anew() -> None:
     w.all("c-0")
     w.send("c-0", Missing((("a", (first,)), ("unknown", (first,)))))
     assert w.rows("c-0", Finished)[0][4] == (other,)
-    assert w.rows("c-0", Cancelled) == [("unknown", "nobody in the cluster knows this key any more")]
+    assert w.cancelled("c-0") == [("unknown", "nobody in the cluster knows this key any more")]
     w.send("c-0", Missing((("a", (other,)),)))
     assert w.rows("c-0", Lost) == ["a"]
     w.send("c-0", Missing((("a", (other,)),)))
@@ -312,7 +312,7 @@ def test_dependents_of_data_that_left_with_its_client_are_cancelled() -> None:
     w.submit("x", deps=("big",), client="c-1")
     w.submit("y", deps=("x",), client="c-1")
     w.leave("c-0")
-    rows = dict(w.rows("c-1", Cancelled))
+    rows = dict(w.cancelled("c-1"))
     assert set(rows) == {"x", "y"}
     assert rows["x"] == "scattered data lost: client C-0 held it and is gone"
     assert w.states() == {}
@@ -326,7 +326,7 @@ def test_a_result_made_from_data_that_is_gone_is_cancelled_when_lost() -> None:
     w.leave("c-0")
     assert w.states() == {"big": "released", "x": "memory"}
     w.die("w-0")
-    ((key, reason),) = w.rows("c-1", Cancelled)
+    ((key, reason),) = w.cancelled("c-1")
     assert key == "x" and "an input of x is gone for good" in reason and "W-0" in reason
     assert w.states() == {}
 
@@ -412,7 +412,7 @@ def test_scatter_waits_for_a_first_worker() -> None:
     w = World(workers=0)
     hold(w, "a")
     w.send("c-0", Place(("a", "unknown"), (), 1))
-    assert w.rows("c-0", Cancelled) == [("unknown", "nobody in the cluster knows this key any more")]
+    assert w.cancelled("c-0") == [("unknown", "nobody in the cluster knows this key any more")]
     w.worker("w-0")
     assert set(replicated(w, "w-0")) == {"w-0"}
     assert w.rows("c-0", Finished)
@@ -463,7 +463,7 @@ def test_scattered_data_lost_with_its_worker_cancels_with_the_reason() -> None:
     w.submit("x", deps=("a",), options=tuple(Options(workers=("W-1",))))
     w.turn()
     w.die("w-0", text="out of memory")
-    rows = dict(w.rows("c-0", Cancelled))
+    rows = dict(w.cancelled("c-0"))
     assert rows["a"] == "scattered data lost: worker W-0 died: out of memory"
     assert rows["x"] == rows["a"]
 

@@ -16,7 +16,6 @@ from zdist.protocol.messages import (
     Buffer,
     Call,
     Called,
-    Cancelled,
     Hold,
     Output,
     Refused,
@@ -117,8 +116,8 @@ def test_restart_cancels_everything_and_answers_when_as_many_are_back() -> None:
     w.submit("b", deps=("a",), client="c-1")
     w.finish("a")
     assert ask(w, "restart", 30) is None
-    assert w.rows("c-0", Cancelled) == [("a", "cluster restarted")]
-    assert w.rows("c-1", Cancelled) == [("b", "cluster restarted")]
+    assert w.cancelled("c-0") == [("a", "cluster restarted")]
+    assert w.cancelled("c-1") == [("b", "cluster restarted")]
     assert w.states() == {}
     ((_, workers, restart),) = w.got("n-0", Adjust)
     assert (workers, restart) == (-1, True)

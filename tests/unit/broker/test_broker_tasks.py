@@ -201,9 +201,9 @@ def test_the_spec_of_a_released_input_stays_and_its_data_goes() -> None:
 def test_an_unknown_dependency_cancels() -> None:
     w = World()
     w.submit("x", deps=("nowhere",))
-    assert w.rows("c-0", Cancelled) == [("x", "depends on nowhere, which nobody holds")]
+    assert w.cancelled("c-0") == [("x", "depends on nowhere, which nobody holds")]
     w.submit("y", deps=("y",))
-    assert w.rows("c-0", Cancelled) == [("y", "depends on y, which nobody holds")]
+    assert w.cancelled("c-0") == [("y", "depends on y, which nobody holds")]
     assert w.states() == {}
 
 
@@ -211,7 +211,7 @@ def test_wanting_a_key() -> None:
     w = World(clients=2)
     w.submit("x")
     w.send("c-1", Want(1, ("x", "nowhere")))
-    assert w.rows("c-1", Cancelled) == [("nowhere", "nobody in the cluster knows this key any more")]
+    assert w.cancelled("c-1") == [("nowhere", "nobody in the cluster knows this key any more")]
     w.finish("x")
     assert w.rows("c-1", Finished)
 
@@ -254,14 +254,14 @@ def test_cancel_drops_the_clients_want_and_its_dependents() -> None:
     w.turn()
     attempt = w.task("a").attempt
     w.send("c-0", Cancel(("a", "shared", "nowhere"), False, ""))
-    cancelled = dict(w.rows("c-0", Cancelled))
+    cancelled = dict(w.cancelled("c-0"))
     by = "cancelled by client C-0"
     assert cancelled == {"a": by, "shared": by, "b": f"depends on a: {by}"}
     assert w.rows("w-0", Abort) == [("a", attempt)]
     assert not w.rows("c-1", Cancelled)
     assert set(w.states()) == {"shared"}
     w.send("c-0", Cancel(("shared",), True, "because"))
-    assert w.rows("c-1", Cancelled) == [("shared", "because")]
+    assert w.cancelled("c-1") == [("shared", "because")]
     assert w.states() == {}
 
 
@@ -327,7 +327,7 @@ def test_bad_options_cancel_the_submission_with_the_reason() -> None:
         ((0,) * 20, "20 options"),
     ):
         w.submit("x", options=options)
-        ((key, reason),) = w.rows("c-0", Cancelled)
+        ((key, reason),) = w.cancelled("c-0")
         assert key == "x" and text in reason
     assert w.states() == {}
 

@@ -18,7 +18,6 @@ from zdist.protocol.messages import (
     Call,
     Called,
     Cancel,
-    Cancelled,
     Define,
     Done,
     Drop,
@@ -78,7 +77,7 @@ def test_echoes_of_keys_are_cut() -> None:
     w.send("c-0", Missing(((HUGE, ("w-0",)),)))
     w.send("c-0", Submit(FN, False, 1, (-1,), ((HUGE, b"", ()),)))
     w.send("c-0", Submit(FN, False, 1, (), (("x", b"", (HUGE,)),)))
-    rows = w.rows("c-0", Cancelled)
+    rows = w.cancelled("c-0")
     assert len(rows) == 4 and all(len(key) + len(reason) < 3000 for key, reason in rows)
     w.send("w-0", Done(((HUGE, 1, 1, 1, None, "int"),)))
     assert not w.rows("w-0", Drop)
@@ -116,7 +115,7 @@ def test_texts_are_cut_on_intake() -> None:
     w.send("w-0", Output("log", HUGE, HUGE, HUGE))
     w.send("w-0", Output("out", HUGE, "d", HUGE))
     assert [len(text) for _, _, _, text in w.rows("c-0", Failed)] == [limits.MAX_TEXT]
-    assert [len(reason) for _, reason in w.rows("c-0", Cancelled)] == [limits.MAX_REASON]
+    assert [len(reason) for _, reason in w.cancelled("c-0")] == [limits.MAX_REASON]
     outputs = w.got("c-0", Output)
     assert len(outputs) == 2
     assert all(
@@ -278,7 +277,7 @@ def test_values_of_a_table_are_checked_by_the_codec() -> None:
 def test_absurd_options_are_named_in_the_reason(options: Options, words: str) -> None:
     w = World()
     w.submit("x", options=tuple(options))
-    ((_, reason),) = w.rows("c-0", Cancelled)
+    ((_, reason),) = w.cancelled("c-0")
     assert words in reason and len(reason) < 300 and not w.states()
 
 

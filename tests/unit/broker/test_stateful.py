@@ -75,9 +75,10 @@ class FakeClient:
             for key in message.keys:
                 self._set(key, "pending")
         elif isinstance(message, Cancelled):
-            for key, reason in message.rows:
+            for key, reason, gen in message.rows:
                 assert reason
-                self.wants.pop(key, None)
+                if self.wants.get(key) == gen:
+                    del self.wants[key]
                 self.state.pop(key, None)
         elif isinstance(message, Drop):
             for key in message.keys:

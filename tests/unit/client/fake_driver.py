@@ -78,7 +78,7 @@ class FakeBroker:
             return m.Failed(((key, *self.failed[key]),))
         if key in self.values:
             return m.Finished(((key, 1, len(self.values[key]), self.values[key], ("w-1",), "object"),))
-        return m.Cancelled(((key, "nobody has it"),))
+        return m.Cancelled(((key, "nobody has it", 0),))
 
 
 class FakeDriver:

@@ -173,7 +173,7 @@ class ModelBroker:
                     if dep not in self.tasks and dep not in self.held:
                         assert dep in self.cancelled, f"{dep} was released before {key} was submitted"
                         self.cancelled.add(key)
-                        self.down.append(m.Cancelled(((key, f"depends on {dep}, which nobody holds"),)))
+                        self.down.append(m.Cancelled(((key, f"depends on {dep}, which nobody holds", message.gen),)))
                         break
                 else:
                     task = self.tasks[key] = Task(message.fn, row)
@@ -197,7 +197,7 @@ class ModelBroker:
                 self.down.append(m.Finished(((key, 0, 1, None, (WORKER,), "bytes"),)))
             elif task is None:
                 self.cancelled.add(key)  # placed under a former broker, of whose workers this one knows nothing
-                self.down.append(m.Cancelled(((key, UNKNOWN),)))
+                self.down.append(m.Cancelled(((key, UNKNOWN, message.gen),)))
             else:
                 task.gen = message.gen
                 self.tell(key, task)
@@ -233,12 +233,13 @@ class ModelBroker:
     def cancel_tree(self, key: str, reason: str) -> None:
         self.cancelled.add(key)
         task = self.tasks.pop(key, None)
-        if task is None and self.held.pop(key, None) is None:
+        gen = self.held.pop(key, None) if task is None else task.gen
+        if gen is None:
             return
         if task is None:
             self.down.append(m.Drop((key,)))
         if task is None or task.gen:
-            self.down.append(m.Cancelled(((key, reason),)))
+            self.down.append(m.Cancelled(((key, reason, gen),)))
         for other in [k for k, t in self.tasks.items() if key in t.row[2]]:
             self.cancel_tree(other, reason)
 

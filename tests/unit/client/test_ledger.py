@@ -48,6 +48,12 @@ def finish(ledger: Ledger, key: str, value: bytes | None = b"v", holders: tuple[
     ledger.handle(CONTROL, m.Finished(((key, 1, 100, value, holders, "int"),)), 0.0)
 
 
+def deny(ledger: Ledger, now: float, *rows: tuple[str, str]) -> None:
+    """The broker ends what the ledger wants now of these keys."""
+    gens = {key: entry.gen for key, entry in ledger.entries.items()}
+    ledger.handle(CONTROL, m.Cancelled(tuple((key, reason, gens.get(key, 0)) for key, reason in rows)), now)
+
+
 def test_nothing_is_sent_before_the_welcome_and_everything_after() -> None:
     ledger = Ledger("c-1", "token", {"name": "me"})
     ledger.submit(PURE, [("a", b"", ()), ("b", b"", ("a",))])
@@ -207,13 +213,13 @@ def test_an_unknown_key_is_asked_for_again_a_few_times() -> None:
     now = 0.0
     for i in range(limits.LOST_RETRIES):
         assert kinds(turn(ledger)) == ["Want"]
-        ledger.handle(CONTROL, m.Cancelled((("k", UNKNOWN),)), now)
+        deny(ledger, now, ("k", UNKNOWN))
         deadline = ledger.deadline()
         assert deadline == pytest.approx(now + ASK_AGAIN * 2**i)
         now = deadline
         ledger.tick(now)
     assert kinds(turn(ledger)) == ["Want"]
-    ledger.handle(CONTROL, m.Cancelled((("k", UNKNOWN),)), now)
+    deny(ledger, now, ("k", UNKNOWN))
     assert entry.status == CANCELLED and entry.outcome == UNKNOWN
     assert ledger.deadline() is None
 
@@ -465,7 +471,7 @@ def test_scattered_data_is_asked_for_as_long_as_somebody_may_bring_it_back() -> 
     succeeded(ledger, 10.0)
     now, asked = 12.0, 0
     while "x" in ledger.entries:
-        ledger.handle(CONTROL, m.Cancelled((("x", UNKNOWN),)), now)
+        deny(ledger, now, ("x", UNKNOWN))
         if "x" in ledger.entries:
             now = max(now, ledger.deadline() or 0.0)
             ledger.tick(now)
@@ -487,9 +493,9 @@ def test_a_value_that_was_had_from_others_goes_along_with_what_is_made_of_it() -
     ledger.submit(PURE, [("c", b"", ("x",))])
     *_, submit = turn(ledger)
     assert [row[0] for row in submit.rows] == ["c"]
-    ledger.handle(CONTROL, m.Cancelled((("x", UNKNOWN),)), 12.5)
+    deny(ledger, 12.5, ("x", UNKNOWN))
     assert x.value_here() and not x.gen and ledger.entries["x"] is x
-    ledger.handle(CONTROL, m.Cancelled((("x", "cancelled by client other"),)), 12.5)
+    deny(ledger, 12.5, ("x", "cancelled by client other"))
     assert x.value_here()  # said of a want that is over
 
 
@@ -520,7 +526,7 @@ def test_data_that_went_because_the_client_had_been_given_up_says_so() -> None:
     now = 0.0
     while data.status == PENDING or made.status == PENDING:  # it is asked for a few times
         lacks = (("x", UNKNOWN), ("b", "depends on x, which nobody holds"))
-        ledger.handle(CONTROL, m.Cancelled(lacks), now)
+        deny(ledger, now, *lacks)
         now += 2 * ASK_AGAIN * 2**limits.LOST_RETRIES
         ledger.tick(now)
         ledger.turn(now)
@@ -538,9 +544,9 @@ def test_of_what_nobody_has_the_client_says_whether_it_had_scattered_it() -> Non
     for entry in ledger.entries.values():
         ledger.again[entry.key] = (0.0, limits.LOST_RETRIES)
     turn(ledger)
-    ledger.handle(CONTROL, m.Cancelled((("x", UNKNOWN), ("z", UNKNOWN))), 0.0)
+    deny(ledger, 0.0, ("x", UNKNOWN), ("z", UNKNOWN))
     lacks = (("a", f"depends on x{UNHELD}"), ("b", f"depends on z{UNHELD}"), ("c", "cancelled by client other"))
-    ledger.handle(CONTROL, m.Cancelled(lacks), 0.0)
+    deny(ledger, 0.0, *lacks)
     assert [entry.outcome for entry in made] == [
         f"depends on x{UNHELD}: scattered data lost", f"depends on z{UNHELD}", "cancelled by client other",
     ]  # fmt: skip
@@ -684,7 +690,7 @@ def test_a_key_submitted_after_its_import_was_released_is_not_taken_for_unknown(
     assert kinds(turn(ledger)) == ["Want", "Release", "Ask"]
     (entry,) = ledger.submit(PURE, [("k", b"", ())])
     turn(ledger)
-    ledger.handle(CONTROL, m.Cancelled((("k", UNKNOWN),)), 0.0)  # the answer to the import
+    deny(ledger, 0.0, ("k", UNKNOWN))  # the answer to the import
     assert entry.status == PENDING
     ledger.handle(CONTROL, m.Answer(ledger.req, True, True), 0.0)
     assert "Submit" in kinds(turn(ledger))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_ledger import PURE, answered, asked, collected, connected, finish, kinds, turn
+from test_ledger import PURE, answered, asked, collected, connected, deny, finish, kinds, turn
 
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING
 from zdist.core.ledger import UNKNOWN, Ledger
@@ -57,7 +57,12 @@ def test_what_was_killed_for_taking_too_long_says_so(overdue: bool, kind: str) -
 
 def test_news_of_keys_that_nobody_wants_change_nothing() -> None:
     ledger = connected()
-    for message in (m.Lost(("a",)), m.Cancelled((("a", "gone"),)), m.Killed((("a", "text", False),)), m.Drop(("a",))):
+    for message in (
+        m.Lost(("a",)),
+        m.Cancelled((("a", "gone", 1),)),
+        m.Killed((("a", "text", False),)),
+        m.Drop(("a",)),
+    ):
         ledger.handle(CONTROL, message, 0.0)
     assert turn(ledger) == [] and not ledger.entries
 
@@ -106,7 +111,7 @@ def test_an_unknown_key_that_was_let_go_of_is_not_asked_for_again() -> None:
     ledger = connected()
     entries = ledger.want(["k"])
     turn(ledger)
-    ledger.handle(CONTROL, m.Cancelled((("k", UNKNOWN),)), 0.0)
+    deny(ledger, 0.0, ("k", UNKNOWN))
     assert ledger.deadline() is not None
     ledger.dropped.extend(entries)
     turn(ledger)

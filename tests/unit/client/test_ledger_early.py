@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from test_ledger import PURE, answered, connected, finish, kinds, succeeded, turn
+from test_ledger import PURE, answered, connected, deny, finish, kinds, succeeded, turn
 
 from zdist import limits
 from zdist.core.entry import CANCELLED, FINISHED, PENDING, UNHELD, UNKNOWN, Work
@@ -29,7 +29,7 @@ def recovered(now: float) -> Ledger:
 def unknown(ledger: Ledger, now: float) -> None:
     """The broker has not heard of a yet."""
     reasons = {"a": UNKNOWN, "b": f"depends on a{UNHELD}", "c": f"depends on b{UNHELD}"}
-    ledger.handle(CONTROL, m.Cancelled(tuple(reasons.items())), now)
+    deny(ledger, now, *reasons.items())
     ledger.check()
 
 
@@ -72,11 +72,11 @@ def test_it_is_submitted_again_for_as_long_as_the_broker_seeks_that_key() -> Non
     lacks = (("b", f"depends on a{UNHELD}"), ("c", f"depends on b{UNHELD}"))
     now = 0.0
     for _ in range(3 + limits.LOST_RETRIES):
-        ledger.handle(CONTROL, m.Cancelled(lacks), now)
+        deny(ledger, now, *lacks)
         now = ledger.again_at
         ledger.tick(now)
         assert [row[0] for x in turn(ledger, now) if type(x) is m.Submit for row in x.rows] == ["b", "c"]
-    ledger.handle(CONTROL, m.Cancelled((("a", "it was not found"), *lacks)), now)
+    deny(ledger, now, ("a", "it was not found"), *lacks)
     assert {entry.status for entry in (other, *made)} == {CANCELLED}
 
 
@@ -88,7 +88,7 @@ def test_it_is_submitted_again_every_few_seconds_at_least() -> None:
     turn(ledger)
     now = 0.0
     for _ in range(30):
-        ledger.handle(CONTROL, m.Cancelled((("b", f"depends on a{UNHELD}"),)), now)
+        deny(ledger, now, ("b", f"depends on a{UNHELD}"))
         then = now
         now = ledger.deadline() or now
         assert then < now <= then + 5.0
@@ -113,7 +113,7 @@ def dependent() -> Ledger:
 def test_data_stays_until_the_broker_has_taken_in_what_is_made_of_it() -> None:
     """It cannot be computed again, as the task was submitted once more and found it gone (seed 1410655)."""
     ledger = dependent()
-    ledger.handle(CONTROL, m.Cancelled((("b", f"depends on a{UNHELD}"),)), 0.0)
+    deny(ledger, 0.0, ("b", f"depends on a{UNHELD}"))
     assert kinds(answered(ledger)) == []
     ledger.tick(ASK_AGAIN)
     assert kinds(turn(ledger, ASK_AGAIN)) == ["Submit", "Ask"]
@@ -182,7 +182,7 @@ def test_what_a_successor_may_find_finished_stays_there_too_until_what_is_made_o
     ledger.dropped.append(part)
     assert kinds(turn(ledger)) == ["Release"]
     assert "Ask" in kinds(succeeded(ledger, 10.0)) and part.gen
-    ledger.handle(CONTROL, m.Cancelled((("b", f"depends on a{UNHELD}"),)), 12.0)
+    deny(ledger, 12.0, ("b", f"depends on a{UNHELD}"))
     assert answered(ledger, 12.0) == [] and part.gen
     now = 12.0 + ASK_AGAIN
     ledger.tick(now)
@@ -221,7 +221,7 @@ def test_what_it_was_made_of_goes_along_also_when_nothing_else_is_lacking() -> N
     middle, end = ledger.submit(PURE, [("b", b"", ("a",)), ("c", b"", ("b",))])
     ledger.dropped.append(middle)
     turn(ledger)
-    ledger.handle(CONTROL, m.Cancelled((("c", f"depends on b{UNHELD}"),)), 0.0)
+    deny(ledger, 0.0, ("c", f"depends on b{UNHELD}"))
     ledger.tick(ASK_AGAIN)
     (submit,) = [message for message in turn(ledger, ASK_AGAIN) if type(message) is m.Submit]
     assert [row[0] for row in submit.rows] == ["b", "c"] and end.status == PENDING
@@ -234,7 +234,7 @@ def test_what_was_made_of_something_finished_is_submitted_again_as_well() -> Non
     (made,) = ledger.submit(PURE, [("b", b"", ("a",))])
     turn(ledger)
     finish(ledger, "a")
-    ledger.handle(CONTROL, m.Cancelled((("b", f"depends on a{UNHELD}"),)), 0.0)
+    deny(ledger, 0.0, ("b", f"depends on a{UNHELD}"))
     assert made.status == PENDING
     ledger.tick(ASK_AGAIN)
     assert "Submit" in kinds(turn(ledger, ASK_AGAIN))
@@ -262,7 +262,7 @@ def test_a_key_that_is_let_go_of_while_it_waits_is_not_asked_for() -> None:
     ledger = connected()
     (entry,) = ledger.want(["a"])
     turn(ledger)
-    ledger.handle(CONTROL, m.Cancelled((("a", UNKNOWN),)), 0.0)
+    deny(ledger, 0.0, ("a", UNKNOWN))
     assert ledger.submit(PURE, [("a", b"", ())]) == [entry]  # now it is known how it is computed
     ledger.dropped.extend([entry, entry])
     turn(ledger)
@@ -289,7 +289,7 @@ def test_a_key_that_was_asked_for_before_it_was_known_how_it_is_computed_is_subm
     turn(ledger)
     ledger.submit(PURE, [("a", b"", ())])
     turn(ledger)
-    ledger.handle(CONTROL, m.Cancelled((("a", UNKNOWN),)), 0.0)
+    deny(ledger, 0.0, ("a", UNKNOWN))
     ledger.tick(ASK_AGAIN)
     assert kinds(turn(ledger, ASK_AGAIN)) == ["Submit"] and entry.status == PENDING
 
@@ -298,7 +298,7 @@ def test_data_that_is_held_here_and_was_unknown_is_asked_for_again() -> None:
     ledger = connected()
     (entry,) = ledger.hold([("data", Pieces([b"data"]), "bytes")], finished=False)
     turn(ledger)
-    ledger.handle(CONTROL, m.Cancelled((("data", UNKNOWN),)), 0.0)
+    deny(ledger, 0.0, ("data", UNKNOWN))
     ledger.tick(ASK_AGAIN)
     assert [message.keys for message in turn(ledger, ASK_AGAIN) if type(message) is m.Want] == [("data",)]
     assert entry.status == PENDING and entry.gen

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from ledger_rig import OTHER, PLAIN, Rig, scatter, submit
+from ledger_rig import OTHER, PLAIN, PURE, Rig, scatter, submit, want
 
-from zdist.core.entry import FINISHED, PENDING
+from zdist.core.entry import CANCELLED, FINISHED, PENDING
 from zdist.core.store import Pieces
 from zdist.protocol import messages as m
 
@@ -83,3 +83,37 @@ def test_data_that_is_held_now_outlives_the_answer_that_nobody_has_it() -> None:
     made = submit(ledger, PLAIN, "made", "x")
     rig.settle()
     assert asked is held and {held.status, made.status} == {FINISHED}
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_that_nobody_had_it_when_it_was_asked_for_says_nothing_of_its_submission(kept: bool) -> None:
+    """Else the task stayed with the broker for ever (seed 2608804)."""
+    rig = Rig()
+    ledger = rig.ledgers["c-0"]
+    asked = want(ledger, "k")
+    rig.up()
+    rig.serve()
+    assert any(type(message) is m.Cancelled for _, message in rig.to_clients)
+    entry = submit(ledger, PURE, "k")
+    assert asked is entry
+    rig.up()
+    rig.down()
+    assert entry.status == PENDING and entry.gen
+    if kept:
+        rig.settle()
+        assert entry.status == FINISHED and rig.broker.tables.tasks["k"].attempt == rig.broker.tables.attempt
+    ledger.dropped.extend((asked, entry))
+    rig.settle()
+    assert not rig.broker.tables.tasks and not rig.broker.tables.clients["c-0"].wants
+
+
+def test_a_task_that_was_to_run_on_without_futures_can_be_cancelled_at_once() -> None:
+    rig = Rig()
+    ledger = rig.ledgers["c-0"]
+    rig.slow.add("k")
+    entry = submit(ledger, PLAIN, "k")
+    rig.settle()
+    ledger.forget([entry])
+    ledger.cancel([entry], force=False)
+    rig.settle()
+    assert entry.status == CANCELLED and not rig.broker.tables.tasks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from test_ledger import PURE, answered, connected, finish, kinds, turn
+from test_ledger import PURE, answered, connected, deny, finish, kinds, turn
 
 from zdist.core.entry import PENDING
 from zdist.core.ledger import Ledger
@@ -90,7 +90,7 @@ def test_what_fails_there_fails_with_what_it_was_made_of() -> None:
     ledger = told(B_OF_A_OF_DATA)
     (made,) = ledger.submit(PURE, [("c", b"", ("b",))])
     assert kinds(turn(ledger)) == ["Define", "Submit"]
-    ledger.handle(CONTROL, m.Cancelled((("b", "by hand"), ("c", "depends on b: by hand"))), 0.0)
+    deny(ledger, 0.0, ("b", "by hand"), ("c", "depends on b: by hand"))
     ledger.resolved.clear()
     assert made.status == "cancelled" and not ledger.entries
     ledger.check()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from test_ledger import NAMED_BY_HAND, PURE, answered, connected, finish, kinds, turn
+from test_ledger import NAMED_BY_HAND, PURE, answered, connected, deny, finish, kinds, turn
 
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, UNKNOWN
 from zdist.core.ledger import Ledger
@@ -47,7 +47,7 @@ def test_an_imported_key_that_nobody_knows_is_submitted_when_it_is_known_how_it_
     ledger = connected()
     ledger.want(["k"])
     turn(ledger)
-    ledger.handle(CONTROL, m.Cancelled((("k", UNKNOWN),)), 0.0)
+    deny(ledger, 0.0, ("k", UNKNOWN))
     ledger.submit(PURE, [("k", b"", ())])
     assert rows(turn(ledger)) == ["k"]
 
