@@ -150,8 +150,9 @@ def _put(shared: State, op: Op) -> Any:
     if most and len(items) >= most:
         return WAIT
     _room(shared, value)
-    shared.change("queue", op.name, next(reversed(items)) + 1 if items else 0, value)
-    return None
+    number = shared.store.next_token()  # which no other value ever has
+    shared.change("queue", op.name, number, value)
+    return number
 
 
 def _get(shared: State, op: Op) -> Any:
@@ -322,10 +323,13 @@ def _next(shared: State, op: Op) -> Any:
 
 
 def undo(shared: State, kind: str, name: str, verb: str, value: Any) -> None:
-    """Its client did not wait for the answer: what it got is there for others again."""
-    if (kind, verb) == ("queue", "get"):
+    """Its client did not wait for the answer: what it got is there again, what it put nobody gets any more."""
+    if (kind, verb) == ("queue", "put"):
+        if shared.store.get(kind, name, value) is not None:  # else somebody has it
+            shared.change(kind, name, value, None)
+    elif (kind, verb) == ("queue", "get"):
         items = shared.store.items(kind, name)
-        first = next(iter(items)) if items else 0
+        first = min(next(iter(items), 0), 0)  # below zero, where nothing was put
         back = list(items.items())
         for number, _ in back:
             shared.change(kind, name, number, None)

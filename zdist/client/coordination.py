@@ -20,7 +20,8 @@ class Queue(Named):
     Parameters:
         name: which queue; default: a new one.
         client: default: the current one.
-        maxsize: how many items ``put`` lets it have; 0: any number.
+        maxsize: how many items ``put`` of this object, also where it is pickled to, lets it have; 0: any number. It is
+            not the queue's: who opens it by its name says it again.
 
     Raises ValueError for a name or size that cannot be, or without a client.
     """

@@ -68,7 +68,8 @@ class Sharing(Base):
             verb, args: what is to be done, see ``zdist_broker.verbs``.
             timeout: seconds to wait until it can be done; the broker counts them, and if it is away this client does.
 
-        Raises ZdistError with what the broker says against it. If the caller is interrupted, it was not done.
+        Raises ZdistError with what the broker says against it. If the caller is interrupted or runs out of time, what
+        it took is there again, and what it put is not, unless somebody has taken it; other changes may be made.
         """
         number, reply = self._begin_op(kind, name, verb, args, timeout)
         patience = None if timeout is None else timeout + NOTICE
