@@ -174,9 +174,12 @@ class Departures:
         return [w for w in self.tables.workers.values() if w.subscribed and not w.leaving]
 
     def _coming(self) -> bool:
-        """Whether a worker that stays has come and takes nothing yet, or may be started by a node that stays."""
+        """Whether a worker that stays has come and takes nothing yet, or takes another's place, or may be started by a
+        node that stays."""
         if any(not worker.leaving for worker in self.tables.workers.values()):
             return True
+        if any(not (leave.stay or leave.replace or leave.retire) for leave in self.leaves.values()):
+            return True  # its node starts another before it ends
         leaving = {worker.node for worker in self.leaves}
         return any(session not in leaving for session in self.tables.nodes)
 

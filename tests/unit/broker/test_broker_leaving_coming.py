@@ -110,3 +110,20 @@ def test_a_worker_that_shrinks_away_waits_for_one_of_its_node_that_is_being_set_
     w.send("w-1", Subscribe(1, (), {}, False))
     tick(w, 0.1)
     assert w.rows("w-1", Replicate)
+
+
+def test_one_of_fewer_workers_waits_for_the_replacement_of_another() -> None:
+    """Seed 2714778."""
+    w = World(workers=2)
+    scattered(w, "w-0")
+    w.send("n-0", Leaving(("w-0",), True, "the node keeps fewer workers"))
+    w.send("n-0", Leaving(("w-1",), False, "a task there was given up"))
+    tick(w, 0.5)
+    assert ("w-0",) not in [message.workers for message in w.got("n-0", Dismiss)]
+    w.worker("w-2")
+    tick(w, 0.1)
+    assert w.rows("w-2", Replicate)
+    w.send("w-2", Held((("data", 0, 5, "bytes"),)))
+    tick(w, 0.1)
+    assert ("w-0",) in [message.workers for message in w.got("n-0", Dismiss)]
+    assert not w.rows("c-0", Cancelled)
