@@ -196,7 +196,7 @@ class Delivery:
         """Take what has come in; it is unpickled here, outside of the lock."""
         with self.client._lock:
             arrived, collection.arrived = collection.arrived, []
-            collection.seen = collection.failed
+            collection.seen = collection.failed + collection.came
             warned, collection.warnings = collection.warnings, []
         for worker, reason in warned:
             if worker not in self.warned:

@@ -40,12 +40,13 @@ class Signal:
 class Collection(Signal):
     """The entries of one gather: those that are not finished are awaited, large values are fetched as they finish.
 
-    Ready whenever the caller has something to look at: values in ``arrived`` to take, an entry that failed, or the end.
+    Ready whenever the caller has something to look at: values in ``arrived`` to take, an entry that failed (of a
+    stream: or has its value), or the end.
     """
 
     __slots__ = (
-        "arrived", "begin", "broken", "direct", "enough", "failed", "fetching", "nbytes", "rows", "seen", "ticket",
-        "warnings",
+        "arrived", "begin", "broken", "came", "direct", "enough", "failed", "fetching", "nbytes", "rows", "seen",
+        "ticket", "warnings",
     )  # fmt: skip
 
     def __init__(self, ticket: int, direct: bool | None, begin: Callable[[Collection, Entry], None]) -> None:
@@ -60,18 +61,19 @@ class Collection(Signal):
         self.enough = 1  # so many values are worth a look while others are on their way
         self.nbytes = 0  # of all that has arrived
         self.failed = 0  # entries that ended without a value
-        self.seen = 0  # of those, how many the caller has looked at
+        self.came = 0  # values that came along, where the caller waits for one at a time
+        self.seen = 0  # of all these, how many the caller has looked at
         self.warnings: list[tuple[str, str]] = []  # worker and reason: went by relay although direct=True
 
     def ready(self) -> bool:
-        if self.left <= 0 or self.failed > self.seen:
+        if self.left <= 0 or self.failed + self.came > self.seen:
             return True
         return bool(self.arrived) and (len(self.arrived) >= self.enough or not self.fetching)
 
     def resolved(self, entry: Entry, /) -> None:
         """An awaited entry is settled: nothing more to do if its value came along, else fetch it."""
         self.left -= 1
-        if entry.status != FINISHED or entry.outcome[3] is None:
+        if entry.status != FINISHED or entry.outcome[3] is None or self.enough == 1:
             self.begin(self, entry)
         if self.notify is not None and self.ready():
             self.notify()
@@ -141,6 +143,8 @@ class Collections:
                     collection.fetching[key] = entry
                     collection.rows.append((key, attempt, nbytes, holders))
                     self.waiting[collection.ticket] = collection
+            elif collection.enough == 1:
+                collection.came += 1
         else:
             collection.failed += 1
 

@@ -129,3 +129,20 @@ def test_bytes_of_several_callers_are_nobodys_to_change(callers: int) -> None:
     for collection in collections:
         ((_, (piece,)),) = collection.arrived
         assert memoryview(piece).readonly == (callers > 1)
+
+
+@pytest.mark.parametrize("enough", [1, 32])
+def test_a_stream_is_told_of_a_value_that_came_along_while_others_are_computed(enough: int) -> None:
+    """Its consumer may only then do what the others wait for; a gather waits for all of them anyway."""
+    ledger = connected()
+    entries = ledger.submit(PURE, [("a", b"", ()), ("b", b"", ())])
+    turn(ledger)
+    collection = collected(ledger, entries)
+    collection.enough = enough
+    told: list[bool] = []
+    collection.notify = lambda: told.append(True)
+    finish(ledger, "a")
+    turn(ledger)
+    assert told == [True] * (enough == 1)
+    collection.seen = collection.came
+    assert not collection.ready()

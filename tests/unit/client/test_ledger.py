@@ -287,6 +287,7 @@ def test_large_values_are_fetched_as_they_finish() -> None:
     entries = ledger.submit(PURE, [("a", b"", ()), ("b", b"", ()), ("c", b"", ())])
     turn(ledger)
     collection = collected(ledger, entries)
+    collection.enough = 32
     finish(ledger, "a", None)
     assert asked(ledger) == [("w-1", "a")]
     finish(ledger, "b", None, ("w-2",))
