@@ -11,7 +11,8 @@ import cluster_functions as functions
 import pytest
 from cluster_checks import about_data, eventually, sent
 
-from zdist import CancelledError, Client, Future, LocalCluster, wait
+from zdist import CancelledError, Client, Future, LocalCluster, serialize, wait
+from zdist.errors import PeerUnreachable
 
 Point = namedtuple("Point", "x y")
 
@@ -153,3 +154,40 @@ def test_a_future_of_another_client_of_the_cluster_is_gathered(client: Client, s
     array, same, two = client.gather([theirs, theirs, mine])
     assert array is same and array[0] == 4 and two == 2
     assert [int(array[0]) for array in client.gather(iter([theirs]))] == [4]
+
+
+def test_what_has_come_outlives_ctrl_c_while_it_is_unpickled(
+    client: Client, gate: functions.Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, running = client.submit(functions.same, "x" * 100_000), client.submit(functions.wait_at, gate)
+    values = client.gather(iter([first, running]))
+    wait(first)
+    loads = serialize.loads_each
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(serialize, "loads_each", loads)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serialize, "loads_each", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(values)
+    assert len(next(values)) == 100_000 and not running.done()
+    gate.open()
+    assert next(values) == 0
+
+
+def test_a_stream_does_not_wait_for_what_waits_for_its_consumer(client: Client, gate: functions.Gate) -> None:
+    done = client.submit(functions.same, 1)
+    wait(done)
+    values = client.gather(iter([done, client.submit(functions.inc, 2), client.submit(functions.wait_at, gate)]))
+    assert [next(values), next(values)] == [1, 3]
+    gate.open()
+    assert next(values) == 0
+
+
+def test_a_client_without_a_path_says_which_it_may_use(cluster: LocalCluster) -> None:
+    with Client(cluster, gather_paths=["shm"], set_as_default=False) as client:
+        future = client.submit(functions.same, "x" * 100_000)
+        with pytest.raises(PeerUnreachable, match=r"with gather_paths=\['shm'\] there is no way") as told:
+            client.gather([future], direct=False)
+        assert "fallback" not in str(told.value)

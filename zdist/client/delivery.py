@@ -180,9 +180,11 @@ class Delivery:
         outcome = entry.outcome
         holders = outcome[4] if entry.status == FINISHED and outcome is not None else ()
         names = ", ".join(members[holder][1] if holder in members else holder for holder in holders)
+        fetcher = self.client._ledger.fetcher
+        only = "direct=True and fallback='error'" if self.direct and not fetcher.fallback else ""
+        only = only or f"gather_paths={list(fetcher.paths)}"
         return PeerUnreachable(
-            f"{entry.key} lies on {names or 'no worker any more'}, and with direct=True and fallback='error' there is "
-            f"no way to it: {text}"
+            f"{entry.key} lies on {names or 'no worker any more'}, and with {only} there is no way to it: {text}"
         )
 
     def _missing(self, entries: Sequence[Entry]) -> int:
@@ -207,7 +209,12 @@ class Delivery:
             for entry, data in wanted:
                 self.values[entry] = self._load(entry, data)
             return
-        values, errors = serialize.loads_each([(entry.key, data) for entry, data in wanted], owner=self.client)
+        try:
+            values, errors = serialize.loads_each([(entry.key, data) for entry, data in wanted], owner=self.client)
+        except BaseException:  # Ctrl-C: who goes on finds them where they were
+            with self.client._lock:
+                collection.arrived[:0] = arrived
+            raise
         for place, error in errors.items():
             values[place] = Broken(error)
         if Seed in map(type, values):

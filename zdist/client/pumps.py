@@ -21,10 +21,24 @@ def _like(source: Any) -> Any:
     """An empty queue of the same kind; one without a bound would hold all results in this process at once."""
     kind = type(source)
     try:
-        return kind(source.maxsize or GATHER_WINDOW)
+        return kind(source.maxsize if source.maxsize > 0 else GATHER_WINDOW)
     except Exception as exc:
         name = f"{kind.__module__}.{kind.__qualname__}"
         raise TypeError(f"cannot make a {name} with {name}(maxsize) ({exc}); gather a queue.Queue instead") from exc
+
+
+def _ahead(client: Any, source: Any, errors: str, direct: bool | None) -> Ahead:
+    if errors == "raise" and isinstance(source, (queue.PriorityQueue, asyncio.PriorityQueue)):
+        errors = "return"  # inside of its item: a bare exception has no place in the order
+    return Ahead(client, errors, direct)
+
+
+def _refused(value: Any) -> None:
+    """A queue that orders its items cannot take this one: nobody waits here for that to be raised."""
+    import logging
+
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    logging.getLogger("zdist.client").exception("a gathered queue cannot take a value, a %s, which is left out", name)
 
 
 class _Pump:
@@ -111,6 +125,9 @@ class _Pump:
             except queue.Full:
                 if self._stopped:
                     break
+            except Exception:
+                _refused(value[0])
+                break
             finally:
                 del sink  # or it could not go
         self._source.task_done()
@@ -122,11 +139,12 @@ def gather_queue(
     """A queue of the same kind as ``source`` that fills with the values of its futures, in order, as they arrive.
 
     It is bounded by the source's ``maxsize``, or else ``limits.GATHER_WINDOW``. With ``errors="raise"`` the exception
-    itself stands in the place of an item with a failed future. A thread does this until the client closes, or nobody
-    has the new queue any more. Raises TypeError for a kind that cannot be made with its ``maxsize`` alone.
+    itself stands in the place of an item with a failed future; in a PriorityQueue in the future's place in its item. A
+    value that the queue cannot compare with others is logged and left out. A thread does this until the client closes,
+    or nobody has the new queue any more. Raises TypeError for a kind that cannot be made with its ``maxsize`` alone.
     """
     sink = _like(source)
-    _Pump(client, source, sink, Ahead(client, errors, direct)).start()
+    _Pump(client, source, sink, _ahead(client, source, errors, direct)).start()
     return sink  # type: ignore[no-any-return]
 
 
@@ -141,14 +159,19 @@ class _AsyncPump:
         self._sink = weakref.ref(sink)
         self._ahead = ahead
         self._stopped = False
+        self._idle: asyncio.Task[Any] | None = None  # waits for an item of the source
 
     def start(self) -> None:
+        loop = asyncio.get_running_loop()
         self._client._pumps.add(self)
         self.running.add(self)
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="zdist-gather-queue")
+        self._task = loop.create_task(self._run(), name="zdist-gather-queue")
 
     def stop(self) -> None:
-        self._task.cancel()
+        """Take no more; what was taken is handed out as far as there is room. Called when the client closes."""
+        self._stopped = True
+        if self._idle is not None:
+            self._idle.cancel()
 
     def join(self, timeout: float) -> None:
         """The loop ends it."""
@@ -156,26 +179,46 @@ class _AsyncPump:
     async def _run(self) -> None:
         try:
             while not self._stopped:
-                await self._take()
-                before = len(self._ahead)
-                try:
-                    value = await self._client._later(self._ahead.next(None))
-                except Exception as exc:
-                    value = [exc]
-                    if len(self._ahead) == before:
-                        self._ahead.drop()
-                await self._put(value)
+                self._ahead.add(await self._take())
+                if self._ahead:
+                    await self._put(await self._value())
+            while self._ahead:  # what was taken is not lost with the client: its futures are settled by now
+                await self._put(await self._value())
         finally:
             self._ahead.close()
             self.running.discard(self)
             self._client._pumps.discard(self)
 
-    async def _take(self) -> None:
+    async def _take(self) -> list[Any]:
         source = self._source
-        items = [] if self._ahead else [await source.get()]
-        while len(items) < self._ahead.room() and not source.empty():
+        items = [] if self._ahead else await self._first()
+        while not self._stopped and len(items) < self._ahead.room() and not source.empty():
             items.append(source.get_nowait())
-        self._ahead.add(items)
+        return items
+
+    async def _first(self) -> list[Any]:
+        """Wait for an item; none when the client closes, or nobody has the sink any more."""
+        self._idle = asyncio.ensure_future(self._source.get())
+        try:
+            while not self._idle.done():
+                await asyncio.wait((self._idle,), timeout=LOOK)
+                if self._sink() is None:
+                    self._stopped = True
+                    self._idle.cancel()  # which takes nothing
+            return [] if self._idle.cancelled() else [self._idle.result()]
+        finally:
+            self._idle.cancel()
+            self._idle = None
+
+    async def _value(self) -> list[Any]:
+        before = len(self._ahead)
+        try:
+            value: list[Any] = await self._client._later(self._ahead.next(None))
+        except Exception as exc:
+            if len(self._ahead) == before:
+                self._ahead.drop()
+            return [exc]
+        return value
 
     async def _put(self, value: list[Any]) -> None:
         while value:
@@ -184,10 +227,18 @@ class _AsyncPump:
                 self._stopped = True
                 break
             try:
-                await asyncio.wait_for(sink.put(value[0]), LOOK)
+                if self._stopped:
+                    sink.put_nowait(value[0])
+                else:
+                    await asyncio.wait_for(sink.put(value[0]), LOOK)
+                break
+            except asyncio.QueueFull:
                 break
             except TimeoutError:  # full
                 pass
+            except Exception:
+                _refused(value[0])
+                break
             finally:
                 del sink
         self._source.task_done()
@@ -198,5 +249,5 @@ def gather_async_queue(
 ) -> asyncio.Queue[Any]:
     """``gather_queue`` for an asyncio.Queue; to be called on the asynchronous client's loop."""
     sink = _like(source)
-    _AsyncPump(client, source, sink, Ahead(client, errors, direct)).start()
+    _AsyncPump(client, source, sink, _ahead(client, source, errors, direct)).start()
     return sink  # type: ignore[no-any-return]

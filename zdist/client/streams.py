@@ -14,6 +14,7 @@ from zdist.client.containers import Skeleton, flatten
 from zdist.client.delivery import Broken, Delivery, is_here
 from zdist.client.future import Future
 from zdist.client.gathering import put_together
+from zdist.client.waiting import as_completed
 from zdist.core.entry import FINISHED, Entry
 from zdist.errors import ClusterClosed
 from zdist.limits import GATHER_BYTES, GATHER_WINDOW
@@ -171,6 +172,8 @@ class _Stream:
         until = time.monotonic() + PULL
         try:
             while len(fresh) < room and (not fresh or time.monotonic() < until):
+                if (fresh or self._ahead) and isinstance(items, as_completed) and not items.has_ready():
+                    break  # it would wait for the next, and there is something to hand out
                 fresh.append(next(items))
         except StopIteration:
             self._items = None
@@ -274,10 +277,11 @@ def gather_iterator(
 ) -> GatherIterator:
     """A lazy iterator over the values of an iterator's futures (or containers of futures), in its order.
 
-    Nothing is taken from the source before the first value is asked for. With ``errors="raise"`` a failed future's
-    error is raised in its turn, with "skip" it is left out; the iterator can be used further after that. ``timeout``:
-    seconds from now after which a value that is not here is a TimeoutError. ``close`` (or a ``with`` block, or letting
-    go of it) ends what is under way.
+    Nothing is taken from the source before the first value is asked for; then it is asked ahead, so it must not wait
+    for what is done with the values (``as_completed`` may be given: only what has finished is taken ahead). With
+    ``errors="raise"`` a failed future's error is raised in its turn, with "skip" it is left out; the iterator can be
+    used further after that. ``timeout``: seconds from now after which a value that is not here is a TimeoutError.
+    ``close`` (or a ``with`` block, or letting go of it) ends what is under way.
     """
     return GatherIterator(client, iter(items), errors, direct, timeout)
 

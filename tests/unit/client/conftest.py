@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,3 +46,25 @@ def connect(broker: FakeBroker) -> Iterator[Callable[..., Client]]:
 @pytest.fixture
 def client(connect: Callable[..., Client]) -> Client:
     return connect()
+
+
+@pytest.fixture
+def run_async(connect: Callable[..., Client]) -> Callable[[Callable[[Client], Any]], None]:
+    """Run a coroutine with an asynchronous client whose driver takes a turn whenever the loop is idle."""
+
+    async def whole(body: Callable[[Client], Any]) -> None:
+        async with connect(asynchronous=True) as client:
+
+            async def turns() -> None:
+                while True:
+                    FakeDriver.made[0].turn()
+                    await asyncio.sleep(0)
+
+            turning = asyncio.create_task(turns())
+            try:
+                async with asyncio.timeout(20):
+                    await body(client)
+            finally:
+                turning.cancel()
+
+    return lambda body: asyncio.run(whole(body))

@@ -202,28 +202,6 @@ def test_two_cannot_read_one_iterator_at_once(client: Client, broker: FakeBroker
 # --- asynchronous iterators -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def run_async(connect: Callable[..., Client]) -> Callable[[Callable[[Client], Any]], None]:
-    """Run a coroutine with an asynchronous client whose driver takes a turn whenever the loop is idle."""
-
-    async def whole(body: Callable[[Client], Any]) -> None:
-        async with connect(asynchronous=True) as client:
-
-            async def turns() -> None:
-                while True:
-                    turn()
-                    await asyncio.sleep(0)
-
-            turning = asyncio.create_task(turns())
-            try:
-                async with asyncio.timeout(20):
-                    await body(client)
-            finally:
-                turning.cancel()
-
-    return lambda body: asyncio.run(whole(body))
-
-
 def test_async_iterator(run_async: Any) -> None:
     async def body(client: Client) -> None:
         items = [*client.map(same, range(300)), client.submit(fail, "wrong")]
