@@ -48,6 +48,36 @@ def use(semaphore: Semaphore, name: str) -> int:
         return int(found)
 
 
+async def pass_one_on(source: str, target: str) -> int:
+    """A coroutine that takes one number, and counts under a lock."""
+    value: int = await Queue(source).get(timeout=WITHIN)
+    lock, semaphore, both = Lock("coroutines"), Semaphore(2, "coroutines"), MultiLock(["coroutines"])
+    async with lock, semaphore, both:
+        assert await lock.locked() and await semaphore.get_value() and await both.locked()
+        total = Variable(target)
+        await total.set(await total.get() + value)
+    await Event(target).set()
+    return value
+
+
+async def enter_plainly(name: str) -> None:
+    with Lock(name):
+        pass
+
+
+class Doorkeeper:
+    """Its async methods wait for a lock on one thread."""
+
+    async def enter(self, name: str, taken: str, leave: str) -> str:
+        async with Lock(name):
+            await Event(taken).set()
+            await Event(leave).wait()
+        return taken
+
+    async def let_go(self, leave: str) -> None:
+        await Event(leave).set()
+
+
 def report(topic: str, what: Any) -> None:
     zdist.get_client().log_event(topic, what)
 
@@ -149,6 +179,45 @@ def test_an_event(client: Client) -> None:
     assert event.is_set()
     event.clear()
     assert not event.is_set()
+
+
+def test_coroutines_of_tasks_await_what_is_shared(client: Client) -> None:
+    source, total = Queue("coroutine source", client), Variable("coroutine total", client)
+    total.set(0)
+    tasks = client.map(pass_one_on, ["coroutine source"] * 6, target="coroutine total", pure=False)
+    for i in range(6):
+        source.put(i)
+    assert sorted(client.gather(tasks, timeout=WITHIN)) == list(range(6))
+    assert total.get() == sum(range(6)) and source.qsize() == 0
+    assert Event("coroutine total", client).is_set()
+    assert not Lock("coroutines", client).locked() and Semaphore(2, "coroutines", client).get_value() == 0
+    total.delete()
+
+
+def test_coroutines_of_an_actor_do_not_hold_each_other_up(client: Client) -> None:
+    keeper = client.submit(Doorkeeper, actor=True).result(WITHIN)
+    first, second = keeper.enter("narrow", "first", "leave"), keeper.enter("narrow", "second", "leave")
+    assert Event("first", client).wait(timeout=WITHIN) and not Event("second", client).is_set()
+    keeper.let_go("leave").result(WITHIN)
+    assert (first.result(WITHIN), second.result(WITHIN)) == ("first", "second")
+    assert not Lock("narrow", client).locked()
+
+
+def test_where_verbs_are_awaited_a_plain_with_is_refused(client: Client) -> None:
+    async def main() -> None:
+        async with Client(client.address, asynchronous=True, token=client._token, set_as_default=False) as mine:
+            for held in (Lock("plain", mine), Semaphore(1, "plain", mine), MultiLock(["plain"], mine)):
+                with pytest.raises(TypeError, match="use `async with`"), held:
+                    pass
+                async with held:
+                    assert held.token
+        async with Lock("plain", client) as lock:  # any client will do
+            assert lock.token and client.gather(client.submit(functions.inc, 1)) == 2
+
+    asyncio.run(main())
+    with pytest.raises(TypeError, match="use `async with`"):
+        client.submit(enter_plainly, "plain").result(WITHIN)
+    assert not Lock("plain", client).locked()
 
 
 def test_datasets(client: Client, second: Client) -> None:

@@ -35,8 +35,8 @@ class _Held(Named):
         self._tokens.append(token)
         return True
 
-    def _take(self) -> Any:
-        """Acquire, for as long as it takes."""
+    def _all(self) -> tuple[Any, ...]:
+        """What a context manager acquires, for as long as it takes."""
         raise NotImplementedError
 
     async def _release(self) -> bool:
@@ -46,18 +46,22 @@ class _Held(Named):
         return bool(await self._do("release", (self._tokens.pop(),)))
 
     def __enter__(self) -> Any:
-        self._take()
+        if self._awaited():
+            raise TypeError(
+                f"use `async with` for a {type(self).__name__} of an asynchronous client, or in a task's coroutine"
+            )
+        self._sync(self._acquire(self._all(), None))
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._sync(self._release())
+        self.client._sync(self._release(), False)
 
     async def __aenter__(self) -> Any:
-        await self._take()
+        await self.client._sync(self._acquire(self._all(), None), True)
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self._sync(self._release())
+        await self.client._sync(self._release(), True)
 
 
 def _patience(blocking: bool, timeout: float | str | None) -> float | None:
@@ -71,7 +75,8 @@ def _patience(blocking: bool, timeout: float | str | None) -> float | None:
 class Lock(_Held):
     """A lock that all clients and tasks of a cluster share; those who wait get it in the order in which they came.
 
-    Use it as a context manager, or call `acquire` and `release`. As in dask.distributed 2021.10.
+    Use it as a context manager (`async with` on an asynchronous client, and in a task's coroutine), or call `acquire`
+    and `release`. As in dask.distributed 2021.10.
 
     Parameters:
         name: which lock; default: a new one.
@@ -87,10 +92,10 @@ class Lock(_Held):
 
         ``blocking``: False to take it at once or not at all. Raises ValueError for a timeout with that.
         """
-        return self._sync(self._acquire((1,), _patience(blocking, timeout)))
+        return self._sync(self._acquire(self._all(), _patience(blocking, timeout)))
 
-    def _take(self) -> Any:
-        return self.acquire()
+    def _all(self) -> tuple[Any, ...]:
+        return (1,)
 
     def release(self) -> Any:
         """Give it back. Raises ValueError if this object does not hold it."""
@@ -129,10 +134,10 @@ class Semaphore(_Held):
     def acquire(self, timeout: float | str | None = None) -> Any:
         """Wait until a lease is free and take it: True, or False after ``timeout`` seconds. Raises ZdistError if those
         who hold leases now think that there are more or fewer."""
-        return self._sync(self._acquire((self.max_leases,), seconds(timeout)))
+        return self._sync(self._acquire(self._all(), seconds(timeout)))
 
-    def _take(self) -> Any:
-        return self.acquire()
+    def _all(self) -> tuple[Any, ...]:
+        return (self.max_leases,)
 
     def release(self) -> Any:
         """Give a lease back: whether it was still held. Raises ValueError if this object has none."""
@@ -177,8 +182,8 @@ class MultiLock(_Held):
             raise ValueError(f"num_locks is a number from 1 to {most}, not {num_locks!r}")
         return self._sync(self._acquire((tuple(self.names), count), _patience(blocking, timeout)))
 
-    def _take(self) -> Any:
-        return self.acquire()
+    def _all(self) -> tuple[Any, ...]:
+        return tuple(self.names), len(set(self.names))
 
     def release(self) -> Any:
         """Give back what was acquired. Raises ValueError if this object holds nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -137,6 +138,8 @@ class _Told:
 class Named:
     """Something that clients share by its name. Pickled, it is the same thing at the receiver's client.
 
+    Its verbs are awaited on an asynchronous client, and in the coroutines of tasks and actors.
+
     Parameters: the name (default: a new one), and the client (default: the current one).
     """
 
@@ -160,8 +163,14 @@ class Named:
             raise TimeoutError(f"{verb} of {self.kind} {self.name}: not within {timeout:g} s{value or ''}")
         return value
 
+    def _awaited(self) -> bool:
+        """Whether verbs are awaited: also by a task's coroutine, since to block would hold up all others on its loop."""
+        if self.client._worker is not None and asyncio._get_running_loop() is not None:
+            return True
+        return bool(self.client.asynchronous)
+
     def _sync(self, work: Any) -> Any:
-        return self.client._sync(work)
+        return self.client._sync(work, self._awaited())
 
     def __await__(self) -> Any:
         async def itself() -> Any:
