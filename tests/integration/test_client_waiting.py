@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import cluster_functions as functions
 import pytest
-from cluster_checks import eventually
+from cluster_checks import WITHIN, eventually
 
 from zdist import (
     FIRST_COMPLETED,
     CancelledError,
     Client,
     LocalCluster,
+    SerializationError,
     as_completed,
     fire_and_forget,
     futures_of,
@@ -88,6 +90,34 @@ def test_errors_among_results(client: Client) -> None:
     assert got[futures[0]] == 0 and got[futures[2]] == 2
     kind, error, trace = got[futures[3]]
     assert kind is ValueError and str(error) == "3 is odd" and trace is not None
+
+
+@pytest.mark.parametrize("nbytes", [0, 200_000])
+def test_a_result_that_cannot_be_loaded_here_is_no_value(
+    client: Client, monkeypatch: pytest.MonkeyPatch, nbytes: int
+) -> None:
+    monkeypatch.setenv("ZDIST_TEST_CLIENT", "1")
+    future = client.submit(functions.explosive_with, nbytes, pure=False)
+    with pytest.raises(SerializationError, match="cannot be loaded at the client"):
+        list(as_completed([future], with_results=True))
+    ((_, (kind, error, _)),) = as_completed([future], with_results=True, raise_errors=False)
+    assert kind is SerializationError and "cannot be loaded at the client" in str(error)
+
+
+def test_a_result_that_is_an_exception_is_a_value(client: Client) -> None:
+    future = client.submit(functions.same, ValueError("a value"), pure=False)
+    ((_, value),) = as_completed([future], with_results=True)
+    assert type(value) is ValueError
+
+
+def test_wait_keeps_no_future_alive(client: Client, gate: functions.Gate) -> None:
+    late = client.submit(functions.wait_at, gate, pure=False)
+    with contextlib.suppress(TimeoutError):
+        wait([late], timeout=0.01, return_when=FIRST_COMPLETED)
+    key = late.key
+    del late
+    eventually(lambda: client.submit(functions.inc, 1, pure=False).result(WITHIN) and not client.holds(key), "its end")
+    gate.open()
 
 
 def test_batches(client: Client) -> None:

@@ -33,15 +33,19 @@ class Arrivals:
 
     def watch(self, futures: Iterable[Future]) -> None:
         """Expect these futures; one that is given twice arrives twice."""
-        groups: dict[int, tuple[Any, list[Future]]] = {}
-        for future in futures:
-            groups.setdefault(id(future.client), (future.client, []))[1].append(future)
-        for client, group in groups.values():
+        for client, group in _by_client(futures):
             with self._lock:
                 self.pending += len(group)
                 if not any(known is client for known in self._clients):
                     self._clients.append(client)
             client.watch(group, self._arrived)
+
+    def unwatch(self, futures: Iterable[Future]) -> None:
+        """Nobody waits for these any more: they need not be kept alive, nor arrive."""
+        if not self.pending:
+            return
+        for client, group in _by_client(futures):
+            client.unwatch(group, self._arrived)
 
     def _arrived(self, future: Future) -> None:
         with self._lock:
@@ -103,3 +107,10 @@ class Arrivals:
         finally:
             with self._lock, contextlib.suppress(ValueError):  # it was called
                 self._wakers.remove(wake)
+
+
+def _by_client(futures: Iterable[Future]) -> Iterable[tuple[Any, list[Future]]]:
+    groups: dict[int, tuple[Any, list[Future]]] = {}
+    for future in futures:
+        groups.setdefault(id(future.client), (future.client, []))[1].append(future)
+    return groups.values()

@@ -102,6 +102,12 @@ class Base:
         """Names the cluster that this client is connected to."""
         return self._ledger.cluster
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(
+            "a Client cannot be pickled: a task that needs one calls get_client() for its own, and what has one as an "
+            "attribute must leave it out"
+        )
+
     # --- being usable ------------------------------------------------------------------------------
 
     def _usable(self) -> Driver:
@@ -305,7 +311,8 @@ class Base:
     def watch(self, futures: Iterable[Future], notify: Callable[[Future], object]) -> None:
         """Call ``notify(future)`` exactly once for each when it is done, at once if it is.
 
-        It may be called in the thread that drives, with the lock held: it must not block.
+        It may be called in the thread that drives, with the lock held: it must not block. Raises ClusterClosed in a
+        forked child for one that is not done: nobody would tell.
         """
         done = []
         with self._lock:
@@ -313,6 +320,8 @@ class Base:
                 entry = future._entry
                 if entry.status != PENDING:
                     done.append(future)
+                elif self.status == "forked":
+                    raise self._unusable()
                 elif entry.waiters is None:
                     entry.waiters = [_Watch(future, notify)]
                 else:
@@ -320,15 +329,27 @@ class Base:
         for future in done:
             notify(future)
 
+    def unwatch(self, futures: Iterable[Future], notify: Callable[[Future], object]) -> None:
+        """Undo `watch` for those of these that are not done."""
+        with self._lock:
+            for future in futures:
+                entry = future._entry
+                if entry.waiters is not None:
+                    entry.waiters = [
+                        waiter for waiter in entry.waiters if type(waiter) is not _Watch or waiter.notify != notify
+                    ]
+
     def _add_callback(self, future: Future, fn: Callable[[Future], object]) -> None:
         self.watch([future], lambda settled: self._chore(lambda: fn(settled)))
 
     def _chore(self, chore: Callable[[], object]) -> None:
-        """Run something that may block: on the loop of an asynchronous client, else on a thread for such things."""
+        """Run something that may block: on the loop of an asynchronous client while there is one, else on a thread."""
         if self.loop is not None:
-            with contextlib.suppress(RuntimeError):  # closed
+            try:
                 self.loop.call_soon_threadsafe(chore)
-            return
+                return
+            except RuntimeError:  # closed: the client has outlived it
+                pass
         with self._lock:
             if self._chores is None:
                 self._chores = queue.SimpleQueue()

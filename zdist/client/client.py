@@ -9,6 +9,7 @@ import importlib
 import os
 import secrets
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
@@ -430,6 +431,8 @@ def _after_fork() -> None:
     for client in list(open_clients):
         client._orphan = client._driver  # kept: what its end would do is the parent's business
         client._driver = None
+        client._lock = threading.RLock()  # a thread of the parent may have held it
+        client._chores = None
         client.status = "forked"
     open_clients.clear()
 

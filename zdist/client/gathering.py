@@ -116,13 +116,30 @@ class Gathering(Base):
             return rebuild(skeleton, ())
         self._ledger.fetcher.report.begin(len(found) == 1)
         found = self._joined(found)
-        entries = list(dict.fromkeys([future._entry for future in found]))
+        values, failed = await self._bring(found, errors == "raise", direct, timeout)
+        return put_together(found, skeleton, values, failed, errors)
+
+    async def _bring(
+        self, futures: Sequence[Future], eager: bool, direct: bool | None, timeout: float | None
+    ) -> tuple[dict[Entry, Any], dict[Entry, BaseException]]:
+        """The values and failures of these futures, as of `Delivery.bring`."""
+        entries = list(dict.fromkeys([future._entry for future in futures]))
         delivery = Delivery(self, direct, TOGETHER)
         try:
-            values, failed = await delivery.bring(entries, errors == "raise", _deadline(timeout))
+            return await delivery.bring(entries, eager, _deadline(timeout))
         finally:
             delivery.close()
-        return put_together(found, skeleton, values, failed, errors)
+
+    def outcomes(self, futures: Sequence[Future], asynchronous: bool) -> Any:
+        """Two lists, of the values (None for a failure) and of the failures (None for a value) of futures of this
+        client. Unlike ``gather(errors="return")`` it tells a failure from a value that is an exception."""
+        return self._sync(self._outcomes(futures), asynchronous)
+
+    async def _outcomes(self, futures: Sequence[Future]) -> tuple[list[Any], list[BaseException | None]]:
+        self._ledger.fetcher.report.begin(len(futures) == 1)
+        values, failed = await self._bring(futures, False, None, None)
+        entries = [future._entry for future in futures]
+        return list(map(values.get, entries)), list(map(failed.get, entries))
 
     def gather_report(self) -> GatherReport:
         """What the last gathers brought home: per batch the path, worker, keys, bytes, seconds, and why that path.

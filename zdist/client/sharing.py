@@ -164,7 +164,7 @@ class Named:
         return value
 
     def _awaited(self) -> bool:
-        """Whether verbs are awaited: also by a task's coroutine, since to block would hold up all others on its loop."""
+        """Whether verbs are awaited; also in a task's coroutine: to block would hold up all others on its loop."""
         if self.client._worker is not None and asyncio._get_running_loop() is not None:
             return True
         return bool(self.client.asynchronous)

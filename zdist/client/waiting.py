@@ -28,7 +28,6 @@ __all__ = [
 ALL_COMPLETED: Final = "ALL_COMPLETED"
 FIRST_COMPLETED: Final = "FIRST_COMPLETED"
 
-_NONE: Final = object()
 _UNITS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -88,8 +87,11 @@ def wait(fs: Any, timeout: float | str | timedelta | None = None, return_when: s
     if return_when == ALL_COMPLETED:
         _block_for_all(futures, deadline)
     else:
-        arrivals, until = _first_of(futures)
-        arrivals.wait(until, deadline)
+        arrivals, until = _watched(futures, return_when)
+        try:
+            arrivals.wait(until, deadline)
+        finally:
+            arrivals.unwatch(futures)
     return _verdict(futures, return_when)
 
 
@@ -112,21 +114,22 @@ def _block_for_all(futures: list[Future], deadline: float | None) -> None:
             return
 
 
-def _first_of(futures: list[Future]) -> tuple[Arrivals, Callable[[], bool]]:
+def _watched(futures: list[Future], return_when: str) -> tuple[Arrivals, Callable[[], bool]]:
+    """Arrivals of these, to be unwatched, and whether enough of them are there."""
     arrivals = Arrivals()
-    if futures and not any(future.done() for future in futures):
-        arrivals.watch(futures)
-    return arrivals, lambda: bool(arrivals.ready) or not arrivals.pending
+    pending = [future for future in futures if not future.done()]
+    first = return_when == FIRST_COMPLETED
+    if not first or len(pending) == len(futures):
+        arrivals.watch(pending)
+    return arrivals, lambda: not arrivals.pending or (first and bool(arrivals.ready))
 
 
 async def _wait_async(futures: list[Future], deadline: float | None, return_when: str) -> DoneAndNotDoneFutures:
-    if return_when == ALL_COMPLETED:
-        arrivals = Arrivals()
-        arrivals.watch(future for future in futures if not future.done())
-        await arrivals.wait_async(lambda: not arrivals.pending, deadline)
-    else:
-        arrivals, until = _first_of(futures)
+    arrivals, until = _watched(futures, return_when)
+    try:
         await arrivals.wait_async(until, deadline)
+    finally:
+        arrivals.unwatch(futures)
     return _verdict(futures, return_when)
 
 
@@ -143,6 +146,14 @@ def _verdict(futures: list[Future], return_when: str) -> DoneAndNotDoneFutures:
     return DoneAndNotDoneFutures(done, not_done)
 
 
+class _Item(NamedTuple):
+    """A future that has arrived, and if results are wanted its value or failure."""
+
+    future: Future
+    value: Any = None
+    error: BaseException | None = None
+
+
 class as_completed:
     """Iterate over futures in the order in which they finish; also with ``async for``. As in dask.distributed 2021.10.
 
@@ -154,7 +165,7 @@ class as_completed:
         loop: accepted for the sake of programs written for dask.distributed; not used.
         with_results: return tuples (future, result) instead of futures. For a cancelled future the result is the
             CancelledError.
-        raise_errors: with results, raise a failed future's exception in its turn; otherwise its result is the tuple
+        raise_errors: with results, raise in its turn what `Future.result` would; otherwise the result is the tuple
             (type, exception, traceback).
         timeout: seconds from now (or a text such as "10s") after which the next future, if none is ready, is a
             TimeoutError.
@@ -176,7 +187,7 @@ class as_completed:
         self.raise_errors = raise_errors
         self._deadline = _deadline(timeout)
         self._arrivals = Arrivals()
-        self._fetched: deque[tuple[Future, Any]] = deque()
+        self._fetched: deque[_Item] = deque()
         if futures is not None:
             self.update(futures)
 
@@ -244,37 +255,47 @@ class as_completed:
                 batch.append(ready.popleft())
         return batch
 
-    def _pop(self) -> Any:
-        """The next item, or _NONE if another thread was faster. Raises what the task raised."""
-        source: deque[Any] = self._fetched if self.with_results else self._arrivals.ready
-        try:
-            item = source.popleft()
-        except IndexError:
-            return _NONE
+    def _pop(self) -> _Item | None:
+        """The next item, or None if another thread was faster."""
+        with contextlib.suppress(IndexError):
+            return self._fetched.popleft() if self.with_results else _Item(self._arrivals.ready.popleft())
+        return None
+
+    def _fails(self, item: _Item) -> bool:
+        return item.error is not None and self.raise_errors and not item.future.cancelled()
+
+    def _open(self, item: _Item) -> Any:
+        """What is returned for it. Raises what the task raised."""
+        future, value, error = item
         if not self.with_results:
-            return item
-        future, result = item
-        if future.status == "error":
-            if self.raise_errors:
-                raise raisable(result, future.key)
-            result = (type(result), result, result.__traceback__)
-        return future, result
+            return future
+        if error is None:
+            return future, value
+        if self._fails(item):
+            raise raisable(error, future.key)
+        return future, error if future.cancelled() else (type(error), error, error.__traceback__)
 
     def __iter__(self) -> as_completed:
         return self
 
     def __next__(self) -> Any:
+        item = self._next()
+        if item is None:
+            raise StopIteration
+        return self._open(item)
+
+    def _next(self) -> _Item | None:
         while True:
             if not self._arrivals.wait(self._settled, self._deadline):
                 raise self._late()
             batch = self._upcoming()
             if batch:
-                values = batch[0].client.gather(batch, errors="return", asynchronous=False)
-                self._fetched.extend(zip(batch, values, strict=True))
+                outcomes = batch[0].client.outcomes(batch, asynchronous=False)
+                self._fetched.extend(map(_Item, batch, *outcomes))
             if not self.has_ready():
-                raise StopIteration
+                return None
             item = self._pop()
-            if item is not _NONE:
+            if item is not None:
                 return item
 
     def next(self) -> Any:
@@ -285,35 +306,53 @@ class as_completed:
         return self
 
     async def __anext__(self) -> Any:
+        item = await self._next_async()
+        if item is None:
+            raise StopAsyncIteration
+        return self._open(item)
+
+    async def _next_async(self) -> _Item | None:
         while True:
             if not await self._arrivals.wait_async(self._settled, self._deadline):
                 raise self._late()
             batch = self._upcoming()
             if batch:
-                values = await batch[0].client.gather(batch, errors="return", asynchronous=True)
-                self._fetched.extend(zip(batch, values, strict=True))
+                outcomes = await batch[0].client.outcomes(batch, asynchronous=True)
+                self._fetched.extend(map(_Item, batch, *outcomes))
             if not self.has_ready():
-                raise StopAsyncIteration
+                return None
             item = self._pop()
-            if item is not _NONE:
+            if item is not None:
                 return item
 
     def next_batch(self, block: bool = True) -> list[Any]:
-        """All that is ready.
+        """All that is ready; with results and ``raise_errors``, up to the first failure, which the next batch raises.
 
         Parameters:
             block: wait until there is at least one; otherwise the list may be empty.
 
         Raises:
             StopIteration: with ``block``, when all have been returned.
+            TimeoutError, and with results what a task raised.
         """
         batch = [next(self)] if block else []
         while self.has_ready():
-            batch.append(next(self))
+            if not self._joins(self._next(), batch):
+                break
         return batch
 
+    def _joins(self, item: _Item | None, batch: list[Any]) -> bool:
+        """Whether it was put into the batch: a failure waits for one of its own."""
+        if item is None:
+            return False
+        if batch and self._fails(item):
+            self._fetched.appendleft(item)
+            return False
+        batch.append(self._open(item))
+        return True
+
     def batches(self) -> _Batches:
-        """Iterate (also with ``async for``) over lists of all that is ready, each of at least one."""
+        """Iterate (also with ``async for``) over lists as of `next_batch`, each of at least one."""
         return _Batches(self)
 
 
@@ -330,5 +369,6 @@ class _Batches(Iterator[list[Any]], AsyncIterator[list[Any]]):
     async def _batch(self) -> list[Any]:
         batch = [await self._source.__anext__()]
         while self._source.has_ready():
-            batch.append(await self._source.__anext__())
+            if not self._source._joins(await self._source._next_async(), batch):
+                break
         return batch

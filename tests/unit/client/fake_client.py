@@ -69,6 +69,11 @@ class FakeClient:
             if done:
                 notify(future)
 
+    def unwatch(self, futures: Iterable[FakeFuture], notify: Callable[[FakeFuture], None]) -> None:
+        gone = [(future, notify) for future in futures]
+        with self.condition:
+            self.watchers = [pair for pair in self.watchers if pair not in gone]
+
     def block(self, until: Callable[[], bool], timeout: float | None) -> bool:
         self.blocks += 1
         end = None if timeout is None else time.monotonic() + timeout
@@ -88,6 +93,14 @@ class FakeClient:
         futures, skeleton = containers.flatten(obj)
         self.block(lambda: all(future.done() for future in futures), 10)
         return self._put_together(futures, skeleton, errors)
+
+    def outcomes(self, futures: list[Any], asynchronous: bool) -> Any:
+        async def later() -> Any:
+            return found
+
+        values = [future.value for future in futures]
+        found = values, [None if f.status == "finished" else v for f, v in zip(futures, values, strict=True)]
+        return later() if asynchronous else found
 
     async def _gather_async(self, obj: Any, errors: str) -> Any:
         futures, skeleton = containers.flatten(obj)

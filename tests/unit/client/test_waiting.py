@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -60,6 +61,29 @@ def test_wait_for_nothing(client: FakeClient) -> None:
 def test_wait_gives_up_in_time(client: FakeClient, return_when: str) -> None:
     with pytest.raises(TimeoutError, match="2 of 2 futures are not done in the time given"):
         wait([client.future("a"), client.future("b")], timeout="10ms", return_when=return_when)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("return_when", ["ALL_COMPLETED", "FIRST_COMPLETED"])
+def test_wait_leaves_no_watchers_behind(client: FakeClient, return_when: str, asynchronous: bool) -> None:
+    client.asynchronous = asynchronous
+    a, b = client.future("a"), client.future("b")
+
+    async def later(timeout: float) -> Any:
+        return await wait([a, b], timeout=timeout, return_when=return_when)
+
+    def now(timeout: float) -> Any:
+        return asyncio.run(later(timeout)) if asynchronous else wait([a, b], timeout, return_when)
+
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            now(0.001)
+    assert client.watchers == []
+    if return_when == FIRST_COMPLETED:
+        thread = beside(lambda: client.settle(a))
+        assert now(10).not_done == {b}
+        thread.join()
+        assert client.watchers == []
 
 
 def test_wait_tells_of_cancelled_ones(client: FakeClient) -> None:
@@ -209,6 +233,24 @@ def test_batches(client: FakeClient) -> None:
     thread.join()
     with pytest.raises(StopIteration):
         stream.next_batch()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_failure_has_a_batch_of_its_own(client: FakeClient, asynchronous: bool) -> None:
+    client.asynchronous = asynchronous
+    futures = [client.future(str(i), i, "finished") for i in range(50)]
+    for at in (3, 4, 40):
+        futures.insert(at, client.future(f"bad{at}", ValueError(f"bad {at}"), "error"))
+    batches = as_completed(futures, with_results=True).batches()
+    seen: list[Any] = []
+    with contextlib.suppress(StopIteration, StopAsyncIteration):
+        while True:
+            try:
+                batch = asyncio.run(batches._batch()) if asynchronous else next(batches)
+                seen.append([value for _, value in batch])
+            except ValueError as error:
+                seen.append(str(error))
+    assert seen == [[0, 1, 2], "bad 3", "bad 4", list(range(3, 38)), "bad 40", list(range(38, 50))]
 
 
 def test_as_completed_gives_up_in_time(client: FakeClient) -> None:
