@@ -275,7 +275,7 @@ class Client(Graphs, Scattering, Published, Plugins, Acting, Replicating, Inspec
         from zdist.cluster.deploy import connection
 
         found = connection(path)
-        return cls(found.address, token_file=found.token_file, **{**found.options, **options})
+        return cls(found.address, **{"token_file": found.token_file, **found.options, **options})
 
     @classmethod
     def current(cls, allow_global: bool = True) -> Client:

@@ -31,12 +31,12 @@ class Published(Sharing):
         ``publish_dataset(x=df)`` or ``publish_dataset(df, name="x")``.
 
         Parameters:
-            args: the one thing that gets ``name``.
+            args: the one thing that gets ``name``, which is a text, a number, or a tuple of such.
             kwargs: others by their names.
             override: take the place of what is there under the name.
 
-        Raises KeyError if a name is taken, ValueError for more than 1 MiB (publish futures of large data) or without a
-        name, SerializationError.
+        Raises KeyError if a name is taken, TypeError for one that cannot be, ValueError for more than 1 MiB (publish
+        futures of large data) or without a name, SerializationError.
         """
         if name is None:
             if args:
@@ -46,13 +46,14 @@ class Published(Sharing):
         else:
             if len(args) != 1 or kwargs:
                 raise ValueError("with name= publish_dataset takes one object")
+            _dataset_name(name)
             kwargs = {name: args[0]}
         return self._sync(self._publish(kwargs, override))
 
     async def _publish(self, things: dict[Any, Any], override: bool) -> None:
         for name, value in things.items():
             payload, keys, kept = await self.frozen(value, f"dataset {name!r}")
-            if not (await self.operate("dataset", json.dumps(name), "publish", (payload, keys, override)))[1]:
+            if not (await self.operate("dataset", _dataset_name(name), "publish", (payload, keys, override)))[1]:
                 raise KeyError(f"there is a dataset {name!r} already; unpublish it, or publish with override=True")
             del kept
 
@@ -61,7 +62,7 @@ class Published(Sharing):
         return self._sync(self._dataset(name, default))
 
     async def _dataset(self, name: Any, default: Any) -> Any:
-        found = self.thawed((await self.operate("dataset", json.dumps(name), "get"))[1], f"dataset {name!r}")
+        found = self.thawed((await self.operate("dataset", _dataset_name(name), "get"))[1], f"dataset {name!r}")
         if found:
             return found[0]
         if default is _NONE:
@@ -73,7 +74,7 @@ class Published(Sharing):
         return self._sync(self._unpublish(name))
 
     async def _unpublish(self, name: Any) -> None:
-        if not (await self.operate("dataset", json.dumps(name), "delete"))[1]:
+        if not (await self.operate("dataset", _dataset_name(name), "delete"))[1]:
             raise KeyError(f"there is no dataset {name!r}")
 
     def list_datasets(self) -> Any:
@@ -81,8 +82,7 @@ class Published(Sharing):
         return self._sync(self._datasets())
 
     async def _datasets(self) -> tuple[Any, ...]:
-        names = [json.loads(name) for name in (await self.operate("dataset", "all", "list"))[1]]
-        return tuple(tuple(name) if isinstance(name, list) else name for name in names)
+        return tuple(_tuples(json.loads(name)) for name in (await self.operate("dataset", "all", "list"))[1])
 
     @property
     def datasets(self) -> Datasets:
@@ -165,10 +165,15 @@ class Published(Sharing):
         return self._sync(self._subscribe(topic, handler))
 
     async def _subscribe(self, topic: str, handler: Callable[[tuple[float, Any]], Any]) -> None:
-        if topic in self._subscriptions:
+        mine = Subscription(self, topic, handler)
+        if self._subscriptions.setdefault(topic, mine) is not mine:
             raise ValueError(f"this client has subscribed to {topic!r} already")
-        position = (await self.operate("topic", topic, "position"))[1]
-        self._subscriptions[topic] = Subscription(self, topic, handler, position)
+        try:
+            mine.begin((await self.operate("topic", topic, "position"))[1])
+        except BaseException:
+            if self._subscriptions.get(topic) is mine:
+                del self._subscriptions[topic]
+            raise
 
     def unsubscribe_topic(self, topic: str) -> Any:
         """No more events of a topic. Raises ValueError if it was not subscribed to."""
@@ -186,14 +191,21 @@ class Published(Sharing):
 class Subscription:
     """A question that is asked again each time that it was answered: what is new of a topic?"""
 
-    def __init__(self, client: Published, topic: str, handler: Callable[..., Any], position: tuple[int, int]) -> None:
+    position: tuple[int, int]
+
+    def __init__(self, client: Published, topic: str, handler: Callable[..., Any]) -> None:
         self.client = client
         self.topic = topic
         self.handler = handler
-        self.position = position
+        self.number: int | None = None  # of the question that is open
         self.over = False
         self.tasks: set[asyncio.Future[Any]] = set()  # of a handler that is a coroutine function
-        self._ask()
+
+    def begin(self, position: tuple[int, int]) -> None:
+        """Ask for what comes after this position."""
+        self.position = position
+        if not self.over:
+            self._ask()
 
     def _ask(self) -> None:
         self.number = self.client.share("topic", self.topic, "next", self.position, self._told)
@@ -221,7 +233,8 @@ class Subscription:
     def end(self) -> None:
         """Ask no more."""
         self.over = True
-        self.client.cancel_op(self.number)
+        if self.number is not None:
+            self.client.cancel_op(self.number)
 
 
 class Datasets(MutableMapping[Any, Any]):
@@ -247,6 +260,19 @@ class Datasets(MutableMapping[Any, Any]):
 
     def __len__(self) -> int:
         return len(self.client.list_datasets())
+
+
+def _dataset_name(name: Any) -> str:
+    """A name as the broker has it. Raises TypeError for one that cannot be."""
+    try:
+        hash(name)
+        return json.dumps(name)
+    except TypeError:
+        raise TypeError(f"the name of a dataset is a text, a number, or a tuple of such, not {name!r:.80}") from None
+
+
+def _tuples(name: Any) -> Any:
+    return tuple(map(_tuples, name)) if isinstance(name, list) else name
 
 
 def _path(keys: list[Any]) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import pickle
+import signal
 import threading
 import weakref
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from fake_driver import FakeBroker, FakeDriver
 from zdist import context, serialize
 from zdist.client.client import Client
 from zdist.client.future import Future
+from zdist.client.waiting import as_completed
 from zdist.errors import (
     AuthenticationError,
     BrokerUnreachable,
@@ -579,15 +581,14 @@ def test_a_client_that_nobody_holds_closes(connect: Callable[..., Client], broke
     assert driver.closed
 
 
-def test_after_a_fork(client: Client) -> None:
-    future = client.submit(inc, 1)
-    client.gather(future)
+def in_a_child(work: Callable[[], object]) -> str:
+    """What came of it in a forked child, which ends after 20 s at the latest."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
+        signal.alarm(20)
         try:
-            client.submit(inc, 2)
-            text = "no error"
+            text = repr(work())
         except ClusterClosed as exc:
             text = str(exc)
         except BaseException as exc:
@@ -598,8 +599,48 @@ def test_after_a_fork(client: Client) -> None:
     with os.fdopen(read) as stream:
         text = stream.read()
     os.waitpid(pid, 0)
-    assert "forked" in text and "make a new Client" in text
-    assert client.submit(inc, 2).result() == 3
+    return text
+
+
+def test_after_a_fork(client: Client, broker: FakeBroker) -> None:
+    done = client.submit(inc, 1)
+    client.gather(done)
+    called = threading.Semaphore(0)
+    done.add_done_callback(lambda _: called.release())
+    assert called.acquire(timeout=10)
+    broker.manual = True
+    late = client.submit(inc, 2)
+
+    def tells() -> tuple[int, bool]:
+        done.add_done_callback(lambda _: called.release())
+        return done.result(), called.acquire(timeout=10)
+
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with client._lock:
+            held.set()
+            over.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(10)
+    try:
+        for work in (
+            lambda: client.submit(inc, 3),
+            late.result,
+            late.exception,
+            lambda: late.add_done_callback(print),
+            lambda: next(as_completed([late])),
+        ):
+            text = in_a_child(work)
+            assert "forked" in text and "make a new Client" in text
+        assert in_a_child(tells) == "(2, True)"
+    finally:
+        over.set()
+        thread.join()
+    broker.go()
+    assert late.result() == 3
 
 
 # --- asynchronous --------------------------------------------------------------------------------------------
@@ -641,3 +682,23 @@ async def test_asynchronous(broker: FakeBroker) -> None:
     assert await turning(called) is late
     await client.close()
     assert client.status == "closed"
+
+
+def test_callbacks_of_a_client_that_outlives_its_loop(broker: FakeBroker) -> None:
+    async def made() -> Client:
+        return await Client("tcp://127.0.0.1:7777", asynchronous=True, set_as_default=False)
+
+    client = asyncio.run(made())
+    called = threading.Semaphore(0)
+    client.submit(inc, 1).add_done_callback(lambda _: called.release())
+    turn()
+    assert called.acquire(timeout=10)
+    asyncio.run(client.close())
+
+
+def test_a_client_in_what_is_pickled_says_what_to_do(client: Client) -> None:
+    for what in (client, [client]):
+        with pytest.raises(TypeError, match=r"a Client cannot be pickled: .* get_client\(\)"):
+            pickle.dumps(what)
+    with pytest.raises(SerializationError, match=r"get_client\(\)"):
+        client.submit(lambda: client.address)
