@@ -239,6 +239,18 @@ def test_datasets(client: Client, second: Client) -> None:
         client.publish_dataset(large=b"x" * (1 << 21))
 
 
+def test_names_of_datasets(client: Client) -> None:
+    name = ("a", ("b", (1, 2.5)), None)
+    client.datasets[name] = 1
+    assert client.list_datasets() == (name,) and name in client.datasets and client.datasets[name] == 1
+    client.unpublish_dataset(name)
+    for bad in (b"x", ("a", b"x"), ["a"], {"a": 1}):
+        with pytest.raises(TypeError, match="the name of a dataset is a text, a number, or a tuple of such, not"):
+            client.publish_dataset(1, name=bad)
+        with pytest.raises(TypeError, match="the name of a dataset"):
+            client.get_dataset(bad)
+
+
 def test_metadata(client: Client, second: Client) -> None:
     client.set_metadata("x", {"y": 1, "z": {"w": [2]}})
     client.set_metadata(["x", "v"], "text")
@@ -266,6 +278,33 @@ def test_topics(client: Client, second: Client) -> None:
     assert len(got) == 2
     with pytest.raises(ValueError, match="has not subscribed"):
         second.unsubscribe_topic("news")
+
+
+def test_a_topic_is_subscribed_to_once(client: Client) -> None:
+    async def main() -> None:
+        async with Client(client.address, asynchronous=True, token=client._token, set_as_default=False) as mine:
+            got: asyncio.Queue[Any] = asyncio.Queue()
+            both = [mine.subscribe_topic("once", got.put_nowait) for _ in range(2)]
+            outcomes = await asyncio.gather(*both, return_exceptions=True)
+            assert outcomes[0] is None and "has subscribed to 'once' already" in str(outcomes[1])
+            for i in range(3):
+                await mine.log_event("once", i)
+            assert [(await asyncio.wait_for(got.get(), WITHIN))[1] for _ in range(3)] == [0, 1, 2]
+            await mine.unsubscribe_topic("once")
+            given_up = asyncio.ensure_future(mine.subscribe_topic("once", got.put_nowait))
+            await asyncio.sleep(0)
+            given_up.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await given_up
+            await mine.subscribe_topic("once", got.put_nowait)
+            early = asyncio.ensure_future(mine.subscribe_topic("ended", got.put_nowait))
+            await asyncio.sleep(0)
+            await mine.unsubscribe_topic("ended")
+            await early
+            await mine.log_event(["ended", "once"], 3)
+            assert (await asyncio.wait_for(got.get(), WITHIN))[1] == 3 and got.empty()
+
+    asyncio.run(main())
 
 
 def test_an_interrupted_get_takes_nothing(client: Client) -> None:
@@ -315,6 +354,10 @@ def test_threads_of_one_client_wait_side_by_side(client: Client) -> None:
 def test_names(client: Client) -> None:
     with pytest.raises(ValueError, match="the name of a Queue"):
         Queue("", client)
+    with pytest.raises(ValueError, match="maxsize=-1 is not a number of items"):
+        Queue("x", client, maxsize=-1)
+    with pytest.raises(ValueError, match="batch=-5 is not a number of items"):
+        Queue("x", client).get(batch=-5)
     with pytest.raises(ValueError, match="max_leases"):
         Semaphore(0, "x", client)
     with pytest.raises(ValueError, match="list of names"):

@@ -147,6 +147,10 @@ def test_the_configuration_sets_the_default(
     with Client.from_yaml(file, set_as_default=False) as client:
         client.gather(made(client))
         assert ways(client) == {"peer"}
+    other = tmp_path / "other.yaml"
+    other.write_text(f"broker: {{bind: '{cluster.broker_address}', token_file: '{tmp_path / 'none'}'}}\n")
+    with Client.from_yaml(other, token_file=token, set_as_default=False) as client:
+        assert client.submit(abs, -3).result(timeout=20) == 3
 
 
 # --- Ctrl-C ----------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ class Queue(Named):
     kind = "queue"
 
     def __init__(self, name: str | None = None, client: Any = None, maxsize: int = 0) -> None:
+        if isinstance(maxsize, bool) or not isinstance(maxsize, int) or maxsize < 0:
+            raise ValueError(f"maxsize={maxsize!r} is not a number of items of at least 0 (0: any number)")
         super().__init__(name, client)
         self.maxsize = maxsize
 
@@ -45,8 +47,11 @@ class Queue(Named):
     def get(self, timeout: float | str | None = None, batch: bool | int = False) -> Any:
         """Take the first value; waits while there is none. Raises TimeoutError after ``timeout`` seconds.
 
-        ``batch``: a number for a list of so many, True for a list of all that there are now.
+        ``batch``: a number for a list of so many, True for a list of all that there are now. Raises ValueError for
+        another.
         """
+        if not isinstance(batch, int) or batch < 0:
+            raise ValueError(f"batch={batch!r} is not a number of items of at least 0, nor True for all that there are")
         return self._sync(self._get(seconds(timeout), batch))
 
     async def _get(self, timeout: float | None, batch: bool | int) -> Any:

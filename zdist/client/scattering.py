@@ -49,6 +49,7 @@ class Scattering(Base):
             Futures in a container as ``data`` (a list for an iterator), one future for a single object.
 
         Raises:
+            ValueError: ``broadcast`` or ``replicas`` is no such number.
             TimeoutError: no worker has taken it in time.
             SerializationError: an object cannot be pickled.
             CancelledError: the data was lost before it was copied.
@@ -57,6 +58,8 @@ class Scattering(Base):
             if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 1 or broadcast is not False:
                 raise ValueError(f"replicas={replicas!r} is a number of at least 1, given instead of broadcast=")
             broadcast = replicas
+        elif not isinstance(broadcast, int) or (broadcast < 1 and broadcast is not False):
+            raise ValueError(f"broadcast={broadcast!r} is not True, False, or a number of copies of at least 1")
         return self._sync(self._scatter(data, names(workers), broadcast, hash, seconds(timeout)), asynchronous)
 
     async def _scatter(

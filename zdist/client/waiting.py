@@ -39,18 +39,21 @@ class DoneAndNotDoneFutures(NamedTuple):
 
 
 def seconds(span: float | str | timedelta | None) -> float | None:
-    """A time span in seconds, from a number, a timedelta, or a text such as "500ms", "10s", "2 min"; None for none.
+    """A ``timeout`` in seconds, from a number, a timedelta, or a text such as "500ms", "10s", "2 min"; None for none.
 
     Raises:
-        ValueError: the text is no time span.
+        ValueError: it is none of these.
     """
     if span is None or isinstance(span, int | float):
         return span
     if isinstance(span, timedelta):
         return span.total_seconds()
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]*)\s*", span)
+    match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-z]*)\s*", span) if isinstance(span, str) else None
     if match is None or match[2] not in _UNITS:
-        raise ValueError(f"{span!r} is no time span; give seconds or a text such as '500ms', '10s', '2 min'")
+        raise ValueError(
+            f"timeout={span!r:.80} is no time span; give seconds or a text such as '500ms', '1.5s', '2 min' (units: "
+            "us, ms, s, m or min, h, d)"
+        )
     return float(match[1]) * _UNITS[match[2]]
 
 

@@ -508,6 +508,12 @@ def test_broadcast_asks_for_copies(client: Client, broker: FakeBroker) -> None:
 # --- asking ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("broadcast", [-1, 0, 1.5, "all"])
+def test_a_number_of_copies_that_cannot_be(client: Client, broadcast: Any) -> None:
+    with pytest.raises(ValueError, match="is not True, False, or a number of copies"):
+        client.scatter(1, broadcast=broadcast)
+
+
 def test_questions(client: Client, broker: FakeBroker) -> None:
     broker.answers |= {
         "workers": {"workers": {"tcp://a": {"name": "one"}, "tcp://b": {"name": "two"}}},

@@ -129,15 +129,15 @@ def test_wait_for_futures_of_an_asynchronous_client(client: FakeClient, return_w
 @pytest.mark.parametrize(
     ("span", "expected"),
     [(None, None), (2, 2), (0.5, 0.5), ("500ms", 0.5), ("10s", 10), ("2 min", 120), ("3", 3), ("1h", 3600),
-     (timedelta(minutes=1), 60)],
+     (timedelta(minutes=1), 60), ("1.5s", 1.5), (".5 m", 30), ("2.", 2)],
 )  # fmt: skip
 def test_time_spans(span: Any, expected: float | None) -> None:
     assert seconds(span) == expected
 
 
-@pytest.mark.parametrize("span", ["", "ten", "5 parsecs", "-1s"])
-def test_bad_time_spans(span: str) -> None:
-    with pytest.raises(ValueError, match="is no time span; give seconds or a text such as"):
+@pytest.mark.parametrize("span", ["", "ten", "5 parsecs", "-1s", "1.2.3s", ".", [1]])
+def test_bad_time_spans(span: Any) -> None:
+    with pytest.raises(ValueError, match=r"timeout=.* is no time span; give seconds or a text such as"):
         seconds(span)
 
 
