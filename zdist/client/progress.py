@@ -157,10 +157,10 @@ def progress(
 async def _draw(tally: Tally, screen: Screen) -> None:
     try:
         with screen:
-            screen.draw(tally.rows())
             while (pending := tally.pending()) is not None:
-                await Wait(pending, time.monotonic() + REFRESH)
                 screen.draw(tally.rows())
+                await Wait(pending, time.monotonic() + REFRESH)
+            screen.draw(tally.rows())
     finally:
         tally.forget()
 
@@ -168,13 +168,16 @@ async def _draw(tally: Tally, screen: Screen) -> None:
 def _draw_behind(tally: Tally) -> None:
     """In a notebook the cell is done at once; a thread keeps its output up to date."""
     screen = Notebook()
+    over = tally.pending() is None  # asked before it is drawn, so that the end is
     screen.draw(tally.rows())
-    if tally.pending() is None:
+    if over:
         return
 
     def follow() -> None:
-        while tally.pending() is not None:
+        over = False
+        while not over:
             time.sleep(REFRESH)
+            over = tally.pending() is None
             screen.draw(tally.rows())
 
     threading.Thread(target=follow, name="zdist-progress", daemon=True).start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import re
 import sys
@@ -119,6 +120,28 @@ def test_bars_move_in_a_terminal(client: Client, broker: FakeBroker, tty: Tty, s
         progress(futures)
     assert "4/4" in plain(tty.getvalue())
     assert plain(tty.getvalue()).rstrip(" ").endswith("\n")  # what follows begins a line of its own
+
+
+@pytest.mark.parametrize("notebook", [False, True])
+def test_what_ends_while_it_is_drawn_is_drawn_at_its_end(
+    client: Client, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, slowly: None, notebook: bool
+) -> None:
+    drawn: list[int] = []
+    complete = threading.Event()
+
+    class Screen(contextlib.nullcontext[None]):
+        def draw(self, rows: list[Row]) -> None:
+            drawn.append(rows[0].done)
+            broker.go()
+            FakeDriver.made[0].turn()
+            if rows[0].done == 4:
+                complete.set()
+
+    monkeypatch.setattr(module, "terminal", lambda *args, **kwargs: Screen())
+    monkeypatch.setattr(module, "Notebook", Screen)
+    broker.manual = True
+    progress(client.map(square, range(4)), notebook=notebook)
+    assert complete.wait(10 if notebook else 0) and drawn[0] == 0
 
 
 def test_an_interrupt_ends_the_bars_and_leaves_no_trace(client: Client, broker: FakeBroker, tty: Tty) -> None:
