@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from zdist.core.naming import resource_text
 from zdist.limits import MAX_REASON, NOTICE, NOTICE_MAX, POOLS_KEPT
 from zdist.protocol.messages import Starved
 from zdist_broker.placement import Placement
@@ -81,7 +82,7 @@ class Notices:
         if tags:
             asked.append(f"the tags {', '.join(tags)}")
         if resources:
-            asked.append("the resources " + ", ".join(f"{name}={amount:g}" for name, amount in resources))
+            asked.append("the resources " + ", ".join(resource_text(*each) for each in resources))
         names = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
         return f"no worker has {' and '.join(asked)}; there are {names}"[:MAX_REASON]
 

@@ -38,7 +38,7 @@ def yaml(folder: Path, bind: str = "tcp://127.0.0.1:0") -> Path:
 broker: {{bind: "{bind}"}}
 nodes:
   - {{name: alpha, nworkers: 1, tags: [first]}}
-  - {{name: beta, nworkers: 2, resources: {{gpu: 1}}}}
+  - {{name: beta, nworkers: 2, resources: {{gpu: 1, mem: 8589934593}}}}
   - {{name: gamma, host: elsewhere.example, nworkers: 4}}
 client: {{name: tester}}
 logging: {{level: info, format: json}}
@@ -60,8 +60,9 @@ def test_up_use_status_down(folder: Path) -> None:
     assert f"zdist worker {cluster.address} --name gamma --nworkers 4" in cluster.elsewhere[0]
 
     with Client.from_yaml(path) as client:
-        names = sorted(worker["name"] for worker in client.scheduler_info()["workers"].values())
-        assert names == ["alpha", "beta-0", "beta-1"]
+        workers = {worker["name"]: worker for worker in client.scheduler_info()["workers"].values()}
+        assert sorted(workers) == ["alpha", "beta-0", "beta-1"]
+        assert workers["beta-0"]["resources"] == {"gpu": 1.0, "mem": 8589934593.0}
         assert client.submit(sum, [1, 2, 3]).result(20) == 6
 
     with pytest.raises(ZdistError, match="is up at"):

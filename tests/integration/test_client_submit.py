@@ -12,7 +12,7 @@ from typing import Any
 
 import cluster_functions as functions
 import pytest
-from cluster_checks import eventually
+from cluster_checks import WITHIN, eventually
 
 from zdist import Client, LocalCluster, wait
 
@@ -234,6 +234,13 @@ def test_resources_bound_what_runs_at_once(start: Callable[..., LocalCluster], t
         for spans in runs.values():
             spans.sort()
             assert all(earlier[1] <= later[0] for earlier, later in itertools.pairwise(spans))
+
+
+def test_amounts_of_resources_are_exact(start: Callable[..., LocalCluster]) -> None:
+    amounts = {"MEM": 2.0**33 + 1, "SHARE": 0.1234567}
+    with Client(start(n_workers=1, threads_per_worker=1, resources=amounts), set_as_default=False) as client:
+        assert client.submit(functions.inc, 1, resources=amounts).result(WITHIN) == 2
+        assert [worker["resources"] for worker in client.scheduler_info()["workers"].values()] == [amounts]
 
 
 def test_a_resource_nobody_has_is_waited_for(client: Client) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zdist.cluster.children import broker_command, node_command, readable
 from zdist.cluster.local import cpu_count
+from zdist.core.naming import resource_text
 from zdist.errors import ClusterClosed, ConfigError, ZdistError
 from zdist.node.process import child_environment
 from zdist.transport.security import find_token, new_token, runtime_dir, sweep_runtime, token_path, write_token
@@ -220,7 +221,7 @@ def _start_node(cluster: Cluster, config: Config, node: NodeConfig, index: int, 
     for module in node.preload:
         command += ["--preload", module]
     for resource, amount in node.resources.items():
-        command += ["--resource", f"{resource}={amount:g}"]
+        command += ["--resource", resource_text(resource, amount)]
     if config.broker.insecure:
         command.append("--insecure")
     log = directory / f"{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}-{index}.log"

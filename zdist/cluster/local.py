@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, Protocol
 from zdist import limits
 from zdist.cluster.children import Child, broker_command, node_command
 from zdist.cluster.directory import PrivateDirectory
+from zdist.core.naming import resource_text
 from zdist.errors import ClusterClosed
 from zdist.transport.scratch import LockedFile
 from zdist.transport.security import new_token, publish_token, write_token
@@ -282,7 +283,7 @@ def start_node(cluster: LocalCluster, control: str, directory: Path, token_file:
     for tag in cluster.tags:
         command += ["--tag", tag]
     for resource, amount in cluster.resources.items():
-        command += ["--resource", f"{resource}={amount:g}"]
+        command += ["--resource", resource_text(resource, amount)]
     return Child("the node", [*command, "--lifeline"])
 
 

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from zdist import limits
 from zdist.core import slot as slots
+from zdist.core.naming import resource_text
 from zdist.errors import AddressRefused
 from zdist.transport.security import check_bind, is_local
 
@@ -86,7 +87,7 @@ class WorkerSettings(NamedTuple):
         for module in self.preload:
             out += ["--preload", module]
         for resource, amount in self.resources:
-            out += ["--resource", f"{resource}={amount:g}"]
+            out += ["--resource", resource_text(resource, amount)]
         if self.insecure:
             out.append("--insecure")
         return out

@@ -69,6 +69,10 @@ def test_a_worker_that_comes_in_time_is_waited_for_in_silence() -> None:
         (Options(tags=("gpu", "big")), "no worker has the tags big, gpu; there are W-0"),
         (Options(resources=(("gpu", 2.0),)), "no worker has the resources gpu=2; there are W-0"),
         (
+            Options(resources=(("mem", 2.0**33), ("share", 0.1234567))),
+            "no worker has the resources mem=8589934592, share=0.1234567; there are W-0",
+        ),
+        (
             Options(workers=("W-0",), tags=("gpu",)),
             "no worker has a name or address out of workers=['W-0'] and the tags gpu; there are W-0",
         ),

@@ -158,13 +158,13 @@ def test_arguments_of_a_worker() -> None:
         memory_limit=1 << 30,
         shared_memory=0,
         tags=("a", "b"),
-        resources=(("gpu", 2.0),),
+        resources=(("gpu", 2.0), ("mem", 2.0**33 + 1)),
         insecure=True,
     )
     assert " ".join(settings.arguments("n-1", "w-2", "alpha-0", "/s")) == (
         "--control tcp://127.0.0.1:1 --node n-1 --session w-2 --name alpha-0 --nthreads 3 --slot /s --token-file /t "
         "--data-bind ipc:///d/w-2 --memory-limit 1073741824 --shared-memory 0 --tag a --tag b --resource gpu=2 "
-        "--insecure"
+        "--resource mem=8589934593 --insecure"
     )
 
 
