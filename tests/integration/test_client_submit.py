@@ -6,7 +6,7 @@ import itertools
 import operator
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import cluster_functions as functions
 import pytest
 from cluster_checks import WITHIN, eventually
 
-from zdist import Client, LocalCluster, wait
+from zdist import Client, Future, LocalCluster, Variable, wait
 
 
 def test_a_result_comes_home(client: Client) -> None:
@@ -149,6 +149,28 @@ def test_map_zips(client: Client) -> None:
 
 def test_map_over_futures(client: Client) -> None:
     assert client.gather(client.map(functions.inc, client.map(functions.inc, range(50)))) == list(range(2, 52))
+
+
+def test_map_over_what_another_client_submits_meanwhile(client: Client, second: Client) -> None:
+    def inputs() -> Iterator[Future]:
+        for i in range(3):
+            (scattered,) = second.scatter([i])
+            future = second.submit(functions.inc, scattered, pure=False)
+            Variable("last", client=second).set(future)
+            yield future
+
+    assert client.gather(client.map(functions.inc, inputs())) == [2, 3, 4]
+    Variable("last", client=second).delete()
+
+
+def test_an_argument_that_submits_while_it_is_pickled(client: Client, second: Client) -> None:
+    class Late:
+        def __reduce__(self) -> Any:
+            return functions.same, (second.submit(functions.inc, 5, pure=False).result(WITHIN),)
+
+    other = second.submit(functions.inc, 1, pure=False)
+    assert client.submit(functions.add, other, Late(), pure=False).result(WITHIN) == 8
+    assert client.gather(client.map(functions.add, [Late()], [other], pure=False)) == [8]
 
 
 def test_map_names(client: Client) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Self
 
 from zdist import serialize
-from zdist.client.future import Future, future_of, origins
+from zdist.client.future import Future, future_of, origins, pickling_for
 from zdist.client.submitting import Held, Submitting, payload_of
 from zdist.core.entry import Work
 from zdist.serialize.imports import importable
@@ -51,11 +51,9 @@ class Batch:
         with self.client._lock:
             while self.client._ledger.dropped:  # what nobody holds any more is not joined
                 self.client._ledger._drain()
-        origins.client = self.client
         return self
 
     def __exit__(self, *exc: object) -> None:
-        origins.client = origins.foreign = None
         self._held.release()
         self._driver.wake()
 
@@ -63,10 +61,12 @@ class Batch:
         """Submit one call. Raises SerializationError, or ValueError for a future of another cluster."""
         client = self.client
         work = self._work(call)
-        payload, deps = serialize.dumps_args(call.args, call.kwargs, self._held.find, what=f"arguments of {call.label}")
+        what = f"arguments of {call.label}"
+        with pickling_for(client):
+            payload, deps = serialize.dumps_args(call.args, call.kwargs, self._held.find, what=what)
+            kept = client._foreign() if origins.foreign is not None else None
         digest = hashlib.blake2b(payload, digest_size=16, key=work.fn).hexdigest()
         row = (f"{call.label[:LABEL]}-{digest}", payload_of(payload), deps)
-        kept = client._foreign() if origins.foreign is not None else None
         with client._lock:
             entry = client._ledger.submit(work, (row,))[0]
         del kept  # pinned

@@ -14,7 +14,7 @@ from zdist.errors import RemoteError
 if TYPE_CHECKING:
     from zdist.client.client import Client
 
-__all__ = ["Future", "future_of", "raisable", "reference_of"]
+__all__ = ["Future", "future_of", "pickling_for", "raisable", "reference_of"]
 
 
 class Future:
@@ -202,6 +202,25 @@ class Origins(threading.local):
 
 
 origins = Origins()
+
+
+class pickling_for:
+    """Context manager: within the block ``origins.foreign`` notes futures of other clients than this one.
+
+    Blocks nest: to pickle an argument may run code of the program, which submits with another client.
+    """
+
+    __slots__ = ("_before", "_client")
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __enter__(self) -> None:
+        self._before = origins.client, origins.foreign
+        origins.client, origins.foreign = self._client, None
+
+    def __exit__(self, *exc: object) -> None:
+        origins.client, origins.foreign = self._before
 
 
 def reference_of(future: Future) -> str:

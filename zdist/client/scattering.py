@@ -8,7 +8,7 @@ from typing import Any
 
 from zdist import serialize
 from zdist.client.base import Base, Wait
-from zdist.client.future import Future, future_of, origins
+from zdist.client.future import Future, future_of, origins, pickling_for
 from zdist.client.submitting import _check_key, keep, names
 from zdist.client.waiting import seconds
 from zdist.core.entry import FINISHED, Entry
@@ -123,8 +123,7 @@ class Scattering(Base):
         futures: list[Future] = []
         fresh: list[Entry] = []
         ledger = self._ledger
-        origins.client = self
-        try:
+        with pickling_for(self):
             for key, item in zip(keys, items, strict=True):
                 kind = serialize.type_name(item)
                 token = serialize.token(b"zdist.data", (item,), {}) if hash or key is not None else ""
@@ -146,6 +145,4 @@ class Scattering(Base):
                     if entry.status != FINISHED and key not in ledger.placing:
                         fresh.append(entry)
                 futures.append(future_of(entry, self))  # type: ignore[arg-type]
-        finally:
-            origins.client = origins.foreign = None
         return futures, fresh

@@ -9,7 +9,7 @@ from typing import Any
 
 from zdist import context, serialize
 from zdist.client.base import Base, Wait
-from zdist.client.future import origins
+from zdist.client.future import origins, pickling_for
 from zdist.core.collect import Signal
 from zdist.core.entry import PENDING, Reply
 from zdist.limits import MAX_KEY, NOTICE, SHARED_VALUE
@@ -93,12 +93,9 @@ class Sharing(Base):
 
         Raises ValueError for one that is too large, SerializationError.
         """
-        origins.client = self
-        try:
+        with pickling_for(self):
             blob = serialize.dumps(value, what=what)
             kept = [] if origins.foreign is None else self._joined(origins.foreign)
-        finally:
-            origins.client = origins.foreign = None
         if blob.nbytes > SHARED_VALUE:
             raise ValueError(
                 f"{what} has {blob.nbytes} bytes, and at most {SHARED_VALUE} can be shared: scatter it, and share the "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zdist import limits, serialize
 from zdist.client.actor import maker_of
 from zdist.client.base import Base
-from zdist.client.future import Future, future_of, origins
+from zdist.client.future import Future, future_of, origins, pickling_for
 from zdist.client.waiting import seconds
 from zdist.core.entry import CANCELLED, Entry, Row, Work
 from zdist.core.store import Blob
@@ -180,15 +180,14 @@ class Submitting(Base):
     ) -> Future:
         """Hand out one task, whose large arguments become keys of ``held``. ``own``: the key is made for it alone."""
         driver = self._usable()
-        origins.client = self
         try:
-            payload, deps = serialize.dumps_args(args, kwargs, held.find, what=f"arguments of {work.name}")
-            kept = self._foreign() if origins.foreign is not None else None
+            with pickling_for(self):
+                payload, deps = serialize.dumps_args(args, kwargs, held.find, what=f"arguments of {work.name}")
+                kept = self._foreign() if origins.foreign is not None else None
             with self._lock:
                 entry = self._ledger.submit(work, ((key, payload_of(payload), deps),), own=own)[0]
             del kept  # pinned
         finally:
-            origins.client = origins.foreign = None
             if held.entries is not None:
                 held.release()
         driver.wake()
@@ -286,18 +285,18 @@ class Submitting(Base):
         dumps_args, find, what = serialize.dumps_args, held.find, f"arguments of {work.name}"
         size = batch_size or 64
         driver = self._usable()
-        origins.client = self
         try:
             while True:
                 chunk = list(itertools.islice(calls, size))
                 if not chunk:
                     break
                 rows: list[Row] = []
-                for args in chunk:
-                    key = name(args)
-                    payload, deps = dumps_args(args, kwargs, find, what=what)
-                    rows.append((key, payload if len(payload) < limits.OWN_FRAME else Buffer(payload), deps))
-                kept = self._foreign() if origins.foreign is not None else None
+                with pickling_for(self):
+                    for args in chunk:
+                        key = name(args)
+                        payload, deps = dumps_args(args, kwargs, find, what=what)
+                        rows.append((key, payload if len(payload) < limits.OWN_FRAME else Buffer(payload), deps))
+                    kept = self._foreign() if origins.foreign is not None else None
                 with self._lock:
                     entries = self._ledger.submit(work, rows)
                 del kept
@@ -308,7 +307,6 @@ class Submitting(Base):
                 if batch_size is None:
                     size = min(2 * size, limits.PACKET_RECORDS)
         finally:
-            origins.client = origins.foreign = None
             held.release()
         return futures
 
