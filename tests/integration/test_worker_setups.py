@@ -114,6 +114,29 @@ def test_what_a_plugin_raises(client: Client) -> None:
     client.unregister_worker_plugin("broken")
 
 
+def test_a_changed_module_is_in_force_at_once(
+    start: Callable[..., LocalCluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # compiled code is kept
+    path = tmp_path / "changing.py"
+
+    def number() -> Any:
+        import changing  # type: ignore[import-not-found]
+
+        return changing.number
+
+    with Client(start(n_workers=1, threads_per_worker=1), set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=WITHIN)
+        for text in ("number = x", "number = 1", "number = 2", "number = 3"):  # of one size, in one second
+            path.write_text(text)
+            if text == "number = x":
+                with pytest.raises(NameError):
+                    client.upload_file(path)
+            else:
+                client.upload_file(path)
+                assert client.submit(number, pure=False).result(WITHIN) == int(text[-1])
+
+
 def test_archives_and_large_files(client: Client, tmp_path: Path) -> None:
     archive = tmp_path / "packed.zip"
     with zipfile.ZipFile(archive, "w") as packed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import logging
 import sys
 import tempfile
@@ -114,6 +114,8 @@ class Plugins:
             path.write_bytes(data)
             importlib.invalidate_caches()
             if path.suffix == ".py":
+                # Compiled code is known by size and second of its source: it may be that of the file before.
+                Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)
                 self._load(path.stem, same)
             elif path.suffix in (".zip", ".egg") and str(path) not in sys.path:
                 sys.path.insert(0, str(path))
