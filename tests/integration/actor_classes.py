@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import threading
@@ -40,9 +41,23 @@ class Counter:
     def plus(a: int, b: int = 1) -> int:
         return a + b
 
+    @classmethod
+    def process(cls) -> tuple[str, int]:
+        return cls.kind, os.getpid()
+
+    @functools.singledispatchmethod
+    def take(self, item: Any) -> int:
+        return self.add()
+
+    @take.register
+    def _(self, item: int) -> int:
+        return self.add(item)
+
     def add(self, by: int = 1) -> int:
         self.n += by
         return self.n
+
+    add_ten = functools.partialmethod(add, 10)
 
     def note(self, item: Any) -> int:
         self.seen.append(item)

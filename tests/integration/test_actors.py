@@ -63,6 +63,13 @@ def test_state_order_and_attributes(by: Client) -> None:
     assert (counter.n, counter.kind, counter.double, counter.plus(2, b=3).result(WITHIN)) == (6, "counter", 12, 5)
 
 
+def test_all_kinds_of_methods_run_where_the_actor_is(by: Client) -> None:
+    counter = actor(by)
+    assert counter.process().result(WITHIN) == ("counter", counter.pid().result(WITHIN))
+    assert counter.add_ten().result(WITHIN) == 10
+    assert [counter.take(item).result(WITHIN) for item in (5, "a")] == [15, 16]
+
+
 def test_both_ways_are_used(client: Client, cluster: LocalCluster) -> None:
     counter = actor(client)
     eventually(lambda: counter.add().result(WITHIN) and calls_by_peer(client, counter), "the peer path")

@@ -8,6 +8,7 @@ waits: ``async`` methods of one actor take turns at their awaits, and no two thr
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import queue
 import threading
@@ -35,13 +36,18 @@ def plant(executor: Executor, instance: Any, key: str, attempt: int, name: str) 
     """The seed of a new actor, which lives as long as the seed does."""
     machine = executor.machine
     kind = type(instance)
-    methods = tuple([n for n in dir(kind) if not n.startswith("__") and callable(inspect.getattr_static(kind, n))])
+    methods = tuple([n for n in dir(kind) if not n.startswith("__") and _is_method(inspect.getattr_static(kind, n))])
     member = (machine.session, machine.address, machine.name, machine.host, machine.node)
     seed = Seed(key, attempt, member, name, methods)
     body = Body(executor, instance, key)
     seed.life = Life(body)
     weakref.finalize(seed.life, body.put, None).atexit = False
     return seed
+
+
+def _is_method(found: Any) -> bool:
+    """Whether what stands in a class is called; most of what makes methods there cannot be called itself."""
+    return callable(found) or isinstance(found, classmethod | functools.partialmethod | functools.singledispatchmethod)
 
 
 def end_all(machine: WorkerMachine) -> None:
