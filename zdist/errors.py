@@ -87,7 +87,7 @@ class PeerUnreachable(ZdistError, OSError):
 
 
 class AddressRefused(ZdistError, ValueError):
-    """An address that a network can reach, without leave to use one."""
+    """An address to listen at that is none, or that a network can reach, without leave to use one."""
 
 
 class AddressUnavailable(ZdistError, OSError):

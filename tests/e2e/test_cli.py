@@ -114,6 +114,12 @@ def test_broker_refuses_addresses_that_a_network_can_reach(address: str) -> None
     assert "Traceback" not in done.stderr
 
 
+def test_broker_refuses_a_port_that_cannot_be() -> None:
+    done = run("broker", "--bind", "tcp://127.0.0.1:99999")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "command line: broker.bind: a port is at most 65535, and 99999 is more" in done.stderr
+
+
 def test_broker_takes_such_an_address_with_leave(start: Start) -> None:
     assert address_of(start("broker", "--bind", "tcp://0.0.0.0:0", "--insecure")).startswith("tcp://")
 
@@ -241,6 +247,7 @@ def test_worker_refuses_bad_options(options: list[str], said: str) -> None:
             "tcp://no-such-host.invalid:1",
             "the host name 'no-such-host.invalid' of tcp://no-such-host.invalid:1 cannot be",
         ),
+        ("tcp://127.0.0.1:72613", "a port is at most 65535, and 72613 is more"),
         ("tcp://192.0.2.1:7077", "with a broker on another machine (tcp://192.0.2.1:7077) the workers' data sockets"),
     ],
 )

@@ -137,6 +137,11 @@ def test_unknown_section_without_a_near_name(tmp_path: Path) -> None:
         ("broker: 7\n", "1: broker", "should be a mapping, not 7"),
         ('broker: {insecure: "yes"}\n', "1: broker.insecure", "should be a valid boolean"),
         ("broker:\n  bind: 127.0.0.1\n", "2: broker.bind", "tcp://HOST:PORT"),
+        (
+            "broker:\n  bind: 127.0.0.1:99999\n",
+            "2: broker.bind",
+            "a port is at most 65535, and 99999 is more, not '127",
+        ),
         ("client:\n  timeout: 0\n", "2: client.timeout", "greater than 0"),
         ("client:\n  gather_paths: [pear]\n", "2: client.gather_paths[0]", "'local', 'shm', 'peer' or 'relay'"),
         ("logging:\n  level: loud\n", "2: logging.level", "'debug', 'info', 'warning' or 'error', not 'loud'"),

@@ -42,12 +42,18 @@ def parse_ports(value: object) -> object:
 
 
 def check_address(value: object) -> object:
-    """A ZeroMQ address: tcp with host and port, which is also meant without a scheme, or ipc with a path."""
+    """A ZeroMQ address: tcp with host and port, which is also meant without a scheme, or ipc with a path.
+
+    ZeroMQ would take a port of more than 16 bits, and use another.
+    """
     if not isinstance(value, str):
         return value
     address = value if "://" in value else f"tcp://{value}"
     if not re.fullmatch(r"tcp://.+:(\d+|\*)|ipc://.+", address):
         raise ValueError('an address is "tcp://HOST:PORT", for instance "tcp://127.0.0.1:7077", or "ipc:///PATH"')
+    port = address.rpartition(":")[2]
+    if address.startswith("tcp://") and port != "*" and int(port) > 65535:
+        raise ValueError(f"a port is at most 65535, and {port} is more")
     return address
 
 

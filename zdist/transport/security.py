@@ -160,10 +160,17 @@ def is_local(address: str) -> bool:
 
 
 def check_bind(address: str, insecure: bool) -> None:
-    """Raise AddressRefused for an address that a network can reach, unless ``insecure`` gives leave."""
-    scheme, sep, rest = address.partition("://")
-    if not sep or scheme not in ("tcp", "ipc") or not rest or (scheme == "tcp" and ":" not in rest):
-        raise AddressRefused(f"{address!r} is no address; write tcp://HOST:PORT or ipc:///PATH")
+    """Raise AddressRefused for what is no address, and unless ``insecure`` gives leave for one that a network can reach.
+
+    ZeroMQ would take a port of more than 16 bits, and listen at another.
+    """
+    scheme, _, rest = address.partition("://")
+    port = rest.rpartition(":")[2]
+    possible = port == "*" or (port.isdecimal() and int(port) < 1 << 16)
+    if not rest or scheme not in ("tcp", "ipc") or (scheme == "tcp" and (":" not in rest or not possible)):
+        raise AddressRefused(
+            f"{address!r} is no address to listen at; write tcp://HOST:PORT, the port at most 65535, or ipc:///PATH"
+        )
     if not insecure and not is_local(address):
         raise AddressRefused(
             f"{address} can be reached over a network, where anyone could run code here; "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from zdist.errors import BrokerUnreachable
+from zdist.errors import AddressRefused, BrokerUnreachable
 from zdist.transport.address import broker_address, check_host
+from zdist.transport.security import check_bind
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,16 @@ def test_hosts() -> None:
         check_host("tcp://x.invalid:1")
     with pytest.raises(BrokerUnreachable, match="cannot be resolved"):
         check_host(f"tcp://{'x' * 70}.invalid:1")
+
+
+@pytest.mark.parametrize("text", ["tcp://127.0.0.1:0", "tcp://[::1]:65535", "tcp://127.0.0.1:*", "ipc:///tmp/a:99999"])
+def test_where_to_listen(text: str) -> None:
+    check_bind(text, insecure=False)
+
+
+@pytest.mark.parametrize(
+    "text", ["tcp://127.0.0.1:65536", "tcp://127.0.0.1:-1", "tcp://127.0.0.1", "tcp://h:x", "ipc://"]
+)
+def test_where_nothing_can_listen(text: str) -> None:
+    with pytest.raises(AddressRefused, match=r"is no address to listen at; write tcp://HOST:PORT, the port at most"):
+        check_bind(text, insecure=True)
