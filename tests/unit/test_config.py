@@ -140,7 +140,7 @@ def test_unknown_section_without_a_near_name(tmp_path: Path) -> None:
         (
             "broker:\n  bind: 127.0.0.1:99999\n",
             "2: broker.bind",
-            "a port is at most 65535, and 99999 is more, not '127",
+            "a port is at most 65535, and 99999 is more",
         ),
         ("client:\n  timeout: 0\n", "2: client.timeout", "greater than 0"),
         ("client:\n  gather_paths: [pear]\n", "2: client.gather_paths[0]", "'local', 'shm', 'peer' or 'relay'"),
@@ -149,6 +149,15 @@ def test_unknown_section_without_a_near_name(tmp_path: Path) -> None:
         ("a: [\n", "2", "not valid YAML"),
         ("- a\n", "zdist.yaml", "allowed there: broker, nodes, client, logging"),
         ("? [a]\n: b\n", "1", "not valid YAML"),
+        ("nodes:\n  - {name: 2024-13-45}\n", "2", "not valid YAML: '2024-13-45' is no timestamp"),
+        ("nodes:\n  - nthreads: !!int abc\n", "2", "not valid YAML: 'abc' is no int"),
+        ("a: !!timestamp x\n", "1", "'x' is no timestamp"),
+        ("a: !!bool x\n", "1", "'x' is no bool"),
+        ("a: !!int ''\n", "1", "'' is no int"),
+        ("a: \0\n", "zdist.yaml", "not valid YAML"),
+        ("nodes:\n  - data_ports: [9, 1]\n", "2: nodes[0].data_ports", "the lower one first"),
+        ("nodes:\n  - data_ports: [1, 2, 3]\n", "2: nodes[0].data_ports", 'given as "LO-HI" or [LO, HI]'),
+        ("nodes:\n  - data_ports: [1, b]\n", "2: nodes[0].data_ports", 'given as "LO-HI" or [LO, HI]'),
         ("a: !!python/object:os.system {}\n", "1", "not valid YAML"),
     ],
 )
@@ -182,6 +191,7 @@ def test_empty_file_is_all_defaults(tmp_path: Path) -> None:
         ("ZDIST_NODES__FIRST", "x", "nodes: should be a list"),
         ("ZDIST_NODES__0__NTHREADS", "two", "should be a valid integer, not 'two'"),
         ("ZDIST_NODES__0__TAGS", "[a", "not valid YAML"),
+        ("ZDIST_NODES__0__NTHREADS", "2024-13-45", "not valid YAML"),
         ("ZDIST_BROKER__BIND__X", "1", "broker.bind"),
     ],
 )
@@ -202,7 +212,7 @@ def test_sizes(text: object, value: int) -> None:
     assert parse_size(text) == value
 
 
-@pytest.mark.parametrize(("text", "value"), [("5-7", (5, 7)), ("80", (80, 80)), (80, (80, 80))])
+@pytest.mark.parametrize(("text", "value"), [("5-7", (5, 7)), ("80", (80, 80)), (80, (80, 80)), ([5, 7], (5, 7))])
 def test_ports(text: object, value: tuple[int, int]) -> None:
     assert parse_ports(text) == value
 

@@ -87,6 +87,19 @@ def dotted(path: KeyPath) -> str:
 # --- sources ----------------------------------------------------------------------------------------
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, whose own errors for values that cannot be, such as a 13th month, are of any kind and have no place."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, ValueError):
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                problem=f"{node.value!r} is no {kind}; if it is a text, put it in quotes", problem_mark=node.start_mark
+            ) from None
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """Values of a YAML file, and the line of each."""
     try:
@@ -94,8 +107,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "is not UTF-8 text"
         raise ConfigError(f"{path}: cannot read the configuration: {reason}") from None
-    loader = yaml.SafeLoader(text)
+    loader: _Loader | None = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         values = {} if node is None else loader.construct_document(node)
         lines = {} if node is None else dict(_lines(node, (), path))
@@ -104,7 +118,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{where}: not valid YAML: {getattr(exc, 'problem', None) or exc}") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     if not isinstance(values, dict):
         allowed = ", ".join(Config.model_fields)
         raise ConfigError(f"{path}: the file holds no mapping at its top; allowed there: {allowed}")
@@ -149,7 +164,7 @@ def _from_text(path: KeyPath, text: str, name: str) -> Any:
     if _takes_text(_annotation(path)):
         return text
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise ConfigError(f"environment {name}: {text!r} is not valid YAML") from None
 

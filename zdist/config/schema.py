@@ -28,14 +28,16 @@ def parse_size(value: object) -> object:
 
 
 def parse_ports(value: object) -> object:
-    """A range of ports from "LO-HI" or one port."""
+    """A range of ports from "LO-HI", [LO, HI] or one port."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if isinstance(value, str):
         low, _, high = value.partition("-")
-        if not (low.strip().isdecimal() and (high or low).strip().isdecimal()):
-            raise ValueError('ports are given as "LO-HI", for instance "40000-40100"')
-        value = (int(low), int(high or low))
+        value = [int(part) if part.strip().isdecimal() else part for part in (low, high or low)]
+    if isinstance(value, list):
+        if [type(part) for part in value] != [int, int]:
+            raise ValueError('ports are given as "LO-HI" or [LO, HI], for instance "40000-40100"')
+        value = tuple(value)
     if isinstance(value, tuple) and not 0 < value[0] <= value[1] < 65536:
         raise ValueError("ports lie between 1 and 65535, the lower one first")
     return value

@@ -160,7 +160,7 @@ def is_local(address: str) -> bool:
 
 
 def check_bind(address: str, insecure: bool) -> None:
-    """Raise AddressRefused for what is no address, and unless ``insecure`` gives leave for one that a network can reach.
+    """Raise AddressRefused for what is no address, and without ``insecure`` for one that a network can reach.
 
     ZeroMQ would take a port of more than 16 bits, and listen at another.
     """
