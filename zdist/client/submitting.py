@@ -251,7 +251,10 @@ class Submitting(Base):
         prefix = blob.name if key is None or keys is not None else key
         code = blob.code_digest(func) if keys is None and (pure is None or pure) else b""
         namer = self._namer(code, prefix, keys, kwargs, blob.name)
-        return self._map(work, zip(*iterables, strict=False), kwargs, namer, batch_size)
+        futures = self._map(work, zip(*iterables, strict=False), kwargs, namer, batch_size)
+        if keys is not None and next(keys, None) is not None:
+            raise ValueError(f"map got {len(key or ())} keys for {len(futures)} calls")
+        return futures
 
     def _namer(
         self, code: bytes, prefix: Any, keys: Iterator[str] | None, kwargs: dict[str, Any], function: str

@@ -226,6 +226,15 @@ def test_map(client: Client, broker: FakeBroker) -> None:
         client.map(inc)
 
 
+def test_map_over_iterators_wants_as_many_names_as_items(client: Client) -> None:
+    named = client.map(inc, iter([1, 2]), key=["a", "b"])
+    assert [future.key for future in named] == ["a", "b"]
+    with pytest.raises(ValueError, match="3 keys for 2 calls"):
+        client.map(inc, iter([1, 2]), key=["c", "d", "e"])
+    with pytest.raises(ValueError, match="fewer keys"):
+        client.map(inc, iter([1, 2]), key=["f"])
+
+
 def test_map_hands_on_tasks_while_it_reads(client: Client, broker: FakeBroker) -> None:
     seen = []
 
