@@ -13,7 +13,7 @@ import cluster_functions as functions
 import pytest
 from cluster_checks import WITHIN, eventually
 
-from zdist import Client, LocalCluster, wait
+from zdist import Client, LocalCluster, get_client, get_worker, rejoin, secede, wait
 from zdist.client.absent import ABSENT
 from zdist.errors import ZdistError
 
@@ -141,6 +141,19 @@ def test_a_coroutine_function_is_run(client: Client) -> None:
     found = client.run(where)
     assert found == {address: address for address in client.scheduler_info()["workers"]}
     assert client.run_coroutine(where) == found
+
+
+def test_a_function_that_is_run_knows_its_worker_and_its_client(client: Client) -> None:
+    def inside() -> Any:
+        secede()
+        rejoin()
+        return get_worker().address, get_client().submit(pow, 2, 10, pure=False).result(WITHIN)
+
+    async def inside_later() -> Any:
+        return get_worker().address, await get_client().submit(pow, 2, 10, pure=False)
+
+    workers = client.scheduler_info()["workers"]
+    assert client.run(inside) == client.run(inside_later) == {address: (address, 1024) for address in workers}
 
 
 # --- tasks again here -----------------------------------------------------------------------------------

@@ -34,10 +34,10 @@ __all__ = [
 
 
 def get_worker() -> Any:
-    """The worker that runs the current task. As in dask.distributed 2021.10.
+    """The worker that runs the current task, or function of `Client.run`. As in dask.distributed 2021.10.
 
     Raises:
-        ValueError: this code does not run in a task.
+        ValueError: this code does not run in one.
     """
     return _task("get_worker").worker
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, NoReturn
 
-from zdist import limits
+from zdist import context, limits
 from zdist.errors import SerializationError
 from zdist.protocol.messages import Buffer, Payload
 from zdist.serialize import dumps, dumps_error, loads, loads_args, loads_function
@@ -23,6 +23,7 @@ def run_call(payload: bytes | bytearray | memoryview, worker: Any) -> tuple[bool
 
     A coroutine is run to its end on an event loop of its own.
     """
+    token = context.current.set(_Running(worker))
     try:
         digest, data, packed = loads(payload, what="call")
         function = loads_function(data, digest)
@@ -36,8 +37,29 @@ def run_call(payload: bytes | bytearray | memoryview, worker: Any) -> tuple[bool
     except BaseException as exc:  # also SystemExit: a call must not end the worker
         exc.__traceback__ = exc.__traceback__ and exc.__traceback__.tb_next
         return False, dumps_error(exc)
+    finally:
+        context.current.reset(token)
     stream = blob.tobytes()
     return True, stream if len(stream) < limits.OWN_FRAME else Buffer(stream)
+
+
+class _Running:
+    """What such a function finds as its task (`zdist.context.TaskContext`), one outside of the pool, without a key."""
+
+    key = ""
+    seceded = True
+
+    def __init__(self, worker: Any) -> None:
+        self.worker = worker
+
+    def secede(self) -> None:
+        """It holds no thread of the pool."""
+
+    def rejoin(self) -> None:
+        """It takes none."""
+
+    def output(self, stream: str, text: str) -> None:
+        """No client wants a key of it: the text stays with the worker."""
 
 
 def _takes_worker(function: Any) -> bool:
