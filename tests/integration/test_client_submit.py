@@ -163,6 +163,16 @@ def test_map_over_what_another_client_submits_meanwhile(client: Client, second: 
     Variable("last", client=second).delete()
 
 
+def test_what_another_client_submits_may_be_dropped_at_once(client: Client, second: Client) -> None:
+    for n in range(5):
+        assert (
+            client.submit(functions.inc, second.submit(functions.slow_inc, n, 0.05, pure=False)).result(WITHIN) == n + 2
+        )
+        mapped = client.map(functions.inc, (second.submit(functions.slow_inc, i, 0.05, pure=False) for i in range(3)))
+        assert client.gather(mapped) == [2, 3, 4]
+        assert client.gather([second.submit(functions.slow_inc, n, 0.05, pure=False)]) == [n + 1]
+
+
 def test_an_argument_that_submits_while_it_is_pickled(client: Client, second: Client) -> None:
     class Late:
         def __reduce__(self) -> Any:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from zdist import context, serialize
 from zdist.client.containers import flatten
-from zdist.client.future import Future
+from zdist.client.future import Future, Lent
 from zdist.core.collect import Signal
 from zdist.core.entry import CANCELLED, PENDING, Entry, Reply
 from zdist.core.ledger import Ledger
@@ -403,7 +403,17 @@ class Base:
                     f"future {future.key} belongs to cluster {other.cluster_id} at {other.address}, this client to "
                     f"cluster {self.cluster_id} at {self.address}; gather it with the client that made it"
                 )
-        return [future if future.client is self else Future(future.key, self) for future in futures]  # type: ignore[arg-type]
+        return [future if future.client is self else self._join(future) for future in futures]
+
+    def _join(self, future: Future) -> Future:
+        known = future.key in self._ledger.entries
+        joined = Future(future.key, self)  # type: ignore[arg-type]
+        if future._held and not known:
+            lent = Lent(future)
+            with self._lock:
+                if joined._entry.status == PENDING:
+                    joined._entry.waiters = [*(joined._entry.waiters or ()), lent]
+        return joined
 
 
 class _Watch:

@@ -14,7 +14,7 @@ from zdist.errors import RemoteError
 if TYPE_CHECKING:
     from zdist.client.client import Client
 
-__all__ = ["Future", "future_of", "pickling_for", "raisable", "reference_of"]
+__all__ = ["Future", "Lent", "future_of", "pickling_for", "raisable", "reference_of"]
 
 
 class Future:
@@ -192,6 +192,28 @@ def raisable(error: BaseException, key: str) -> BaseException:
     )
     wrapped.__cause__ = error
     return wrapped
+
+
+class Lent:
+    """Waiter for a key that another client joins: this one's want of it goes on until the other has heard of its end.
+
+    Only then is it certain that the broker knows of the other's want, too.
+    """
+
+    __slots__ = ("_dropped", "_entry")
+
+    def __init__(self, future: Future) -> None:
+        client = future.client
+        with client._lock:
+            client._ledger.join(future._entry)
+        self._dropped = client._dropped
+        self._entry = future._entry
+
+    def __del__(self) -> None:
+        self._dropped.append(self._entry)
+
+    def resolved(self, entry: Entry, /) -> None:
+        """Whoever told it drops it."""
 
 
 class Origins(threading.local):
