@@ -16,6 +16,7 @@ from zdist.protocol.messages import (
     NoCopy,
     Place,
     Rejected,
+    Replicate,
     Returned,
     Seceded,
     Subscribe,
@@ -38,6 +39,7 @@ from zdist_broker.state import (
     Trouble,
     Worker,
 )
+from zdist_broker.withdrawing import unplace
 
 
 class Data:
@@ -163,7 +165,7 @@ class Data:
     def held(self, peer: Worker | Client, message: Held, now: float) -> None:
         for key, attempt, nbytes, kind in message.rows:
             task = self.tables.tasks.get(key)
-            if key in peer.held:
+            if key in peer.held or (isinstance(peer, Worker) and key in peer.withdrawn):
                 continue
             if isinstance(peer, Worker) and task is not None and task.worker is peer and task.attempt == attempt:
                 done = Done(((key, attempt, task.cost, nbytes, None, kind),))  # before it was told of Adopt
@@ -200,12 +202,18 @@ class Data:
                 continue
             placing = tables.placing.get(key)
             fetching = isinstance(peer, Worker) and placing is not None and peer in placing.targets
-            if not fetching and not self._concerns(peer, task):
+            once = task.fn is None or task.lives  # nobody can make it again
+            itself = once and peer in task.holders and peer.session in sessions
+            if not fetching and not itself and not self._concerns(peer, task):
                 tables.ignored += 1
                 continue
             if placing is not None and isinstance(peer, Worker):
                 placing.targets.pop(peer, None)
             gone = [h for h in task.holders if h.session in sessions] if task.state == MEMORY else []
+            if once and len(gone) == len(task.holders) and task.value is None:  # that may be old news of the last copy
+                for asked in [h for h in gone if isinstance(h, Worker) and h is not peer]:
+                    gone.remove(asked)
+                    tables.post(asked, Replicate, (key, task.attempt, task.nbytes, asked.sessions))
             for holder in gone:
                 tables.remove_holder(task, holder, tell=False)
             if gone and not task.holders and task.value is None:
@@ -239,7 +247,7 @@ class Data:
             task.trouble = task.trouble or Trouble()
             task.trouble.stuck = (task.attempt, text[:MAX_REASON])
             del placing.targets[worker]
-            self.tables.unplace(key)
+            unplace(self.tables, key)
 
     def _concerns(self, peer: Worker | Client, task: Task) -> bool:
         if isinstance(peer, Client):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from zdist.limits import LEAVE_COPIES, LEAVE_PAUSE, MAX_REASON, MAX_WORKERS
-from zdist.protocol.messages import Dismiss, Leaving, Overdue, Stop
+from zdist.limits import LEAVE_COPIES, LEAVE_PAUSE, MAX_REASON, MAX_WORKERS, PLACE_SILENT
+from zdist.protocol.messages import Adjusted, Dismiss, Leaving, Overdue, Stop
 from zdist_broker import parse
 from zdist_broker.data import Data
 from zdist_broker.lifecycle import Lifecycle
@@ -52,6 +52,7 @@ class Departures:
 
     def announced(self, node: Node, message: Leaving, now: float) -> None:
         """A node wants to end workers."""
+        node.keeps = min(message.keeps, MAX_WORKERS)
         for session in message.workers:
             worker = self.tables.workers.get(session)
             if worker is None:
@@ -70,6 +71,11 @@ class Departures:
         """A worker of the node has ended, or the node itself."""
         for name in [n for n, (of, _, _) in self.absent.items() if of is node and session in ("", n)]:
             del self.absent[name]
+
+    def adjusted(self, node: Node, message: Adjusted, now: float) -> None:
+        """A node has as many workers as it was told to keep."""
+        node.keeps = min(message.workers, MAX_WORKERS)
+        self.queries.adjusted(node, message, now)
 
     def overdue(self, node: Node, message: Overdue, now: float) -> None:
         """Tasks have run for too long; of those that were cancelled nothing is on the books any more."""
@@ -92,7 +98,9 @@ class Departures:
             some = ", ".join(actors[:5]) + (", …" if len(actors) > 5 else "")
             raise Request(f"{len(actors)} actors live there and cannot be moved ({some}): release them first")
         others = [w for w in self._staying() if w not in chosen]
-        if not others and (held := sum(self._only_here(task, chosen) for w in chosen for task in w.held.values())):
+        going = dict.fromkeys((*chosen, *self.leaves))
+        held = len({key for w in going for key, task in w.held.items() if self._only_here(task, going)})
+        if held and not others:
             raise Request(f"no worker would be left, and {held} results or pieces of data are nowhere else")
         pending = self.queries.pend(client, req)
         for worker in chosen:
@@ -106,7 +114,7 @@ class Departures:
     def _replace(self, client: Client, req: int, args: Any, now: float) -> Any:
         names, seconds = args
         chosen = self.queries.chosen(names)
-        number = sum(worker.subscribed for worker in self.tables.workers.values())
+        number = len(self._staying())  # the others are replaced, or not, whatever becomes of this order
         deadline = None if seconds is None else now + seconds
         client.asking += 1
         self.queries.restarts.append(Restart(client, req, {w.session: None for w in chosen}, number, deadline))
@@ -150,7 +158,7 @@ class Departures:
         left = not worker.subscribed or bool(self.recovery.copies) or (until is not None and now < until)
         begun = 0
         staying = self._staying()
-        if not staying and (leave.stay or leave.replace) and not self._coming():
+        if not staying and (leave.stay or leave.replace) and not self._coming(worker):
             return left  # nobody could take what it holds, and nobody is about to come before it goes
         for task in list(worker.held.values()):
             if not self._only_here(task, self.leaves):
@@ -164,7 +172,8 @@ class Departures:
                 copying = placing[task.key] = Placing(task, frozenset(), 1)
                 self.data.advance(copying)
             elif copying.allowed and not any(
-                w.name in copying.allowed or w.address in copying.allowed for w in staying
+                (w.name in copying.allowed or w.address in copying.allowed) and now - w.seen <= PLACE_SILENT
+                for w in staying
             ):
                 copying.allowed = frozenset()  # better elsewhere than nowhere
                 self.data.advance(copying)
@@ -173,15 +182,16 @@ class Departures:
     def _staying(self) -> list[Worker]:
         return [w for w in self.tables.workers.values() if w.subscribed and not w.leaving]
 
-    def _coming(self) -> bool:
-        """Whether a worker that stays has come and takes nothing yet, or takes another's place, or may be started by a
-        node that stays."""
+    def _coming(self, waiting: Worker) -> bool:
+        """Whether a worker that stays has come and takes nothing yet, or is about to be started by its node."""
         if any(not worker.leaving for worker in self.tables.workers.values()):
             return True
-        if any(not (leave.stay or leave.replace or leave.retire) for leave in self.leaves.values()):
-            return True  # its node starts another before it ends
-        leaving = {worker.node for worker in self.leaves}
-        return any(session not in leaving for session in self.tables.nodes)
+        kept = {session: node.keeps for session, node in self.tables.nodes.items()}
+        late = self.leaves[waiting].replace  # two that clients have ordered to be replaced do not wait for each other
+        for worker, leave in self.leaves.items():
+            if worker.node in kept and (leave.retire or (leave.replace and (late or worker is waiting))):
+                kept[worker.node] -= 1  # nobody comes in its place before it has gone
+        return any(number > 0 for number in kept.values())
 
     def _only_here(self, task: Task, leaving: Any) -> bool:
         """Whether no worker would have the task's data (that the broker has a value at hand ends when it is killed)."""
@@ -192,6 +202,9 @@ class Departures:
     def gone(self, worker: Worker) -> None:
         """It is out of the tables."""
         leave = self.leaves.pop(worker, None)
+        node = self.tables.nodes.get(worker.node)
+        if leave is not None and leave.retire and node is not None:
+            node.keeps -= 1
         for req in leave.reqs if leave is not None else ():
             self.queries.answered(worker, req, worker.name)
 

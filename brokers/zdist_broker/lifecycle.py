@@ -52,6 +52,7 @@ from zdist_broker.state import (
     Trouble,
     Worker,
 )
+from zdist_broker.withdrawing import unplace
 
 
 class Lifecycle:
@@ -294,7 +295,7 @@ class Lifecycle:
                 self.tables.remove_holder(task, holder, tell=True)
         if not task.holders:
             task.state = RELEASED
-        self.tables.unplace(task.key)
+        unplace(self.tables, task.key)
 
     def forget(self, task: Task) -> None:
         """Take a task that nobody needs and nothing depends on out of the table."""
@@ -318,7 +319,7 @@ class Lifecycle:
         task.deps = ()  # a queue may still have the record for a while
         fn = task.fn
         if tables.placing:
-            tables.unplace(key)
+            unplace(tables, key)
         if tables.blind:
             tables.blind.pop(task, None)
         if fn is not None:
@@ -346,7 +347,7 @@ class Lifecycle:
                     told[d.worker] = None
             for worker in told:
                 tables.post(worker, Locate, (task.key, task.nbytes, (), None))
-            tables.unplace(task.key)
+            unplace(tables, task.key)
             trouble = task.trouble = task.trouble or Trouble()
             trouble.recomputes += 1
             if task.fn is not None:

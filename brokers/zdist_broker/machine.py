@@ -35,6 +35,7 @@ from zdist.protocol.messages import (
     Define,
     Done,
     Erred,
+    Fence,
     Held,
     Hold,
     Lane,
@@ -81,6 +82,7 @@ from zdist_broker.setups import Setups
 from zdist_broker.shared import Shared
 from zdist_broker.state import Client, Node, Tables, Worker
 from zdist_broker.taking_back import TakingBack
+from zdist_broker.withdrawing import fenced
 
 __all__ = ["BrokerMachine", "Expel", "Shutdown"]
 
@@ -172,6 +174,7 @@ class BrokerMachine(Machine[str]):
             Missing: data.missing,
             NoCopy: data.no_copy,
             Returned: data.returned,
+            Fence: fenced,
             Seceded: data.seceded,
             Subscribe: self.absent.subscribe,
             WhichFunction: self._which_function,
@@ -183,7 +186,7 @@ class BrokerMachine(Machine[str]):
         lanes.plain = self.worker_handlers
         self.node_handlers: Handlers = {
             WorkerDied: self._worker_died,
-            Adjusted: queries.adjusted,
+            Adjusted: self.departures.adjusted,
             Alive: self.absent.alive,
             Leaving: self.departures.announced,
             Overdue: self.departures.overdue,

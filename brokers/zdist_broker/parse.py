@@ -119,6 +119,8 @@ def hello_info(role: str, info: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(offered, dict):
             raise ValueError(f"resources: {shown(offered)} is not a table of names and amounts")
         _resources(offered.items(), len(offered))
+    elif role == "node":
+        kept["workers"] = whole("workers", info.get("workers") or 0, 0, 1 << 62)
     return kept
 
 

@@ -283,7 +283,8 @@ class Queries:
         self.lifecycle.cancel(everything, "cluster restarted")
         client.asking += 1
         old = {w.session: None for w in self._there()}
-        self.restarts.append(Restart(client, req, old, len(old), deadline))
+        number = sum(not w.leaving for w in self._there())
+        self.restarts.append(Restart(client, req, old, number, deadline))
         for node in tables.nodes.values():
             self.req += 1
             tables.tell(node, Adjust(self.req, -1, True))

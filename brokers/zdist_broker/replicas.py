@@ -21,6 +21,7 @@ from zdist_broker.intake import UNKNOWN
 from zdist_broker.lifecycle import Lifecycle
 from zdist_broker.queries import Queries, Request
 from zdist_broker.state import FAILED, MEMORY, RELEASED, Client, Placing, Tables, Task, Worker
+from zdist_broker.withdrawing import unplace, withdraw
 
 TOLERANCE: Final = 1.05  # a worker with so many times the mean is as good as even
 
@@ -129,6 +130,9 @@ class Replicas:
             return True
         if task.state != MEMORY:
             return False  # it is being computed again
+        if task.lives:
+            order.failed[key] = "it is an actor, which lives where it was made"
+            return True
         there = [
             w
             for w in self.tables.workers.values()
@@ -158,7 +162,8 @@ class Replicas:
         """Drop a copy that is one too many, unless a task there is about to use it."""
         others = any(holder is not worker for holder in task.holders)
         if others and not any(d.worker is worker for d in task.dependents or ()):
-            self.tables.remove_holder(task, worker, tell=True)
+            self.tables.remove_holder(task, worker, tell=False)
+            withdraw(self.tables, worker, task.key)
             for client in task.who:
                 self.tables.finished(client, task)
 
@@ -187,7 +192,9 @@ class Replicas:
         return moves
 
     def _may_move(self, task: Task, source: Worker, wanted: frozenset[str] | None) -> bool:
-        if (wanted is not None and task.key not in wanted) or task.stuck or task.key in self.tables.placing:
+        if (wanted is not None and task.key not in wanted) or task.key in self.tables.placing:
+            return False
+        if task.stuck or task.lives:
             return False
         return task.nbytes > 0 and not any(d.worker is source for d in task.dependents or ())
 
@@ -196,9 +203,9 @@ class Replicas:
         only = frozenset((target.name,))
         placing = self.tables.placing.get(task.key)
         gone = source.gone or target.gone or target.leaving
-        if task.state != MEMORY or task.stuck or _unwanted(task) or gone:
+        if task.state != MEMORY or task.stuck or task.lives or _unwanted(task) or gone:
             if placing is not None and placing.task is task and placing.allowed == only:
-                self.tables.unplace(task.key)
+                unplace(self.tables, task.key)
             return True
         if target in task.holders:
             if source in task.holders:

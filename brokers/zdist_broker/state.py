@@ -228,9 +228,9 @@ class Worker(Peer):
     """A worker: what it can take, what it was given, what it holds."""
 
     __slots__ = (
-        "address", "alone", "asked_back", "assigned", "budget", "completed", "count", "free", "held", "inlined", "lane",
-        "late", "leaving", "load", "memory_limit", "node", "paused", "pools", "resources", "row", "runs", "sessions",
-        "subscribed", "tags", "threads", "victim",
+        "address", "alone", "asked_back", "assigned", "budget", "completed", "count", "fence", "free", "held",
+        "inlined", "lane", "late", "leaving", "load", "memory_limit", "node", "paused", "pools", "resources", "row",
+        "runs", "sessions", "subscribed", "tags", "threads", "victim", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, session: str, info: dict[str, Any], now: float) -> None:
@@ -261,6 +261,8 @@ class Worker(Peer):
         self.victim = False  # something was taken back and it has completed nothing since
         self.lane: Lane | None = None
         self.late: list[str] | None = None  # Drop rows that wait for company; None: without a lane none do
+        self.fence = 0  # the last that it was sent
+        self.withdrawn: dict[str, int] = {}  # copies that it may have told of before it heard not to: until which fence
 
     @property
     def status(self) -> str:
@@ -271,7 +273,11 @@ class Worker(Peer):
 class Node(Peer):
     """A node process; its workers are those that name it."""
 
-    __slots__ = ()
+    __slots__ = ("keeps",)
+
+    def __init__(self, session: str, info: dict[str, Any], now: float) -> None:
+        super().__init__(session, info, now)
+        self.keeps: int = info["workers"]  # workers that it has or starts, besides those that leave for good
 
 
 class Placing:
@@ -396,13 +402,6 @@ class Tables:
         value = task.value if not (client.crowded and task.holders) else None
         where = () if value is not None else self.holders(task, client)
         self.post(client, Finished, (task.key, task.attempt, task.nbytes, value, where, task.type))
-
-    def unplace(self, key: str) -> None:
-        """The data is not to be copied any more: workers that are still fetching it stop."""
-        placing = self.placing.pop(key, None)
-        if placing is not None:
-            for worker in placing.targets:
-                self.post(worker, Drop, key)
 
     # --- copies -------------------------------------------------------------------------------------
 

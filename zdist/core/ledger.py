@@ -362,7 +362,8 @@ class Ledger(Replay):
         for key in message.keys:
             entry = self.entries.get(key)
             if entry is not None and entry.gen:
-                if entry.status == PENDING or self.session in entry.outcome[4]:
+                placed = entry.row is None if entry.status == PENDING else self.session not in entry.outcome[4]
+                if not placed:
                     continue  # it was said of an earlier hold of the same key
                 if not entry.refs:
                     self.spent.append(entry)  # workers hold it now, so it goes like any other result

@@ -96,7 +96,7 @@ class NodeMachine(Machine[Route]):
 
     def hello_info(self) -> dict[str, Any]:
         """Fields of Hello.info for a node."""
-        return {"name": self.name, "host": self.host, "pid": self.pid, "address": "", "workers": self.wanted}
+        return {"name": self.name, "host": self.host, "pid": self.pid, "address": "", "workers": self.keeps()}
 
     def authorize(self, token: str) -> None:
         """A node sends no data requests, so only the session layer needs the token."""
@@ -114,7 +114,7 @@ class NodeMachine(Machine[Route]):
             leaving = tuple(w.session for w in self.alive.values() if w.leaving and not w.ending)
             if leaving:
                 reason = self.stopping or "its node told it to leave before this broker came"
-                self.send(CONTROL, Leaving(leaving, True, reason))
+                self.send(CONTROL, Leaving(leaving, True, reason, self.keeps()))
 
     def refused(self, code: str, text: str, now: float) -> None:
         """The broker will not have this node: end all."""
@@ -241,7 +241,7 @@ class NodeMachine(Machine[Route]):
             worker.leaving = True
             worker.kill_at = now + patience if worker.kill_at is None else min(worker.kill_at, now + patience)
         if workers:
-            self.send(CONTROL, Leaving(tuple(worker.session for worker in workers), stay, reason))
+            self.send(CONTROL, Leaving(tuple(worker.session for worker in workers), stay, reason, self.keeps()))
 
     def _dismiss(self, message: Dismiss, now: float) -> None:
         for session in message.workers:
@@ -265,6 +265,10 @@ class NodeMachine(Machine[Route]):
         if self.stopping is None:
             self._keep(workers)
             self._settle(now)
+
+    def keeps(self) -> int:
+        """How many workers it has or starts, besides those that leave for good."""
+        return self.wanted - sum(index < self.wanted for index in self.retired)
 
     def _keep(self, workers: int) -> None:
         self.wanted = min(workers, limits.MAX_WORKERS)

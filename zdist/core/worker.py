@@ -105,7 +105,7 @@ class WorkerMachine(Machine[Route]):
             m.Abort: self._abort, m.Replicate: self.inputs.replicate, m.Locate: self.inputs.locate,
             m.Members: self._members, m.Call: self._call, m.Stop: self._stop, m.Pong: self._pong,
             m.Lane: partial(lane_told, self), m.TimeLimit: self._time_limit, m.Adopt: partial(adopt, self),
-            m.ActorCall: partial(call_actor, self, CONTROL),
+            m.ActorCall: partial(call_actor, self, CONTROL), m.Fence: self._fence,
         }  # fmt: skip
         self.peers = {m.RunEarly: run_early, m.ActorCall: call_actor, m.Probe: answer_probe}  # on the data socket
 
@@ -291,8 +291,13 @@ class WorkerMachine(Machine[Route]):
         drop = self.store.drop
         for key in message.keys:
             drop(key, now)
+        if self.inputs.held:  # what was about to be told
+            self.inputs.held = [row for row in self.inputs.held if row[0] not in message.keys]
         if self.inputs.table:
             self.inputs.unreplicate(message.keys, now)
+
+    def _fence(self, message: m.Fence, now: float) -> None:
+        self.send(CONTROL, message)
 
     # --- the executor's side -----------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from zdist.protocol.nodes import Adjust as Adjust
 from zdist.protocol.nodes import Adjusted as Adjusted
 from zdist.protocol.nodes import Alive as Alive
 from zdist.protocol.nodes import Dismiss as Dismiss
+from zdist.protocol.nodes import Fence as Fence
 from zdist.protocol.nodes import Interrupt as Interrupt
 from zdist.protocol.nodes import Leaving as Leaving
 from zdist.protocol.nodes import Mirror as Mirror
@@ -237,9 +238,7 @@ class Lost(NamedTuple):
 
 
 class Cancelled(NamedTuple):
-    """Wants that are over: key, reason, generation of the want (0: whichever it is)."""
-
-    rows: tuple[tuple[Key, str, int], ...]
+    rows: tuple[tuple[Key, str, int], ...]  # key, reason, generation of the want that is over (0: whichever it is)
 
 
 class Rejected(NamedTuple):
@@ -425,7 +424,7 @@ Message: TypeAlias = (
     Hello | Welcome | HelloPlease | Refused | Ping | Pong | BulkHello
     | Define | Submit | Want | Release | Cancel | Retry | Hold | Place | Ask | Call | Bye
     | Members | Finished | Failed | Killed | Lost | Cancelled | Rejected | Answer | Output
-    | Run | Drop | TakeBack | Abort | Replicate | Locate
+    | Run | Drop | TakeBack | Abort | Replicate | Locate | Fence
     | Subscribe | Done | Erred | Held | Missing | Returned | Seceded | WhichFunction | Called
     | WorkerDied | Adjust | Adjusted | Stop
     | Get | Data | Taken | Probe | ProbeReply

@@ -1,4 +1,4 @@
-"""Messages between a node and the broker, and of what becomes of nodes. PURE."""
+"""Messages between the broker and nodes, or workers about to lose something, and of what becomes of nodes. PURE."""
 
 from __future__ import annotations
 
@@ -33,11 +33,19 @@ class Overdue(NamedTuple):
 
 class Leaving(NamedTuple):
     """Node to broker: these workers shall end. Their data is copied elsewhere, queued tasks are taken back; for each
-    Dismiss comes then, unless its node has no more patience. ``stay``: what still runs there may come to an end."""
+    Dismiss comes then, unless its node has no more patience. ``stay``: what still runs there may come to an end.
+    ``keeps``: so many others the node has, or starts."""
 
     workers: tuple[Session, ...]
     stay: bool
     reason: str
+    keeps: int
+
+
+class Fence(NamedTuple):
+    """Broker to worker, and back as it is: by then the worker has heard all that came before."""
+
+    number: int
 
 
 class Dismiss(NamedTuple):

@@ -13,6 +13,7 @@ from zdist.protocol.messages import (
     Define,
     Done,
     Drop,
+    Fence,
     Held,
     Lane,
     Message,
@@ -39,7 +40,7 @@ class World:
         self.now = 0.0
         self.inbox: dict[str, list[Message]] = {}
         self.gen = 0
-        self.join("n-0", "node")
+        self.join("n-0", "node", workers=workers)
         for n in range(clients):
             self.client(f"c-{n}")
         for n in range(workers):
@@ -230,6 +231,8 @@ class FakeWorker:
             for key, _ in back:
                 self.forget(key)
             return [Returned(tuple(back))]
+        elif isinstance(message, Fence):
+            return [message]
         elif isinstance(message, Lane):
             number = message.first >> LANE_BITS
             if message.session:

@@ -117,7 +117,7 @@ def test_a_worker_with_actors_leaves_without_copies_if_its_node_says_so_and_not_
     w.send("c-0", Ask(5, "retire", (w.broker.tables.workers[home].name,)))
     (answer,) = w.got("c-0", Answer)
     assert not answer.ok and "1 actors live there and cannot be moved (a)" in answer.value
-    w.send("n-0", Leaving((home,), True, "the node ends"))
+    w.send("n-0", Leaving((home,), True, "the node ends", 0))
     w.broker.tick(w.now)
     assert w.got("n-0", Dismiss)
     assert not any(w.got(session, Replicate) for session in ("w-0", "w-1"))

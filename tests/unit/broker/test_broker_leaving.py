@@ -39,8 +39,8 @@ def later(w: World, seconds: float = 2 * LEAVE_PAUSE) -> None:
     w.turn()
 
 
-def leave(w: World, *sessions: str, stay: bool = True) -> None:
-    w.send("n-0", Leaving(sessions, stay, "fewer are wanted"))
+def leave(w: World, *sessions: str, stay: bool = True, keeps: int = 0) -> None:
+    w.send("n-0", Leaving(sessions, stay, "fewer are wanted", keeps))
     later(w, 0)
 
 
@@ -143,7 +143,7 @@ def test_a_worker_that_has_not_come_yet_is_dismissed_when_it_has() -> None:
 def test_a_node_speaks_for_its_own_workers_only() -> None:
     w = World(workers=1)
     w.join("n-1", "node")
-    w.send("n-1", Leaving(("w-0",), True, "not its own"))
+    w.send("n-1", Leaving(("w-0",), True, "not its own", 0))
     assert not w.broker.tables.workers["w-0"].leaving
 
 

@@ -9,11 +9,15 @@ from zdist import limits
 from zdist.core.machine import CONTROL
 from zdist.core.node import NodeMachine, StartWorker
 from zdist.protocol.messages import (
+    Adjusted,
+    Answer,
+    Ask,
     Cancelled,
     Dismiss,
     Held,
     Hold,
     Leaving,
+    Options,
     Place,
     Replicate,
     Subscribe,
@@ -82,7 +86,7 @@ def test_a_node_that_drains_waits_for_the_workers_of_another(other: str) -> None
     else:
         w.worker("w-1", node="n-1")
         w.send("n-1", WorkerDied("w-1", -9, "killed", (), False))
-    w.send("n-0", Leaving(("w-0",), True, "drained"))
+    w.send("n-0", Leaving(("w-0",), True, "drained", 0))
     tick(w, 0.5)
     assert not w.got("n-0", Dismiss)
     came = "w-1"
@@ -104,7 +108,7 @@ def test_a_worker_that_shrinks_away_waits_for_one_of_its_node_that_is_being_set_
     w = World(workers=1)
     scattered(w, "w-0")
     w.join("w-1", "worker", node="n-0", address="tcp://w-1")
-    w.send("n-0", Leaving(("w-0",), True, "the node keeps fewer workers"))
+    w.send("n-0", Leaving(("w-0",), True, "the node keeps fewer workers", 1))
     tick(w, 0.5)
     assert not w.got("n-0", Dismiss)
     w.send("w-1", Subscribe(1, (), {}, False))
@@ -116,8 +120,8 @@ def test_one_of_fewer_workers_waits_for_the_replacement_of_another() -> None:
     """Seed 2714778."""
     w = World(workers=2)
     scattered(w, "w-0")
-    w.send("n-0", Leaving(("w-0",), True, "the node keeps fewer workers"))
-    w.send("n-0", Leaving(("w-1",), False, "a task there was given up"))
+    w.send("n-0", Leaving(("w-0",), True, "the node keeps fewer workers", 1))
+    w.send("n-0", Leaving(("w-1",), False, "a task there was given up", 1))
     tick(w, 0.5)
     assert ("w-0",) not in [message.workers for message in w.got("n-0", Dismiss)]
     w.worker("w-2")
@@ -127,3 +131,102 @@ def test_one_of_fewer_workers_waits_for_the_replacement_of_another() -> None:
     tick(w, 0.1)
     assert ("w-0",) in [message.workers for message in w.got("n-0", Dismiss)]
     assert not w.rows("c-0", Cancelled)
+
+
+def is_dismissed(w: World, worker: str = "w-0") -> bool:
+    return any(worker in message.workers for message in w.got("n-0", Dismiss))
+
+
+@pytest.mark.parametrize("how", ["overdue", "dies before", "dies after", "restarted", "restarted before"])
+def test_one_of_fewer_workers_waits_until_another_has_been_replaced(how: str) -> None:
+    """The other has ended before its replacement has said hello."""
+    w = World(workers=2)
+    scattered(w, "w-0")
+    died = WorkerDied("w-1", -9, "killed", (), False)
+    restart = Ask(5, "restart_workers", (("W-1",), None))
+    if how == "dies before":
+        w.send("n-0", died)
+    if how == "restarted before":
+        w.send("c-0", restart)
+        tick(w, 0.1)
+        w.send("n-0", died._replace(ordered=True))
+    w.send("n-0", Leaving(("w-0",), True, "the node keeps fewer workers", 1))
+    if how == "overdue":
+        w.send("n-0", Leaving(("w-1",), False, "a task there was given up", 1))
+        tick(w, 0.1)
+        w.send("n-0", died._replace(ordered=True))
+    if how == "dies after":
+        w.send("n-0", died)
+    if how == "restarted":
+        w.send("c-0", restart)
+    tick(w, 0.5)
+    assert not is_dismissed(w)
+    w.worker("w-2")
+    tick(w, 0.1)
+    assert w.rows("w-2", Replicate)
+
+
+def test_two_are_restarted_one_after_the_other() -> None:
+    """One has data, and the other's replacement is about to come."""
+    w = World(workers=2)
+    scattered(w, "w-0")
+    w.send("c-0", Ask(5, "restart_workers", (("W-1",), None)))
+    tick(w, 0.1)
+    assert is_dismissed(w, "w-1")
+    w.send("n-0", WorkerDied("w-1", -15, "", (), True))
+    w.send("c-0", Ask(6, "restart_workers", (("W-0",), None)))
+    tick(w, 0.5)
+    assert not is_dismissed(w)
+
+
+def test_a_draining_node_waits_for_one_with_a_retired_and_a_dead_worker() -> None:
+    w = World(workers=1)
+    scattered(w, "w-0")
+    w.join("n-1", "node", workers=2)
+    w.worker("w-1", node="n-1")
+    w.worker("w-2", node="n-1")
+    w.submit("a", options=tuple(Options(workers=("W-1",))))
+    w.send("c-0", Ask(5, "retire", ("W-1",)))
+    w.send("n-1", WorkerDied("w-2", -9, "killed", (), False))
+    w.send("n-0", Leaving(("w-0",), True, "drained", 0))
+    tick(w, 0.5)
+    assert not is_dismissed(w)
+
+
+@pytest.mark.parametrize("keeps", [0, 1])
+def test_it_does_not_wait_for_a_node_that_keeps_no_worker(keeps: int) -> None:
+    w = World(workers=1)
+    scattered(w, "w-0")
+    w.join("n-1", "node", workers=keeps)
+    w.send("n-0", Leaving(("w-0",), True, "drained", 0))
+    tick(w, 0.5)
+    assert is_dismissed(w) == (keeps == 0)
+    if keeps:
+        w.send("n-1", Adjusted(1, 0))
+        tick(w, 0.5)
+        assert is_dismissed(w)
+
+
+def test_who_retires_the_last_ones_one_by_one_is_refused_what_would_lose_data() -> None:
+    w = World(workers=2)
+    scattered(w, "w-0")
+    w.send("c-0", Ask(5, "retire", ("W-0",)))
+    w.send("c-0", Ask(6, "retire", ("W-1",)))
+    tick(w, 0.3)
+    assert [answer.req for answer in w.got("c-0", Answer) if not answer.ok] == [6] and not is_dismissed(w)
+
+
+def test_a_silent_worker_that_is_named_does_not_keep_others_from_having_the_data() -> None:
+    w = World(workers=3)
+    w.send("c-0", Hold(1, (("data", 5, "bytes"),)))
+    w.send("c-0", Place(("data",), ("W-0",), 1))
+    w.send("w-0", Held((("data", 0, 5, "bytes"),)))
+    w.send("c-0", Ask(5, "replicate", (("data",), 2, ("W-0", "W-1"))))
+    tick(w, 0.1)
+    assert w.rows("w-1", Replicate)
+    w.send("n-0", Leaving(("w-0",), True, "drained", 2))
+    for _ in range(40):
+        tick(w, 0.25)
+        w.broker.heard("w-2", w.now)
+        w.broker.heard("w-0", w.now)
+    assert w.rows("w-2", Replicate)

@@ -200,6 +200,9 @@ class Rig:
             case m.Drop(keys=keys):
                 for key in keys:
                     self.stores[worker].pop(key, None)
+            case m.Fence():
+                self.broker.handle(worker, message, self.now)
+                return True
             case m.Replicate(rows=rows):
                 return sum(self._copy(worker, *row) for row in rows) > 0
         return False

@@ -128,7 +128,7 @@ def test_a_drained_node_ends_with_its_workers_and_at_once_when_told_again() -> N
         bench.machine.drain("SIGTERM", 20.0, bench.now)
         bench.settle()
         (leaving,) = bench.sent()
-        assert leaving == Leaving(sessions, True, "SIGTERM") and bench.signals == []
+        assert leaving == Leaving(sessions, True, "SIGTERM", 0) and bench.signals == []
         if again:
             bench.machine.drain("SIGTERM", 20.0, bench.now)
             bench.settle()

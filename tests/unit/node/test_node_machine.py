@@ -164,7 +164,7 @@ def test_adjust_scales_down_by_order_and_answers_when_they_are_gone() -> None:
     bench = Bench(3)
     last = bench.session(2)
     bench.handle(Adjust(7, 2, False))
-    assert bench.sent() == [Leaving((last,), True, "the node keeps fewer workers")] and bench.signals == []
+    assert bench.sent() == [Leaving((last,), True, "the node keeps fewer workers", 2)] and bench.signals == []
     bench.handle(Dismiss((last,), False))
     assert bench.signals == [EndWorker(last, SIGTERM)]
     assert bench.sent() == []

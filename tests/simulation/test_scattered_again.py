@@ -1,0 +1,93 @@
+"""Data that is scattered again under its name while workers still speak of the copies that it had before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from test_recovery_stories import cluster_of, comes_to, let_go, pass_time, tables, want
+
+from zdist.core.entry import FINISHED, Entry
+from zdist.testing.cluster import SimCluster
+
+
+def ask(client: Any, what: str, *args: Any) -> None:
+    client.ledger.ask(what, args)
+    client.soon()
+
+
+def scatter(client: Any, worker: Any) -> Entry:
+    entries = client.ledger.hold([("data", client.snapshot("data", b"value"), "bytes")], finished=False)
+    client.ledger.place(entries, (worker.machine.name,), 1)
+    client.soon()
+    (entry,) = entries
+    return entry  # type: ignore[no-any-return]
+
+
+def holders(cluster: SimCluster) -> list[str]:
+    return [worker.machine.name for worker in cluster.workers() if "data" in worker.machine.store.entries]
+
+
+def cut_off_with_a_copy(cluster: SimCluster, client: Any, one: Any, two: Any) -> Entry:
+    """What a worker says of its copy does not come to the broker."""
+    first = scatter(client, one)
+    assert comes_to(cluster, FINISHED, first)
+    pass_time(cluster, 0.5)
+    ask(client, "replicate", ("data",), 2, None)
+    assert cluster.run(lambda: "data" in two.machine.store.entries, 5.0)
+    cluster.network.partition({two.name})
+    return first
+
+
+def test_a_copy_of_the_first_is_no_place_to_move_the_second_to() -> None:
+    cluster = cluster_of(clients=1)
+    (client,) = cluster.clients
+    one, two = cluster.workers()
+    first = cut_off_with_a_copy(cluster, client, one, two)
+    let_go(client, first)
+    pass_time(cluster, 0.2)
+    assert "data" not in tables(cluster).tasks
+    second = scatter(client, one)
+    assert comes_to(cluster, FINISHED, second)
+    pass_time(cluster, 0.5)
+    cluster.network.heal()
+    pass_time(cluster, 1.0)
+    one.node.machine.drain("drained", 20.0, cluster.network.now)
+    one.node.soon()
+    pass_time(cluster, 15.0)
+    collection = client.ledger.collect([second], None, cluster.network.now)
+    client.soon()
+    pass_time(cluster, 10.0)
+    assert second.status == FINISHED and [entry for entry, _ in collection.arrived] == [second]
+
+
+def test_a_copy_of_the_first_is_not_taken_for_the_only_one_of_the_second() -> None:
+    """Nobody leaves or dies."""
+    cluster = cluster_of(clients=1)
+    (client,) = cluster.clients
+    one, two = cluster.workers()
+    first = cut_off_with_a_copy(cluster, client, one, two)
+    let_go(client, first)
+    pass_time(cluster, 0.2)
+    second = scatter(client, two)
+    pass_time(cluster, 0.2)
+    cluster.network.heal()
+    assert comes_to(cluster, FINISHED, second)
+    pass_time(cluster, 5.0)
+    assert holders(cluster) or "data" in client.ledger.store.entries
+
+
+def test_what_a_client_wants_back_from_others_is_not_kept_after_its_end() -> None:
+    """It lets go of data that was not placed yet, and gets its future back from another client before the Drop."""
+    cluster = cluster_of(clients=2)
+    client, _ = cluster.clients
+    cluster.network.delay = 0.05
+    mine = scatter(client, cluster.workers()[0])
+    pass_time(cluster, 0.0005)
+    let_go(client, mine)
+    pass_time(cluster, 0.0005)
+    again = want(client, "data")
+    pass_time(cluster, 0.6)
+    assert "data" not in tables(cluster).tasks
+    let_go(client, again)
+    pass_time(cluster, 60.0)
+    assert not client.ledger.entries and not client.ledger.store.entries
