@@ -39,6 +39,7 @@ from zdist_broker.state import (
     Trouble,
     Worker,
 )
+from zdist_broker.untaken import note, settle
 from zdist_broker.withdrawing import unplace
 
 
@@ -59,6 +60,7 @@ class Data:
         tables = self.tables
         for key, nbytes, kind in message.rows:
             task = tables.tasks.get(key)
+            settle(client, (key,))
             self.recovery.take(key, None)
             if task is None:
                 unfit = fit_key(key) or ("" if nbytes >= 0 else f"its data cannot have {nbytes} bytes")
@@ -69,6 +71,7 @@ class Data:
                 task.nbytes, task.type = nbytes, kind[:MAX_KEY]
             elif task.fn is not None or (task.state == MEMORY and task.nbytes != nbytes):
                 reason = "the key is in use for " + ("a task" if task.fn is not None else "other data")
+                note(client, key, True)
                 tables.post(client, Rejected, (key, reason))
                 continue
             else:

@@ -43,6 +43,7 @@ from zdist_broker.state import (
     Task,
     Terms,
 )
+from zdist_broker.untaken import made_of, note, settle
 
 if TYPE_CHECKING:
     from zdist_broker.sharing import State
@@ -82,6 +83,7 @@ class Intake:
         if client.claims or self.recovery.copies or self.recovery.going:
             return self._again(client, fn, message, terms)
         tasks, wants, alone, forget = tables.tasks, client.wants, client.alone, terms.forget
+        settle(client, [row[0] for row in rows] if client.untaken else ())
         root, push, order, before = terms.root, terms.pool.push, tables.order, len(tables.tasks)
         longest = MAX_KEY
         for key, args, needs in rows:
@@ -115,6 +117,7 @@ class Intake:
         """A submission when there may be results from the time of an earlier broker."""
         tables, recovery = self.tables, self.recovery
         claims, client.claims = client.claims, {}
+        settle(client, [row[0] for row in message.rows])
         for key, args, needs in message.rows:
             task, claim = tables.tasks.get(key), claims.get(key, NOTHING)
             attempt = claim.attempt
@@ -169,16 +172,32 @@ class Intake:
         """
         deps: list[Task] = []
         tasks = self.tables.tasks
+        if client.untaken and self._refused(client, key, needs, gen):
+            return None
         for name in needs if len(needs) == 1 else dict.fromkeys(needs):
             dep = tasks.get(name)
             if dep is None and stubs and not fit_key(name):
                 dep = tasks[name] = self.recovery.stub(name)
             if dep is None or (is_gone(dep) and not stubs):
-                self.tables.post(client, Cancelled, (key, f"depends on {name[:80]}, which nobody holds", gen))
+                self._lacks(client, key, name, gen)
                 self.lifecycle.tidy(deps)  # stubs that were made for it
                 return None
             deps.append(dep)
         return tuple(deps)
+
+    def _lacks(self, client: Client, key: str, name: str, gen: int) -> None:
+        """A key that cannot be taken, for want of another."""
+        note(client, key, False)
+        self.tables.post(client, Cancelled, (key, f"depends on {name[:80]}, which nobody holds", gen))
+
+    def _refused(self, client: Client, key: str, needs: tuple[str, ...], gen: int) -> bool:
+        """Whether this is made of something that was not taken, and so is not taken either."""
+        name = made_of(client, needs)
+        if name and client.untaken[name]:
+            self.reject(client, key, f"it depends on {name[:80]}, a key that is in use for another call")
+        elif name:
+            self._lacks(client, key, name, gen)
+        return bool(name)
 
     def _decline(self, client: Client, message: Submit, kind: type, reason: str) -> None:
         """Take nothing of a submission."""
@@ -189,6 +208,7 @@ class Intake:
 
     def reject(self, client: Client, key: str, reason: str) -> None:
         """A key that cannot be taken; of one that is no key the beginning is named."""
+        note(client, key[:MAX_KEY], True)
         self.tables.post(client, Rejected, (key[:MAX_KEY], reason))
 
     def _create(
@@ -242,6 +262,8 @@ class Intake:
     ) -> None:
         """A submission of a key that exists. ``known``: it was made under an earlier broker; one who has it from others
         may have claimed it before, and of a key that says what it is any result will do."""
+        if client.untaken and self._refused(client, task.key, needs, gen):
+            return None
         known = known or (named and task.attempt > 0)
         if is_stub(task) or (known and (is_gone(task) or (task.fn is None and task.state == MEMORY))):
             deps = self._deps(client, task.key, needs, gen, stubs=known)
@@ -261,7 +283,7 @@ class Intake:
             return None
         if task.fn is None:
             reason = "is the key of data that is held already; use another key"
-            return self.tables.post(client, Rejected, (task.key, reason))
+            return self.reject(client, task.key, reason)
         if not named and not (
             task.fn is fn
             and same_bytes(task.args, args)
@@ -271,7 +293,7 @@ class Intake:
                 f"the key is in use for another call, of {task.fn.name}, than this one, of {fn.name}; "
                 "give it another key or release the futures of the first"
             )
-            return self.tables.post(client, Rejected, (task.key, reason))
+            return self.reject(client, task.key, reason)
         if terms.forget and (task.state < MEMORY or task.state == RELEASED):
             task.flags |= PINNED
         self.want_known(client, task, gen)
@@ -280,6 +302,7 @@ class Intake:
 
     def want(self, client: Client, message: Want, now: float) -> None:
         claims, client.claims = client.claims, {}
+        settle(client, message.keys)
         for key in message.keys:
             task = self.tables.tasks.get(key)
             if key in claims and (task is None or is_stub(task)):

@@ -203,7 +203,7 @@ class Client(Peer):
 
     __slots__ = (
         "alone", "asking", "claims", "crowded", "function_bytes", "functions", "held", "lane", "logs", "near",
-        "refused", "sessions", "trim_at", "wants",
+        "refused", "sessions", "trim_at", "untaken", "wants",
     )  # fmt: skip
 
     def __init__(self, session: str, info: dict[str, Any], now: float) -> None:
@@ -217,6 +217,7 @@ class Client(Peer):
         self.trim_at = FUNCTIONS_DEFINED  # so many functions are defined when those without tasks are forgotten
         self.refused: dict[bytes, str] = {}  # functions whose definitions were not taken, and why
         self.claims: dict[str, Claimed] = {}  # what it says of the keys of its next Submit or Want
+        self.untaken: dict[str, bool] = {}  # keys that were refused, and whether they stand for something else
         self.asking = 0  # questions and calls that wait for their answers
         self.crowded = False  # much of what it was sent is not acknowledged: values stay where they are
         self.logs = False

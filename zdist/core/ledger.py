@@ -194,8 +194,14 @@ class Ledger(Replay):
         for entry in due:
             self.again[entry.key] = (float("inf"), self.again[entry.key][1])
         self.again_at = min([when for when, _ in self.again.values()], default=float("inf"))
-        self._want([entry for entry in due if entry.work is None])
+        asked = [entry for entry in due if entry.work is None and self._awaited(entry)]
+        self._want(asked)
+        self.spent += [entry for entry in asked if not entry.refs and entry.gen]
         self._want(self._tell_again([entry for entry in due if entry.work is not None]))
+
+    def _awaited(self, entry: Entry) -> bool:
+        """Whether a future, or something that is not done, still waits for it."""
+        return entry.refs > 0 or any(e.status == PENDING and entry in e.parents for e in self.entries.values())
 
     def deadline(self) -> float | None:
         """When `tick` is next needed; at once while there is more to submit or to let go of."""
@@ -313,8 +319,13 @@ class Ledger(Replay):
             self._end(entry, ERROR, outcome, known=known)
 
     def _rejected(self, message: m.Rejected, now: float) -> None:
+        rows = []
         for key, reason in message.rows:
+            if (entry := self._current(key)) is not None:
+                rows.append((key, entry.gen))  # it may be about an earlier submission, and the broker have this one
             self._fail(key, ("rejected", None, key, reason), known=False)
+        if rows:
+            self._send_release(rows)
 
     def _cancelled(self, message: m.Cancelled, now: float) -> None:
         rows = []

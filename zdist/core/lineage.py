@@ -166,6 +166,7 @@ class Lineage(Machine[Route]):
             if fn in functions and entry.work is None and entry.row is None:
                 entry.work = works.setdefault((fn, options), Work(fn, *functions[fn], options, True))
                 entry.row = (key, args, deps)
+                self.imports.pop(key, None)
                 self._pin(entry, learned=True)
         for entry in reversed(made):
             if not entry.pins and not entry.refs and self.entries.get(entry.key) is entry:  # let go of meanwhile
@@ -190,9 +191,9 @@ class Lineage(Machine[Route]):
                 self._unwanted(entry, rows)
             else:  # the same, for the most common case
                 key = entry.key
-                if entry.gen:
-                    rows.append((key, entry.gen))
-                    entry.gen = 0
+                if entry.gen or entry.was:
+                    rows.append((key, entry.gen or entry.was))
+                    entry.gen = entry.was = 0
                 if entries.get(key) is entry:
                     del entries[key]
                     if self.again:
@@ -258,7 +259,7 @@ class Lineage(Machine[Route]):
                     self.imports.pop(entry.key, None)
                     if not entry.gen and entry.row is not None:  # the broker never heard of it
                         self.store.drop(entry.key, 0.0)
-            if entry.gen:
+            if entry.gen or entry.was:
                 self._release(entry, rows)
             self._land(entry)  # it may be among those that are just being submitted
             entry.status = CANCELLED  # for the queue and whoever still looks at it
@@ -275,8 +276,8 @@ class Lineage(Machine[Route]):
             self._fence(keys)
 
     def _release(self, entry: Entry, rows: list[tuple[Key, int]]) -> None:
-        rows.append((entry.key, entry.gen))
-        entry.gen = 0
+        rows.append((entry.key, entry.gen or entry.was))
+        entry.gen = entry.was = 0
         self._land(entry)
         if entry.work is not None and not self._unique(entry):
             self.unfenced.append(entry.key)
@@ -311,7 +312,8 @@ class Lineage(Machine[Route]):
             if len(self.cancelled) >= limits.CANCELLED_KEPT:
                 del self.cancelled[next(iter(self.cancelled))]
             self.cancelled[entry.key] = outcome
-        entry.gen = 0
+        rows: list[tuple[Key, int]] = [(entry.key, entry.was)] if entry.was else []
+        entry.gen = entry.was = 0
         if self.entries.get(entry.key) is entry:
             del self.entries[entry.key]
             self.again.pop(entry.key, None)
@@ -321,7 +323,6 @@ class Lineage(Machine[Route]):
                 if not keep:
                     self.store.drop(entry.key, 0.0)
         parents, entry.parents = entry.parents, ()
-        rows: list[tuple[Key, int]] = []
         for parent in parents:
             parent.pins -= 1
             if not parent.pins and not parent.refs:

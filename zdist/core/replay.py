@@ -48,7 +48,7 @@ class Replay(Wants):
                     self.claims[entry] = known[entry]
                 elif entry.told or entry in known:
                     self.claims[entry] = m.ANY if entry.heard or self._unique(entry) else m.TOLD
-            entry.gen = entry.load = entry.told = 0  # also if it is the same broker, which had given us up
+            entry.gen = entry.load = entry.told = entry.was = 0  # also if it is the same broker, which had given us up
             own = entry.work is None and self.store.get(entry.key) is not None
             if entry.status == FINISHED and entry.outcome[3] is None and not own:
                 self.claims[entry] = imports[entry.key] = entry.outcome[1]

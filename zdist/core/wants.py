@@ -74,7 +74,7 @@ class Wants(Lanes):
         if work.named and entry.row is None:  # imported before, and now we learn how it is made
             entry.work, entry.row = work, row
             if self._pin(entry) and (not entry.gen or entry.status == PENDING):  # the broker may not know it either
-                entry.gen = 0
+                entry.was, entry.gen = entry.gen, 0
                 self.queue.append(entry)
         known = entry.work
         return known is not None and ((work.named and known.named) or (known.fn == work.fn and entry.row == row))
@@ -151,6 +151,7 @@ class Wants(Lanes):
                 self.again.pop(key, None)
                 self.imports.pop(key, None)
             if fresh:
+                self.store.drop(key, 0.0)  # bytes that had this name before
                 self.store.put_blob(key, 0, blob, kind)
                 new.append((key, blob.nbytes, kind))
                 entry.status, entry.outcome = PENDING, None
@@ -191,7 +192,9 @@ class Wants(Lanes):
         keys = []
         for entry in entries:
             if entry.status != CANCELLED:
-                if entry.gen or entry.told or force:  # others may want it although the broker has not heard of us yet
+                newer = self.entries.get(entry.key, entry) is not entry  # and this one the broker has not taken
+                # others may want it although the broker has not heard of us yet
+                if (entry.gen or entry.told or force) and not newer:
                     keys.append(entry.key)
                 self._end(entry, CANCELLED, reason, keep=entry.gen > 0 and not force)  # data: others may want it
         if keys:
@@ -210,10 +213,13 @@ class Wants(Lanes):
                 order[stack.pop()] = None
         for entry in order:
             if entry.status == ERROR:
-                entry.status, entry.outcome = PENDING, None
                 if entry.gen:
+                    entry.status, entry.outcome = PENDING, None
                     keys.append(entry.key)
+                elif self.entries.get(entry.key) is not entry and entry.row is not None and entry.row[2]:
+                    continue  # it was not taken, and what it was made of may be gone, or its keys mean other things
                 elif entry.work is not None and self.entries.setdefault(entry.key, entry) is entry:
+                    entry.status, entry.outcome = PENDING, None
                     self.queue.append(entry)
         if keys:
             self.send(CONTROL, m.Retry(tuple(keys)))
@@ -235,7 +241,7 @@ class Wants(Lanes):
             if entry.gen:  # the broker has it without the option: say it again
                 self._land(entry)
                 entry.gen = 0
-                self.queue.append(entry)
+                self._submit(entry.work, [entry])  # at once: in the queue nobody would know which want ends with it
 
     # --- submitting --------------------------------------------------------------------------------
 
@@ -317,7 +323,7 @@ class Wants(Lanes):
                 continue
             if entry.gen:
                 continue  # queued by each of several that depend on it
-            entry.gen, entry.told = gen, epoch
+            entry.gen, entry.told, entry.was = gen, epoch, 0
             rows.append(entry.row)
             if entry.status == FINISHED:  # under a broker that is gone
                 values.append(entry.value_row())
