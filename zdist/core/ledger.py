@@ -333,13 +333,14 @@ class Ledger(Replay):
             entry = self._current(key)
             if entry is None or gen not in (0, entry.gen):  # else it is about an earlier want
                 continue
-            if not gen:
-                rows.append((key, entry.gen))  # the broker may have this one
             lost = reason.endswith((UNKNOWN, UNHELD)) or reason.startswith(DATA_LOST)
             if (lost and entry.value_here()) or (self._early(entry, reason) and self._once_more(entry, now)):
                 self._land(entry)
-                entry.gen = 0
+                if gen:  # else it may have come to know the key since
+                    entry.gen = 0
                 continue
+            if not gen:
+                rows.append((key, entry.gen))
             self._end(entry, CANCELLED, reason + self._lacking(entry, reason))
         if rows:
             self._send_release(rows)

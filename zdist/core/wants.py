@@ -183,7 +183,7 @@ class Wants(Lanes):
         keys = tuple([entry.key for entry in entries if entry.status in (PENDING, FINISHED)])
         for key in keys:
             self.placing[key] = (workers, copies)
-        if keys and self.epoch:
+        if keys and self.epoch and not self.resume_at:  # else when the broker knows of them
             self.send(CONTROL, m.Place(keys, workers, copies))
 
     def cancel(self, entries: Iterable[Entry], force: bool, reason: str = "") -> None:

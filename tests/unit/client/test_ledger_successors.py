@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from ledger_rig import OTHER, PLAIN, PURE, Rig, hold, scatter, submit, want
 
-from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, Entry
+from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING, UNKNOWN, Entry
 from zdist.core.ledger import Ledger
+from zdist.core.machine import CONTROL
+from zdist.protocol import messages as m
 
 # --- what others were made of ----------------------------------------------------------------------------
 
@@ -244,3 +246,30 @@ def test_bytes_that_come_to_hand_while_their_key_is_being_asked_for_are_told_of(
     ledger.dropped.append(mine)
     rig.wait(60.0)
     assert task.status == FINISHED
+
+
+def test_data_that_is_placed_while_a_successor_waits_for_workers_is_not_lost() -> None:
+    """The successor has not heard of it yet; that it says so must not end what is claimed then."""
+    rig = Rig()
+    ledger = rig.ledgers["c-0"]
+    entry = scatter(ledger, "x")
+    rig.settle()
+    rig.succeed()
+    ledger.place([entry], (), 2)
+    rig.up()
+    rig.serve()
+    rig.now += 2.0
+    rig.up()
+    rig.wait(15.0)
+    assert entry.status == FINISHED and len(rig.holders("x")) == 2
+
+
+def test_that_a_copy_cannot_be_made_of_what_is_unknown_ends_no_want() -> None:
+    rig = Rig()
+    ledger = rig.ledgers["c-0"]
+    entry = scatter(ledger, "x")
+    rig.settle()
+    entry.status, entry.outcome = PENDING, None
+    ledger.handle(CONTROL, m.Cancelled((("x", UNKNOWN, 0),)), rig.now)
+    rig.wait(15.0)
+    assert entry.status == FINISHED and rig.holders("x")
