@@ -172,7 +172,7 @@ class Intake:
         """
         deps: list[Task] = []
         tasks = self.tables.tasks
-        if client.untaken and self._refused(client, key, needs, gen):
+        if client.untaken and not stubs and self._refused(client, key, needs, gen):
             return None
         for name in needs if len(needs) == 1 else dict.fromkeys(needs):
             dep = tasks.get(name)
@@ -262,7 +262,7 @@ class Intake:
     ) -> None:
         """A submission of a key that exists. ``known``: it was made under an earlier broker; one who has it from others
         may have claimed it before, and of a key that says what it is any result will do."""
-        if client.untaken and self._refused(client, task.key, needs, gen):
+        if client.untaken and not known and self._refused(client, task.key, needs, gen):
             return None
         known = known or (named and task.attempt > 0)
         if is_stub(task) or (known and (is_gone(task) or (task.fn is None and task.state == MEMORY))):

@@ -22,15 +22,16 @@ def unplace(tables: Tables, key: str) -> None:
 
 def withdraw(tables: Tables, worker: Worker, key: str) -> None:
     """The worker drops its copy, or stops fetching one."""
-    tables.post(worker, Drop, key)
-    worker.fence += 1
-    worker.withdrawn.pop(key, None)  # to the end, so that they stay in the order of their fences
+    last = worker.pending[-2:]
+    if len(last) == 2 and type(last[1][1]) is Fence and last[0][0] is Drop:
+        last[0][1].append(key)  # one fence for all that go together
+    else:
+        tables.post(worker, Drop, key)
+        worker.fence += 1
+        tables.tell(worker, Fence(worker.fence))
     worker.withdrawn[key] = worker.fence
-    tables.tell(worker, Fence(worker.fence))
 
 
 def fenced(worker: Worker, message: Fence, now: float) -> None:
     """The worker has heard of what was withdrawn until then."""
-    withdrawn = worker.withdrawn
-    while withdrawn and withdrawn[key := next(iter(withdrawn))] <= message.number:
-        del withdrawn[key]
+    worker.withdrawn = {key: number for key, number in worker.withdrawn.items() if number > message.number}

@@ -194,14 +194,13 @@ class Ledger(Replay):
         for entry in due:
             self.again[entry.key] = (float("inf"), self.again[entry.key][1])
         self.again_at = min([when for when, _ in self.again.values()], default=float("inf"))
-        asked = [entry for entry in due if entry.work is None and self._awaited(entry)]
+        asked = [entry for entry in due if entry.work is None]
+        if not all(entry.refs for entry in asked):  # some only for what is made of them, which may be done
+            needed = dict.fromkeys([p for e in self.entries.values() if e.status == PENDING for p in e.parents])
+            asked = [entry for entry in asked if entry.refs or entry in needed]
         self._want(asked)
         self.spent += [entry for entry in asked if not entry.refs and entry.gen]
         self._want(self._tell_again([entry for entry in due if entry.work is not None]))
-
-    def _awaited(self, entry: Entry) -> bool:
-        """Whether a future, or something that is not done, still waits for it."""
-        return entry.refs > 0 or any(e.status == PENDING and entry in e.parents for e in self.entries.values())
 
     def deadline(self) -> float | None:
         """When `tick` is next needed; at once while there is more to submit or to let go of."""

@@ -240,8 +240,8 @@ class Wants(Lanes):
                 entry.waiters.append(waiter)
             if entry.gen:  # the broker has it without the option: say it again
                 self._land(entry)
-                entry.gen = 0
-                self._submit(entry.work, [entry])  # at once: in the queue nobody would know which want ends with it
+                entry.was, entry.gen = entry.gen, 0
+                self.queue.append(entry)
 
     # --- submitting --------------------------------------------------------------------------------
 

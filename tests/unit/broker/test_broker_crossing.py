@@ -132,3 +132,19 @@ def test_a_restart_does_not_wait_for_those_that_were_leaving() -> None:
     w.worker("w-3")
     tick(w, 1.0)
     assert w.got("c-0", Answer)
+
+
+def test_copies_that_go_together_have_one_fence() -> None:
+    w = World(workers=2)
+    keys = [f"d{number}" for number in range(5)]
+    for key in keys:
+        put(w, "w-0", "w-1", key=key)
+    w.send("c-0", Ask(5, "replicate", (tuple(keys), 1, None)))
+    tick(w, 1.0)
+    told = {session: (w.rows(session, Drop), w.got(session, Fence)) for session in ("w-0", "w-1")}
+    assert sorted(key for drops, _ in told.values() for key in drops) == keys
+    for session, (drops, fences) in told.items():
+        assert sorted(w.broker.tables.workers[session].withdrawn) == sorted(drops) and len(fences) == bool(drops)
+        for fence in fences:
+            w.send(session, fence)
+        assert not w.broker.tables.workers[session].withdrawn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ledger_rig import OTHER, PLAIN, PURE, Rig, scatter, submit, want
 
-from zdist.core.entry import ERROR, FINISHED, PENDING
+from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING
 from zdist.protocol import messages as m
 
 
@@ -219,3 +219,36 @@ def test_retry_of_a_rejected_future_is_not_computed_from_another_call_under_its_
     two.retry([k])
     rig.settle()
     assert k.status != FINISHED
+
+
+def test_tasks_that_are_to_run_on_stay_within_the_window() -> None:
+    rig = Rig()
+    ledger = rig.ledgers["c-0"]
+    ledger.window = (10, 1 << 30)
+    for number in range(40):
+        key = f"k{number}"
+        rig.slow.add(key)
+        entry = submit(ledger, PURE, key)
+        rig.settle()
+        ledger.forget([entry])
+        ledger.dropped.append(entry)
+        rig.settle()
+    assert len(rig.broker.tables.tasks) <= 11
+
+
+def test_a_result_that_is_held_outlives_an_input_that_is_not_taken_any_more() -> None:
+    rig = Rig(workers=3)
+    ledger = rig.ledgers["c-0"]
+    data = scatter(ledger, "d")
+    rig.settle()
+    made = submit(ledger, PURE, "k", "d")
+    last = submit(ledger, PURE, "c", "k")
+    rig.settle()
+    ledger.dropped.append(data)
+    rig.settle()
+    for store in rig.stores.values():
+        store.pop("k", None)
+        store.pop("d", None)
+    rig.succeed()
+    rig.wait(20.0)
+    assert made.status == CANCELLED and last.status == FINISHED
