@@ -22,10 +22,11 @@ HELD = 20_000  # keys that a look at leaving workers may go through without a lo
 class Leave:
     """How one worker leaves."""
 
-    __slots__ = ("reason", "replace", "reqs", "retire", "stay")
+    __slots__ = ("dismissed", "reason", "replace", "reqs", "retire", "stay")
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
+        self.dismissed = False
         self.stay = False  # what runs there may come to an end
         self.retire = False  # its node does not replace it
         self.replace = False  # a client has ordered it, and waits for the next one
@@ -143,6 +144,7 @@ class Departures:
         for worker, leave in self.leaves.items():
             if not self._copy(worker, leave, now) and not (leave.stay and worker.assigned):
                 node = self.tables.nodes.get(worker.node)
+                leave.dismissed = True
                 if node is not None:
                     self.tables.tell(node, Dismiss((worker.session,), leave.retire))
                 else:
@@ -203,8 +205,8 @@ class Departures:
         """It is out of the tables."""
         leave = self.leaves.pop(worker, None)
         node = self.tables.nodes.get(worker.node)
-        if leave is not None and leave.retire and node is not None:
-            node.keeps -= 1
+        if leave is not None and leave.retire and leave.dismissed and node is not None:
+            node.keeps -= 1  # else it has died before its node heard that it is not to be replaced
         for req in leave.reqs if leave is not None else ():
             self.queries.answered(worker, req, worker.name)
 

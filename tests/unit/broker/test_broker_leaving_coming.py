@@ -230,3 +230,21 @@ def test_a_silent_worker_that_is_named_does_not_keep_others_from_having_the_data
         w.broker.heard("w-2", w.now)
         w.broker.heard("w-0", w.now)
     assert w.rows("w-2", Replicate)
+
+
+@pytest.mark.parametrize("dismissed", [False, True])
+def test_one_that_dies_before_it_is_retired_is_replaced(dismissed: bool) -> None:
+    w = World(workers=1)
+    w.join("n-1", "node", workers=1)
+    w.worker("w-9", node="n-1")
+    for number, worker in enumerate(("w-9",) if dismissed else ("w-9", "w-0")):
+        w.send("c-0", Hold(number + 1, ((worker, 5, "bytes"),)))
+        w.send("c-0", Place((worker,), (worker.upper(),), 1))
+        w.send(worker, Held(((worker, 0, 5, "bytes"),)))
+    w.send("c-0", Ask(5, "retire", ("W-0",)))
+    tick(w, 0.1)
+    assert is_dismissed(w) == dismissed
+    w.send("n-0", WorkerDied("w-0", -9, "killed", (), dismissed))
+    w.send("n-1", Leaving(("w-9",), True, "drained", 0))
+    tick(w, 0.5)
+    assert bool(w.got("n-1", Dismiss)) == dismissed
