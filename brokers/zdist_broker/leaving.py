@@ -6,6 +6,7 @@ What a leaving worker still holds is looked at again and again, since what runs 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from zdist.limits import LEAVE_COPIES, LEAVE_PAUSE, MAX_REASON, MAX_WORKERS, PLACE_SILENT
@@ -74,9 +75,10 @@ class Departures:
             del self.absent[name]
 
     def adjusted(self, node: Node, message: Adjusted, now: float) -> None:
-        """A node has as many workers as it was told to keep."""
+        """A node has as many workers as it was told to keep, or was told not to replace one."""
         node.keeps = min(message.workers, MAX_WORKERS)
-        self.queries.adjusted(node, message, now)
+        if message.req:
+            self.queries.adjusted(node, message, now)
 
     def overdue(self, node: Node, message: Overdue, now: float) -> None:
         """Tasks have run for too long; of those that were cancelled nothing is on the books any more."""
@@ -101,7 +103,7 @@ class Departures:
         others = [w for w in self._staying() if w not in chosen]
         going = dict.fromkeys((*chosen, *self.leaves))
         held = len({key for w in going for key, task in w.held.items() if self._only_here(task, going)})
-        if held and not others:
+        if held and not others and not self._starts(dict.fromkeys((*chosen, *self._retiring()))):
             raise Request(f"no worker would be left, and {held} results or pieces of data are nowhere else")
         pending = self.queries.pend(client, req)
         for worker in chosen:
@@ -188,11 +190,20 @@ class Departures:
         """Whether a worker that stays has come and takes nothing yet, or is about to be started by its node."""
         if any(not worker.leaving for worker in self.tables.workers.values()):
             return True
-        kept = {session: node.keeps for session, node in self.tables.nodes.items()}
         late = self.leaves[waiting].replace  # two that clients have ordered to be replaced do not wait for each other
-        for worker, leave in self.leaves.items():
-            if worker.node in kept and (leave.retire or (leave.replace and (late or worker is waiting))):
-                kept[worker.node] -= 1  # nobody comes in its place before it has gone
+        ordered = [w for w, leave in self.leaves.items() if leave.replace and (late or w is waiting)]
+        return self._starts(dict.fromkeys((*ordered, *self._retiring())))
+
+    def _retiring(self) -> list[Worker]:
+        """Those whose nodes have still to be told not to replace them."""
+        return [worker for worker, leave in self.leaves.items() if leave.retire and not leave.dismissed]
+
+    def _starts(self, filled: Iterable[Worker]) -> bool:
+        """Whether a node starts a worker that is in the place of none of these."""
+        kept = {session: node.keeps for session, node in self.tables.nodes.items()}
+        for worker in filled:
+            if worker.node in kept:
+                kept[worker.node] -= 1
         return any(number > 0 for number in kept.values())
 
     def _only_here(self, task: Task, leaving: Any) -> bool:
@@ -204,9 +215,6 @@ class Departures:
     def gone(self, worker: Worker) -> None:
         """It is out of the tables."""
         leave = self.leaves.pop(worker, None)
-        node = self.tables.nodes.get(worker.node)
-        if leave is not None and leave.retire and leave.dismissed and node is not None:
-            node.keeps -= 1  # else it has died before its node heard that it is not to be replaced
         for req in leave.reqs if leave is not None else ():
             self.queries.answered(worker, req, worker.name)
 

@@ -75,7 +75,7 @@ class Entry:
         self.refs = 0  # futures
         self.pins = 0  # entries whose parent this is
         self.gen = 0  # of the want that the broker has from this client; 0: none
-        self.was = 0  # generation of a want that the submission which is queued is to replace
+        self.was = 0  # generation of the want that a submission replaces, unless it is refused
         self.heard = False  # it was finished when it was let go of
         self.told = 0  # epoch of the broker that was given this spec
         self.load = 0  # its share of the submission window while the broker works on it

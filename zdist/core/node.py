@@ -249,6 +249,7 @@ class NodeMachine(Machine[Route]):
             if worker is not None:
                 if message.retire and not worker.leaving:
                     self.retired[worker.index] = None
+                    self.send(CONTROL, Adjusted(0, self.keeps()))
                 worker.leaving = True
                 self._end_worker(worker, now)
         self._settle(now)
@@ -383,7 +384,7 @@ class NodeMachine(Machine[Route]):
             self.commands.append(Ended(self.code, self.stopping))
         if self.unanswered and not any(w.leaving or w.ending for w in self.alive.values()):
             for req in self.unanswered:
-                self.send(CONTROL, Adjusted(req, self.wanted))
+                self.send(CONTROL, Adjusted(req, self.keeps()))
             self.unanswered.clear()
 
     def _start_worker(self, index: int, now: float) -> None:

@@ -323,7 +323,7 @@ class Wants(Lanes):
                 continue
             if entry.gen:
                 continue  # queued by each of several that depend on it
-            entry.gen, entry.told, entry.was = gen, epoch, 0
+            entry.gen, entry.told = gen, epoch
             rows.append(entry.row)
             if entry.status == FINISHED:  # under a broker that is gone
                 values.append(entry.value_row())

@@ -64,6 +64,8 @@ class Adjust(NamedTuple):
 
 
 class Adjusted(NamedTuple):
+    """Node to broker: how many workers it has or starts now; ``req``: of the Adjust that is carried out, or 0."""
+
     req: int
     workers: int
 

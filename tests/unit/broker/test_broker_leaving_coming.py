@@ -6,9 +6,10 @@ import pytest
 from broker_world import World
 
 from zdist import limits
-from zdist.core.machine import CONTROL
+from zdist.core.machine import CONTROL, Route
 from zdist.core.node import NodeMachine, StartWorker
 from zdist.protocol.messages import (
+    Adjust,
     Adjusted,
     Answer,
     Ask,
@@ -244,7 +245,36 @@ def test_one_that_dies_before_it_is_retired_is_replaced(dismissed: bool) -> None
     w.send("c-0", Ask(5, "retire", ("W-0",)))
     tick(w, 0.1)
     assert is_dismissed(w) == dismissed
+    if dismissed:
+        w.send("n-0", Adjusted(0, 0))
     w.send("n-0", WorkerDied("w-0", -9, "killed", (), dismissed))
     w.send("n-1", Leaving(("w-9",), True, "drained", 0))
     tick(w, 0.5)
     assert bool(w.got("n-1", Dismiss)) == dismissed
+
+
+def test_who_holds_nothing_may_retire_while_another_is_being_replaced() -> None:
+    w = World(workers=2)
+    scattered(w, "w-0")
+    w.send("n-0", Leaving(("w-0",), False, "its memory does not shrink", 2))
+    w.send("c-0", Ask(5, "retire", ("W-1",)))
+    tick(w, 0.2)
+    assert all(answer.ok for answer in w.got("c-0", Answer)) and not is_dismissed(w)
+
+
+def test_a_node_tells_how_many_it_keeps() -> None:
+    node = NodeMachine("n-0", "node", 3)
+    node.start(0.0)
+    sessions = list(node.alive)
+    for session in sessions:
+        node.worker_started(session, 1, 0.0)
+    node.welcomed(Welcome(1, 0, True, {}), 0.0)
+    node.take()
+    node.handle(Route("control"), Adjust(5, 2, False), 1.0)
+    node.handle(Route("control"), Dismiss((sessions[1],), True), 1.0)
+    node.handle(Route("control"), Dismiss((sessions[2],), False), 1.0)
+    for session in sessions[1:]:
+        node.worker_exited(session, 0, [], (), 1.1)
+    told = [message for message in node.take()[CONTROL] if isinstance(message, Leaving | Adjusted)]
+    assert [(type(message), message[-1]) for message in told] == [(Leaving, 2), (Adjusted, 1), (Adjusted, 1)]
+    assert [message.req for message in told[1:]] == [0, 5] and node.hello_info()["workers"] == 1

@@ -252,3 +252,21 @@ def test_a_result_that_is_held_outlives_an_input_that_is_not_taken_any_more() ->
     rig.succeed()
     rig.wait(20.0)
     assert made.status == CANCELLED and last.status == FINISHED
+
+
+def test_a_submission_of_an_imported_key_that_is_refused_leaves_no_want_behind() -> None:
+    rig = Rig(clients=2)
+    one, two = rig.ledgers.values()
+    entries = [(one, submit(one, PLAIN, "k")), (one, submit(one, PURE, "d", "k"))]
+    rig.slow.add("d")
+    rig.settle()
+    entries.append((two, want(two, "d")))
+    rig.settle()
+    entries += [(two, submit(two, OTHER, "k")), (two, submit(two, PURE, "d", "k"))]
+    rig.settle()
+    rig.finish("d")
+    rig.settle()
+    for ledger, entry in entries:
+        ledger.dropped.append(entry)
+    rig.wait(3.0)
+    assert not rig.broker.tables.tasks and not rig.broker.tables.clients["c-1"].wants
