@@ -278,3 +278,12 @@ def test_a_node_tells_how_many_it_keeps() -> None:
     told = [message for message in node.take()[CONTROL] if isinstance(message, Leaving | Adjusted)]
     assert [(type(message), message[-1]) for message in told] == [(Leaving, 2), (Adjusted, 1), (Adjusted, 1)]
     assert [message.req for message in told[1:]] == [0, 5] and node.hello_info()["workers"] == 1
+
+
+def test_a_worker_that_is_set_up_is_waited_for_though_its_node_is_not_here() -> None:
+    w = World(workers=1)
+    scattered(w, "w-0")
+    w.join("w-1", "worker", node="n-1", address="tcp://w-1")
+    w.send("n-0", Leaving(("w-0",), True, "drained", 0))
+    tick(w, 0.5)
+    assert not is_dismissed(w)

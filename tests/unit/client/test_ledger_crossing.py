@@ -270,3 +270,32 @@ def test_a_submission_of_an_imported_key_that_is_refused_leaves_no_want_behind()
         ledger.dropped.append(entry)
     rig.wait(3.0)
     assert not rig.broker.tables.tasks and not rig.broker.tables.clients["c-1"].wants
+
+
+def test_a_key_that_was_not_taken_may_be_taken_later_and_so_may_what_is_made_of_it() -> None:
+    rig = Rig(clients=2)
+    one, two = rig.ledgers.values()
+    first = submit(one, OTHER, "k")
+    rig.settle()
+    refused = [submit(two, PLAIN, "k"), submit(two, PURE, "d", "k"), submit(two, PURE, "e", "d")]
+    rig.settle()
+    assert [entry.status for entry in refused] == [ERROR] * 3
+    assert list(rig.broker.tables.tasks) == ["k"] and not rig.broker.tables.clients["c-1"].wants
+    one.dropped.append(first)
+    two.dropped.extend(refused)
+    rig.settle()
+    made = submit(two, PLAIN, "k"), submit(two, PURE, "d", "k"), submit(two, PURE, "e", "d")
+    rig.settle()
+    assert [entry.status for entry in made] == [FINISHED] * 3
+
+
+def test_what_is_made_of_a_rejected_key_does_not_join_the_same_of_another() -> None:
+    rig = Rig(clients=2)
+    one, two = rig.ledgers.values()
+    submit(one, OTHER, "k")
+    submit(one, PURE, "d", "k")
+    rig.settle()
+    submit(two, PLAIN, "k")
+    joined = submit(two, PURE, "d", "k")
+    rig.settle()
+    assert joined.status == ERROR and not rig.broker.tables.clients["c-1"].wants
