@@ -27,25 +27,25 @@ def holders(cluster: SimCluster) -> list[str]:
     return [worker.machine.name for worker in cluster.workers() if "data" in worker.machine.store.entries]
 
 
-def cut_off_with_a_copy(cluster: SimCluster, client: Any, one: Any, two: Any) -> Entry:
-    """What a worker says of its copy does not come to the broker."""
+def let_go_with_a_report_on_its_way() -> tuple[SimCluster, Any, Any, Any]:
+    """A worker has a copy of data that is let go of now, and what it says of that has not come to the broker."""
+    cluster = cluster_of(clients=1)
+    (client,) = cluster.clients
+    one, two = cluster.workers()
     first = scatter(client, one)
     assert comes_to(cluster, FINISHED, first)
     pass_time(cluster, 0.5)
     ask(client, "replicate", ("data",), 2, None)
     assert cluster.run(lambda: "data" in two.machine.store.entries, 5.0)
     cluster.network.partition({two.name})
-    return first
-
-
-def test_a_copy_of_the_first_is_no_place_to_move_the_second_to() -> None:
-    cluster = cluster_of(clients=1)
-    (client,) = cluster.clients
-    one, two = cluster.workers()
-    first = cut_off_with_a_copy(cluster, client, one, two)
     let_go(client, first)
     pass_time(cluster, 0.2)
     assert "data" not in tables(cluster).tasks
+    return cluster, client, one, two
+
+
+def test_a_copy_of_the_first_is_no_place_to_move_the_second_to() -> None:
+    cluster, client, one, _ = let_go_with_a_report_on_its_way()
     second = scatter(client, one)
     assert comes_to(cluster, FINISHED, second)
     pass_time(cluster, 0.5)
@@ -62,12 +62,7 @@ def test_a_copy_of_the_first_is_no_place_to_move_the_second_to() -> None:
 
 def test_a_copy_of_the_first_is_not_taken_for_the_only_one_of_the_second() -> None:
     """Nobody leaves or dies."""
-    cluster = cluster_of(clients=1)
-    (client,) = cluster.clients
-    one, two = cluster.workers()
-    first = cut_off_with_a_copy(cluster, client, one, two)
-    let_go(client, first)
-    pass_time(cluster, 0.2)
+    cluster, client, _, two = let_go_with_a_report_on_its_way()
     second = scatter(client, two)
     pass_time(cluster, 0.2)
     cluster.network.heal()
