@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from zdist.errors import ProtocolError
 from zdist.limits import AHEAD_MICROS, HEARTBEAT, MAX_KEY, MAX_NAMES, MAX_REASON, MAX_TEXT, PLACE_FAN_OUT, PLACE_SILENT
+from zdist.protocol.fields import DATA
 from zdist.protocol.messages import (
     Cancelled,
     Done,
@@ -58,7 +59,8 @@ class Data:
 
     def hold(self, client: Client, message: Hold, now: float) -> None:
         tables = self.tables
-        for key, nbytes, kind in message.rows:
+        for key, attempt, nbytes, kind in message.rows:
+            attempt = attempt if attempt >= DATA else 0
             task = tables.tasks.get(key)
             settle(client, (key,))
             self.recovery.take(key, None)
@@ -68,15 +70,15 @@ class Data:
                     tables.post(client, Rejected, (key[:MAX_KEY], unfit))
                     continue
                 task = tables.tasks[key] = Task(key, None, b"", (), None, 0, MEMORY, ())
-                task.nbytes, task.type = nbytes, kind[:MAX_KEY]
-            elif task.fn is not None or (task.state == MEMORY and task.nbytes != nbytes):
+                task.attempt, task.nbytes, task.type = attempt, nbytes, kind[:MAX_KEY]
+            elif task.fn is not None or (not is_stub(task) and (task.attempt, task.nbytes) != (attempt, nbytes)):
                 reason = "the key is in use for " + ("a task" if task.fn is not None else "other data")
                 note(client, key, True)
                 tables.post(client, Rejected, (key, reason))
                 continue
             else:
-                task.state = MEMORY  # also data that had been released, of which dependents are left
-                task.nbytes, task.type = max(nbytes, 0), kind[:MAX_KEY]
+                task.state = MEMORY  # also data that had been released, of which others were made
+                task.attempt, task.nbytes, task.type = attempt, max(nbytes, 0), kind[:MAX_KEY]
             if key not in client.held:
                 tables.add_holder(task, client)
             if key not in client.wants:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zdist.limits import MAX_KEY, MAX_REASON
+from zdist.protocol.fields import DATA
 from zdist.protocol.messages import (
     ANY,
     Cancel,
@@ -264,7 +265,7 @@ class Intake:
         may have claimed it before, and of a key that says what it is any result will do."""
         if client.untaken and not known and self._refused(client, task.key, needs, gen):
             return None
-        known = known or (named and task.attempt > 0)
+        known = (known or (named and task.attempt > 0)) and task.attempt < DATA
         if is_stub(task) or (known and (is_gone(task) or (task.fn is None and task.state == MEMORY))):
             deps = self._deps(client, task.key, needs, gen, stubs=known)
             if deps is not None and self.recovery.leads_to(deps, task.key):

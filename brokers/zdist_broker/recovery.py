@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from zdist.core.machine import require
 from zdist.limits import COPIES_KEPT, COPIES_MOST, MAX_KEY, RECOVERY
 from zdist.protocol.actors import ACTOR
+from zdist.protocol.fields import DATA
 from zdist.protocol.messages import ANY, ANY_SPEC, SPEC, Adopt, Claim, Drop, Payload, Unowned, payload_size
 from zdist_broker.parse import fit_key
 from zdist_broker.state import (
@@ -178,8 +179,9 @@ class Recovery:
         if not self.holds(key, claim):
             return None  # others may know of the attempt that counts
         task = self.tables.tasks.get(key) or self.stub(key)
-        scattered = [copy for copy in self.copies.get(key, {}).values() if not copy[0]]  # else the attempt tells
-        if len({copy[1] for copy in scattered}) > 1 or len({copy[2] for copy in scattered} - {""}) > 1:
+        copies = [copy for copy in self.copies.get(key, {}).values() if claim.attempt in (copy[0], ANY)]
+        data = [copy for copy in copies if not 0 < copy[0] < DATA]  # of results the last attempt counts
+        if len({copy[:2] for copy in data}) > 1 or len({copy[2] for copy in data} - {""}) > 1:
             self.take(key, None)  # two things have had this name
         if not self.finish(task, claim):
             return None

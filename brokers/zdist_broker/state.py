@@ -141,7 +141,7 @@ class Task:
         self.waiting = 0  # while active: dependencies that are not in memory
         self.users = 0  # dependents that are active
         self.dependents: dict[Task, None] | None = None  # all that are in the table
-        self.attempt = 0  # the current or last one; of data 0
+        self.attempt = 0  # the current or last one; of data its content, or 0
         self.worker: Worker | None = None
         self.cost = 0  # what the assignment added to the worker's load
         self.holders: tuple[Worker | Client, ...] = ()

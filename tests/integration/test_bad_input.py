@@ -279,6 +279,13 @@ def test_a_key_given_again_for_other_work(client: Client, gate: functions.Gate) 
     assert first.result(timeout=20) == same.result(timeout=20) == "first"
 
 
+def test_a_name_given_to_other_data_by_another_client(client: Client, second: Client) -> None:
+    kept = client.scatter({"named": 1})["named"]
+    with pytest.raises(KeyConflict, match="named"):
+        second.scatter({"named": 2})["named"].result(timeout=20)
+    assert second.scatter({"named": 1})["named"].result(timeout=20) == kept.result(timeout=20) == 1
+
+
 def test_a_key_given_again_by_another_client(client: Client, second: Client, gate: functions.Gate) -> None:
     first = client.submit(functions.wait_at, gate, "first", key="ours")
     eventually(lambda: gate.arrived() == 1, "the first one runs")

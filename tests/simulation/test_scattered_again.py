@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from test_recovery_stories import cluster_of, comes_to, let_go, pass_time, tables, want
+import pytest
+from test_recovery_stories import DOWN, cluster_of, comes_to, let_go, pass_time, tables, want
 
 from zdist.core.entry import FINISHED, Entry
-from zdist.testing.cluster import SimCluster
+from zdist.protocol.fields import content_attempt
+from zdist.testing.cluster import SimCluster, joined
 
 
 def ask(client: Any, what: str, *args: Any) -> None:
@@ -15,8 +17,10 @@ def ask(client: Any, what: str, *args: Any) -> None:
     client.soon()
 
 
-def scatter(client: Any, worker: Any) -> Entry:
-    entries = client.ledger.hold([("data", client.snapshot("data", b"value"), "bytes")], finished=False)
+def scatter(client: Any, worker: Any, value: bytes = b"value") -> Entry:
+    attempt = content_attempt(repr(value))
+    blob = client.snapshot("data", value, attempt)
+    entries = client.ledger.hold([("data", blob, "bytes")], finished=False, attempt=attempt)
     client.ledger.place(entries, (worker.machine.name,), 1)
     client.soon()
     (entry,) = entries
@@ -86,3 +90,32 @@ def test_what_a_client_wants_back_from_others_is_not_kept_after_its_end() -> Non
     let_go(client, again)
     pass_time(cluster, 60.0)
     assert not client.ledger.entries and not client.ledger.store.entries
+
+
+@pytest.mark.parametrize("broker", ["lives", "dies first", "dies last"])
+@pytest.mark.parametrize("back", [0.5, 4.0, 20.0])
+def test_a_worker_that_was_cut_off_does_not_bring_back_what_had_the_name_before(broker: str, back: float) -> None:
+    """Of equal size and type: only the content tells one from the other."""
+    cluster = cluster_of(clients=2)
+    client, other = cluster.clients
+    one, two = cluster.workers()
+    first = scatter(client, one, b"first")
+    assert comes_to(cluster, FINISHED, first)
+    cluster.network.partition({one.name})
+    if broker == "dies first":
+        cluster.replace_broker(DOWN)
+    let_go(client, first)
+    pass_time(cluster, 3.0)
+    again = scatter(client, two, b"again")
+    comes_to(cluster, FINISHED, again, limit=3.0)
+    if broker == "dies last":
+        cluster.replace_broker(DOWN)
+    pass_time(cluster, back)
+    cluster.network.heal()
+    his = want(other, "data")
+    pass_time(cluster, 60.0)
+    for reader, entry in ((client, again), (other, his)):
+        collection = reader.ledger.collect([entry], None, cluster.network.now)
+        reader.soon()
+        pass_time(cluster, 10.0)
+        assert [joined(data) for _, data in collection.arrived] == [b"again"]

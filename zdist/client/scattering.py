@@ -13,6 +13,7 @@ from zdist.client.submitting import _check_key, keep, names
 from zdist.client.waiting import seconds
 from zdist.core.entry import FINISHED, Entry
 from zdist.limits import SCATTER_NOTICE
+from zdist.protocol.fields import content_attempt
 
 __all__ = ["Scattering"]
 
@@ -129,15 +130,18 @@ class Scattering(Base):
                 token = serialize.token(b"zdist.data", (item,), {}) if hash or key is not None else ""
                 if key is None:
                     key = f"{kind}-{token or self._nonce + str(next(self._counter))}"
+                attempt = content_attempt(token)
                 with self._lock:
-                    known = ledger.data(key, token)
+                    known = ledger.data(key, attempt)
                 if known is None:
                     blob = serialize.dumps(item, what="data to scatter", share=True)
-                    kept_blob = keep(self, key, blob)
+                    kept_blob = keep(self, key, blob, attempt)
                     kept = [] if origins.foreign is None else self._joined(origins.foreign)
                     origins.foreign = None
                     with self._lock:
-                        entry = ledger.hold([(key, kept_blob, kind)], finished=False, refs=blob.refs, token=token)[0]
+                        entry = ledger.hold([(key, kept_blob, kind)], finished=False, refs=blob.refs, attempt=attempt)[
+                            0
+                        ]
                     del kept
                     fresh.append(entry)
                 else:

@@ -84,9 +84,9 @@ class Held:
             self.entries = None
 
 
-def keep(client: Base, key: str, blob: serialize.Blob) -> Blob:
+def keep(client: Base, key: str, blob: serialize.Blob, attempt: int = 0) -> Blob:
     """A value's bytes as they are now, for as long as the cluster wants them: in shared memory if there is room."""
-    segment = client._memory.write(key, 0, blob) if client._memory is not None else None
+    segment = client._memory.write(key, attempt, blob) if client._memory is not None else None
     return segment or blob.snapshot()
 
 

@@ -83,6 +83,12 @@ class Entry:
         self.waiters: list[Waiter] | None = None
         self.outcome: Any = None
 
+    @property
+    def content(self) -> int | None:
+        """Of data that was held here: what stands in place of an attempt; None if it is something else."""
+        row = self.row
+        return int.from_bytes(row[1]) if self.work is None and row and isinstance(row[1], bytes) else None
+
     def value_here(self) -> bool:
         """It is finished, and its value came along."""
         return self.status == FINISHED and self.outcome[3] is not None

@@ -17,6 +17,7 @@ from zdist.core.sharing import BUSY_PAUSE, Sharing
 from zdist.core.steering import SILENT
 from zdist.core.transfer import Map, Request, Ticket, Transfer, unwrap
 from zdist.errors import InvariantError
+from zdist.protocol.fields import DATA, serves
 from zdist.protocol.messages import Data, Message, Payload, ProbeReply, Taken, payload_size
 
 __all__ = ["Fetcher"]
@@ -186,7 +187,7 @@ class Fetcher(Sharing):
                 transfer.nbytes = nbytes
             if transfer.attempt < 0:
                 transfer.attempt = attempt
-            elif attempt > transfer.attempt:
+            elif attempt > transfer.attempt or (attempt != transfer.attempt and attempt >= DATA):
                 transfer.restart(attempt)
             if holders:
                 moved.append(transfer)
@@ -279,14 +280,14 @@ class Fetcher(Sharing):
         if attempt != transfer.attempt:
             if transfer.attempt < 0:
                 transfer.attempt = attempt
-            elif attempt > transfer.attempt:
+            elif serves(attempt, transfer.attempt):
                 transfer.restart(attempt)
                 if asked:
                     return True
                 transfer.next = length
-            else:  # what this holder has is of an earlier computation
+            else:  # what this holder has is of an earlier computation, or other data of that name
                 transfer.again(asked, asked + length)
-                self.lose(transfer, link.holder, "has an earlier computation of it only", now)
+                self.lose(transfer, link.holder, "has an earlier computation or other data of that name only", now)
                 return False
         end = offset + size if size else 0  # a range past the end is empty: what was known of the size was too large
         if offset != asked or size > length or total < end or transfer.total not in (-1, total):

@@ -365,7 +365,7 @@ class Lineage(Machine[Route]):
             self.gen += 1
             for entry in entries:
                 entry.gen, entry.told = self.gen, self.epoch
-            claims = [(e.key, 0) for e in entries if e.work is None and e.row and self.store.get(e.key) is None]
+            claims = [(e.key, e.content) for e in entries if e.content is not None and self.store.get(e.key) is None]
             if self.imports:  # who has made them may want them no more
                 claims += [(e.key, self.imports[e.key]) for e in entries if e.key in self.imports]
             values = [entry.value_row() for entry in entries if entry.work is None and entry.value_here()]

@@ -64,18 +64,19 @@ class Replay(Wants):
         return self._tell(held)
 
     def _announce_held(self) -> None:
-        held: list[tuple[Key, int, str]] = []
+        held: list[tuple[Key, int, int, str]] = []
         for entry in self.entries.values():
             mine = self.store.get(entry.key) if entry.work is None else None
             if mine is not None:
-                held.append((entry.key, mine.nbytes, mine.type))
+                held.append((entry.key, mine.attempt, mine.nbytes, mine.type))
                 if entry.row is None and entry.status == PENDING:  # let go of here, and had again from others
                     self.imports.pop(entry.key, None)
                     entry.status = FINISHED
-                    entry.outcome = (entry.key, 0, mine.nbytes, None, (self.session,), mine.type)
+                    entry.outcome = (entry.key, mine.attempt, mine.nbytes, None, (self.session,), mine.type)
                     if entry.waiters is not None:
                         self.resolved.append(entry)
-        kept = [(key, 0, mine.nbytes, mine.type) for key, mine in self.store.entries.items() if key not in self.entries]
+        store = self.store.entries
+        kept = [(key, e.attempt, e.nbytes, e.type) for key, e in store.items() if key not in self.entries]
         if self.patient_until and kept:  # let go of here, but others may want it
             for start in range(0, len(kept), limits.PACKET_RECORDS):
                 self.send(CONTROL, m.Held(tuple(kept[start : start + limits.PACKET_RECORDS])))

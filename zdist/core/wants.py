@@ -106,15 +106,19 @@ class Wants(Lanes):
         self._want(new)
         return made
 
-    def data(self, key: Key, token: str) -> Entry | None:
+    def data(self, key: Key, attempt: int) -> Entry | None:
         """A further reference to data that is alive under this key, None if there is none.
 
-        ``token`` names its content. Raises KeyConflict if the key stands for something else.
+        ``attempt`` stands for its content. Raises KeyConflict if the key stands for something else.
         """
         entry = self.entries.get(key)
         if entry is None:
             return None
-        if entry.row is not None and (entry.work is not None or entry.row[1] != token.encode()):
+        if entry.row is not None:
+            other = entry.content != attempt
+        else:  # had from another client
+            other = entry.status == FINISHED and entry.outcome[1] != attempt
+        if other:
             raise KeyConflict(f"key {key!r} is alive for other data or a task; choose another or release its futures")
         if not entry.refs and not entry.gen and self.store.get(key) is None:
             return None  # alive only as what others were made of: nobody has its bytes any more
@@ -127,19 +131,19 @@ class Wants(Lanes):
         *,
         finished: bool,
         refs: Sequence[Key] = (),
-        token: str = "",
+        attempt: int = 0,
     ) -> list[Entry]:
         """Keep data for the cluster: key, bytes, type name; one reference each. A key that is alive is joined.
 
         ``finished``: it counts as a result at once (large arguments); else when `place` has copied it to workers.
-        ``refs``: keys of futures inside the data, which stay alive as long as it does. ``token``: names its content.
+        ``refs``: keys of futures inside the data, which stay alive as long as it does. ``attempt``: of their content.
         """
         made, new = [], []
         for key, blob, kind in blobs:
             entry = self.entries.get(key)
             fresh = entry is None
             if entry is None:
-                entry = self.entries[key] = Entry(key, None, (key, token.encode(), tuple(refs)))
+                entry = self.entries[key] = Entry(key, None, (key, attempt.to_bytes(8), tuple(refs)))
                 fresh = self._pin(entry)
             elif (
                 entry.work is None
@@ -152,28 +156,28 @@ class Wants(Lanes):
                 self.imports.pop(key, None)
             if fresh:
                 self.store.drop(key, 0.0)  # bytes that had this name before
-                self.store.put_blob(key, 0, blob, kind)
-                new.append((key, blob.nbytes, kind))
+                self.store.put_blob(key, attempt, blob, kind)
+                new.append((key, attempt, blob.nbytes, kind))
                 entry.status, entry.outcome = PENDING, None
                 if finished:
                     entry.status = FINISHED
-                    entry.outcome = (key, 0, blob.nbytes, None, (self.session,), kind)
+                    entry.outcome = (key, attempt, blob.nbytes, None, (self.session,), kind)
                     if entry.waiters is not None:
                         self.resolved.append(entry)
             entry.refs += 1
             made.append(entry)
         if new and self.epoch:
-            asked = tuple([key for key, _, _ in new if self.entries[key].gen])
+            asked = tuple([key for key, *_ in new if self.entries[key].gen])
             if asked:  # that nobody has them may be on its way
                 self._fence(asked)
             self._hold(new)
         return made
 
-    def _hold(self, rows: list[tuple[Key, int, str]]) -> None:
+    def _hold(self, rows: list[tuple[Key, int, int, str]]) -> None:
         for start in range(0, len(rows), limits.PACKET_RECORDS):
             part = tuple(rows[start : start + limits.PACKET_RECORDS])
             self.gen += 1
-            for key, _, _ in part:
+            for key, *_ in part:
                 entry = self.entries[key]
                 entry.gen, entry.told = self.gen, self.epoch
             self.send(CONTROL, m.Hold(self.gen, part))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
-from typing import TypeAlias
+from hashlib import blake2b, sha256
+from typing import Final, TypeAlias
 
 
 class Buffer:
@@ -27,6 +27,20 @@ Session: TypeAlias = str
 Key: TypeAlias = str
 Attempt: TypeAlias = int
 Digest: TypeAlias = bytes
+
+DATA: Final = 1 << 63  # from here on attempts stand for the content of data
+
+
+def content_attempt(token: str) -> Attempt:
+    """In place of an attempt for data whose content has this token, so that other data of its name is told from it;
+    0 if there is no token, and the name is the data's own."""
+    return DATA | int.from_bytes(blake2b(token.encode(), digest_size=8).digest()) if token else 0
+
+
+def serves(attempt: Attempt, asked: Attempt) -> bool:
+    """Whether a blob of this attempt will do for who asked for that one (-1: any): what a task has made later does,
+    other data of the same name does not."""
+    return attempt == asked or asked < 0 or asked < attempt < DATA
 
 
 def payload_size(payload: Payload) -> int:

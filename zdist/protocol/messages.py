@@ -5,7 +5,7 @@ plain tuples whose shape is the field's annotation; the codec derives its checks
 
 Vocabulary: a *session* id names a client (``c-…``), worker (``w-…``) or node (``n-…``) for as long as it lives; a *key*
 names a task's result or a piece of data; an *attempt* is one start of a task and at the same time the identity of the
-blob that it leaves behind (scattered data: attempt 0). A ``Payload`` is opaque to the broker.
+blob that it leaves behind (data: see `fields.content_attempt`). A ``Payload`` is opaque to the broker.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ SPEC, ANY, ANY_SPEC, TOLD = -1, -2, -3, -4  # in place of attempts
 class Claim(NamedTuple):
     """Goes before a Submit or Want: keys of it that an earlier broker knew, and which attempt had finished them.
 
-    0: data; ANY: whichever finished it counts; TOLD: the one that others claim; SPEC: need not be started, others were
+    ANY: whichever finished it counts; TOLD: the one that others claim; SPEC: need not be started, others were
     made of it; ANY_SPEC: ANY and SPEC. Values here come along: key, attempt, bytes, value, type name.
     """
 
@@ -168,10 +168,10 @@ class Retry(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """The client itself holds these keys (large arguments, scattered data), snapshotted: key, bytes, type name."""
+    """The client itself holds these keys (large arguments, scattered data), snapshotted: key, attempt, bytes, type."""
 
     gen: int
-    rows: tuple[tuple[Key, int, str], ...]
+    rows: tuple[tuple[Key, Attempt, int, str], ...]
 
 
 class Place(NamedTuple):

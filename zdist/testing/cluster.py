@@ -22,6 +22,7 @@ from zdist.core.slot import Running
 from zdist.core.task import Input, Task
 from zdist.core.transfer import Map
 from zdist.core.worker import Exit, Freeze, RunCall, Share, WorkerMachine
+from zdist.protocol.fields import serves
 from zdist.protocol.messages import Key, Output
 from zdist.testing.network import Network, Process
 from zdist_broker.endpoint import BrokerEndpoint
@@ -95,7 +96,7 @@ class SimMemory:
         found = {}
         for key, attempt in command.rows:
             blob = there.get(key)
-            if blob is not None and blob.attempt >= attempt:
+            if blob is not None and serves(blob.attempt, attempt):
                 found[key] = SimBlob(blob.data, None, key, blob.attempt)
         return found, ""
 
@@ -358,9 +359,9 @@ class SimClient(Process):
     def resolve(self, channel: str) -> tuple[Process, str] | None:
         return self.cluster.resolve(channel)
 
-    def snapshot(self, key: Key, data: bytes) -> SimBlob:
+    def snapshot(self, key: Key, data: bytes, attempt: int = 0) -> SimBlob:
         """What is to be held: in shared memory, if there is room."""
-        return self.memory.write(key, 0, data) or SimBlob(data)
+        return self.memory.write(key, attempt, data) or SimBlob(data)
 
     def after_turn(self) -> None:
         self.memory.forget(self.ledger.store.entries)

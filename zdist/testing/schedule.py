@@ -69,6 +69,11 @@ class Schedule:
         self.report.tasks += 1
         return value or b""
 
+    def mean(self, key: Key, value: bytes) -> None:
+        """From now on the name stands for other data, which is refused while the cluster has it for the former."""
+        spec = self.specs[key] = Spec(key, (), value, "", 0)
+        spec.doubtful = True
+
     def doubt(self, key: Key) -> None:
         """The key and all that depend on it may now be cancelled."""
         self.specs[key].doubtful = True

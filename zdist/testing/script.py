@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from zdist.core.entry import CANCELLED, PENDING, Entry, Work
+from zdist.protocol.fields import content_attempt
 from zdist.protocol.messages import Key, Options, function_digest
 from zdist.testing.cluster import SimClient
 from zdist.testing.sharing import Acts
@@ -59,7 +60,7 @@ class Script:
         actions: list[tuple[float, Callable[[], None]]] = [
             (6, self.submit), (2, self.submit_shared), (3, self.collect), (2, self.release),
             (1, self.cancel), (1, self.scatter), (1, self.adopt), (1, self.hold_argument),
-            (0.3, self.submit_timed), (2, self.share), (0.5, self.spread),
+            (0.3, self.submit_timed), (2, self.share), (0.5, self.spread), (1, self.scatter_again),
         ]  # fmt: skip
         if self.random.random() < 0.1:
             return self.lone(self.random.choice((8, 40)), self.client.network.now + 5.0)
@@ -184,6 +185,27 @@ class Script:
         entries = self.client.ledger.hold([(key, self.client.snapshot(key, value), "bytes")], finished=False)
         self.client.ledger.place(entries, (), self.random.choice((0, 1, 1, 2)))
         self.held += entries
+
+    def scatter_again(self) -> None:
+        """Other data of the same size under a name of this client's, as soon as nobody else uses it."""
+        key, network = f"named-{self.client.name}", self.client.network
+        self.client.ledger.dropped.extend([entry for entry in self.held if entry.key == key])
+        self.held = [entry for entry in self.held if entry.key != key]
+        self.client.soon()
+        network.after(2 * self.random.random() * network.delay, lambda: self._scatter_named(key))
+
+    def _scatter_named(self, key: Key) -> None:
+        used = any(key in script.client.ledger.entries for script in self.schedule.scripts)
+        if used or not self.client.alive or self.schedule.finishing:
+            return
+        self.serial += 1
+        value, attempt = f"{self.serial:08}".encode() * 10, content_attempt(f"{key} {self.serial}")
+        self.schedule.mean(key, value)
+        blob = self.client.snapshot(key, value, attempt)
+        entries = self.client.ledger.hold([(key, blob, "bytes")], finished=False, attempt=attempt)
+        self.client.ledger.place(entries, (), self.random.choice((0, 1, 1, 2)))
+        self.held += entries
+        self.client.soon()
 
     def hold_argument(self) -> None:
         """A large argument: data that stays with the client, and a task on it."""

@@ -71,6 +71,7 @@ class Acts:
         item = f"{self.script.client.name}-{self.serial}"
         entries = self.script.client.ledger.entries
         live = [e for e in self.script.held[-10:] if entries.get(e.key) is e and e.gen and e.status != CANCELLED]
+        live = [e for e in live if not e.key.startswith("named-")]  # these are to be let go of soon
         if live and self.script.random.random() < 0.5:
             keys = (self.script.random.choice(live).key,)
             item += f" {FUTURE}{keys[0]}"

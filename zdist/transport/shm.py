@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from zdist import limits
 from zdist.log import get_logger
+from zdist.protocol.fields import serves
 from zdist.protocol.messages import Attempt, Key, Session
 from zdist.transport import claims
 from zdist.transport.blobs import Ended, Mapped, Segment
@@ -330,7 +331,7 @@ class SharedMemory:
             except BlockingIOError:
                 return None  # its holder has dropped it in this moment, and uses it again
             header = check(fd)
-            if header is None or header.key != key or header.attempt < attempt:
+            if header is None or header.key != key or not serves(header.attempt, attempt):
                 return None
             if self.adopt:
                 if (segment := self._adopt(directory, fd, view, header, origin)) is not None:

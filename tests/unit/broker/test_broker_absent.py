@@ -96,7 +96,7 @@ def test_all_that_its_client_says_after_a_claim_waits_in_order_and_others_do_not
 
 def hold(w: World, key: str) -> None:
     w.gen += 1
-    w.send("c-0", Hold(w.gen, ((key, 5, "int"),)))
+    w.send("c-0", Hold(w.gen, ((key, 0, 5, "int"),)))
 
 
 def test_what_comes_in_the_turn_in_which_the_last_has_died_waits_as_well(w: World) -> None:

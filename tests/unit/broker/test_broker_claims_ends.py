@@ -111,13 +111,13 @@ def test_a_claim_to_an_attempt_that_is_over_does_not_keep_who_knows_better_from_
 
 def replaced(w: World) -> None:
     """A worker was given up with scattered data; its client has let go of that, and used the name for other data."""
-    w.send("c-0", Hold(1, (("config", 10, "bytes"),)))
+    w.send("c-0", Hold(1, (("config", 0, 10, "bytes"),)))
     w.send("w-0", Held((("config", 0, 10, "bytes"),)))
     w.leave("w-0", "silent")
     w.release("config", 1)
     w.turn()
     assert not w.broker.tables.tasks
-    w.send("c-0", Hold(2, (("config", 20, "bytes"),)))
+    w.send("c-0", Hold(2, (("config", 0, 20, "bytes"),)))
 
 
 def comes_back(w: World) -> None:

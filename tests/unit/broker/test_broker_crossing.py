@@ -27,7 +27,7 @@ from zdist.protocol.messages import (
 def put(w: World, *sessions: str, key: str = "data") -> None:
     """Scattered data that lies on these workers."""
     w.gen += 1
-    w.send("c-0", Hold(w.gen, ((key, 5, "bytes"),)))
+    w.send("c-0", Hold(w.gen, ((key, 0, 5, "bytes"),)))
     w.send("c-0", Place((key,), tuple(session.upper() for session in sessions), 0))
     for session in sessions:
         assert w.rows(session, Replicate)

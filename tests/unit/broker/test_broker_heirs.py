@@ -110,7 +110,7 @@ def test_who_submits_it_again_and_lets_go_again_leaves_it_to_the_next() -> None:
 
 def test_data_that_it_is_made_of_is_named() -> None:
     w = World(clients=2)
-    w.send("c-0", Hold(7, (("data", 5, "int"),)))
+    w.send("c-0", Hold(7, (("data", 0, 5, "int"),)))
     gen = w.submit("a", deps=("data",))
     want(w, "a")
     w.release("a", gen)

@@ -149,7 +149,7 @@ def test_a_node_speaks_for_its_own_workers_only() -> None:
 
 def test_data_for_named_workers_that_all_leave_goes_to_others() -> None:
     w = World(workers=2)
-    w.send("c-0", Hold(1, (("a", 1000, "array"),)))
+    w.send("c-0", Hold(1, (("a", 0, 1000, "array"),)))
     w.send("c-0", Place(("a",), ("W-0",), 2))
     (row,) = w.rows("w-0", Replicate)
     w.send("w-0", Held((("a", row[1], 1000, "array"),)))

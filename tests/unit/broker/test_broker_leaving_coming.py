@@ -38,7 +38,7 @@ def tick(w: World, seconds: float) -> None:
 
 def scattered(w: World, session: str) -> None:
     """A worker has the only copy of data, as its client has let go of it."""
-    w.send("c-0", Hold(1, (("data", 5, "bytes"),)))
+    w.send("c-0", Hold(1, (("data", 0, 5, "bytes"),)))
     w.send("c-0", Place(("data",), (), 1))
     assert w.rows(session, Replicate)
     w.send(session, Held((("data", 0, 5, "bytes"),)))
@@ -219,7 +219,7 @@ def test_who_retires_the_last_ones_one_by_one_is_refused_what_would_lose_data() 
 
 def test_a_silent_worker_that_is_named_does_not_keep_others_from_having_the_data() -> None:
     w = World(workers=3)
-    w.send("c-0", Hold(1, (("data", 5, "bytes"),)))
+    w.send("c-0", Hold(1, (("data", 0, 5, "bytes"),)))
     w.send("c-0", Place(("data",), ("W-0",), 1))
     w.send("w-0", Held((("data", 0, 5, "bytes"),)))
     w.send("c-0", Ask(5, "replicate", (("data",), 2, ("W-0", "W-1"))))
@@ -239,7 +239,7 @@ def test_one_that_dies_before_it_is_retired_is_replaced(dismissed: bool) -> None
     w.join("n-1", "node", workers=1)
     w.worker("w-9", node="n-1")
     for number, worker in enumerate(("w-9",) if dismissed else ("w-9", "w-0")):
-        w.send("c-0", Hold(number + 1, ((worker, 5, "bytes"),)))
+        w.send("c-0", Hold(number + 1, ((worker, 0, 5, "bytes"),)))
         w.send("c-0", Place((worker,), (worker.upper(),), 1))
         w.send(worker, Held(((worker, 0, 5, "bytes"),)))
     w.send("c-0", Ask(5, "retire", ("W-0",)))

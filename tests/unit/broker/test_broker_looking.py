@@ -47,7 +47,7 @@ def test_who_runs_anything_at_all() -> None:
 
 def test_how_a_task_is_made() -> None:
     w = World(workers=0)
-    w.send("c-0", Hold(1, (("data", 5, "int"),)))
+    w.send("c-0", Hold(1, (("data", 0, 5, "int"),)))
     w.submit("a", args=Buffer(b"args"), deps=("data",))  # type: ignore[arg-type]
     assert ask(w, "spec", "a") == (FN, "fast", b"pickled fast", b"args", ("data",))
     assert ask(w, "spec", "data") is None

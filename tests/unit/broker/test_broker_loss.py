@@ -34,7 +34,7 @@ from zdist_broker.machine import Expel
 
 def hold(w: World, *keys: str, client: str = "c-0", nbytes: int = 1000) -> int:
     w.gen += 1
-    w.send(client, Hold(w.gen, tuple((key, nbytes, "array") for key in keys)))
+    w.send(client, Hold(w.gen, tuple((key, 0, nbytes, "array") for key in keys)))
     return w.gen
 
 

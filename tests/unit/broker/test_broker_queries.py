@@ -74,7 +74,7 @@ def test_counts_return_to_the_baseline() -> None:
     w.broker.queries.relay = Relay()
     before = ask(w, "counts")
     gen = w.submit("a", "b")
-    w.send("c-0", Hold(w.gen, (("d", 10, "array"),)))
+    w.send("c-0", Hold(w.gen, (("d", 0, 10, "array"),)))
     w.finish("a")
     middle = ask(w, "counts")
     assert (middle["tasks"], middle["data"], middle["held"], middle["assigned"]) == (2, 1, 2, 1)

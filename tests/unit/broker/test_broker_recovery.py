@@ -422,7 +422,7 @@ def test_a_lost_result_that_says_what_it_is_is_computed_again_for_anybody(w: Wor
 
 def test_data_that_a_client_holds_now_takes_the_place_of_older_copies(w: World) -> None:
     held(w, "w-0", "x", 0)
-    w.send("c-0", Hold(1, (("x", 9, "bytes"),)))
+    w.send("c-0", Hold(1, (("x", 0, 9, "bytes"),)))
     assert w.rows("w-0", Drop) == ["x"]
     assert w.task("x").nbytes == 9
 

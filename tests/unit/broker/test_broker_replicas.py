@@ -134,7 +134,7 @@ def test_a_key_that_its_client_may_be_about_to_claim_is_waited_for() -> None:
 def test_orders_of_copies_for_several_workers_add_up() -> None:
     w = World(workers=4)
     w.gen += 1
-    w.send("c-0", Hold(w.gen, (("a", 5, "int"),)))
+    w.send("c-0", Hold(w.gen, (("a", 0, 5, "int"),)))
     for names in (("W-0",), ("W-2",)):
         w.send("c-0", Place(("a",), names, 0))
     assert [s for s in ("w-0", "w-1", "w-2", "w-3") if copies(w, s)] == ["w-0", "w-2"]
@@ -147,7 +147,7 @@ def test_orders_of_copies_for_several_workers_add_up() -> None:
 def test_a_holder_is_asked_for_a_few_copies_at_a_time_whatever_happens_meanwhile() -> None:
     w = World(workers=5)
     w.gen += 1
-    w.send("c-0", Hold(w.gen, (("a", 5, "int"),)))
+    w.send("c-0", Hold(w.gen, (("a", 0, 5, "int"),)))
     w.send("c-0", Place(("a",), (), 0))
     w.send("w-4", Subscribe(2, (), {}, False))
     assert len([s for s in w.broker.tables.workers if copies(w, s)]) == PLACE_FAN_OUT
@@ -157,7 +157,7 @@ def test_an_argument_stays_with_its_client_however_it_is_copied() -> None:
     """It may be needed once more when all workers that have a copy are gone."""
     w = World(workers=2)
     w.gen += 1
-    w.send("c-0", Hold(w.gen, (("a", 5, "int"),)))
+    w.send("c-0", Hold(w.gen, (("a", 0, 5, "int"),)))
     order(w, "replicate", ("a",), 2, None)
     for session in ("w-0", "w-1"):
         assert copies(w, session) == ["a"]
@@ -285,7 +285,7 @@ def test_data_that_only_other_tasks_are_made_of_is_not_copied() -> None:
 def unwanted(w: World, moving: bool = False) -> None:
     """Data x, of which the finished y is made, and whose future is gone."""
     w.gen += 1
-    w.send("c-0", Hold(w.gen, (("x", 400, "int"),)))
+    w.send("c-0", Hold(w.gen, (("x", 0, 400, "int"),)))
     gen = w.gen
     w.submit("y", deps=("x",), options=(0, 0, ("W-0",)))
     w.send("w-0", Held((("x", 0, 400, "int"),)))

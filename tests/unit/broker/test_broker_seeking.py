@@ -90,7 +90,7 @@ def test_of_several_claims_each_may_be_the_one_that_holds(w: World) -> None:
 def test_it_waits_for_data_that_its_client_announces(w: World) -> None:
     want(w, "x")
     w.gen += 1
-    w.send("c-0", Hold(w.gen, (("x", 5, "int"),)))
+    w.send("c-0", Hold(w.gen, (("x", 0, 5, "int"),)))
     tick(w, 0.1)
     assert finished(w) == ["x"]
 

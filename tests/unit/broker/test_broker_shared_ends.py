@@ -48,7 +48,7 @@ def test_answers_for_others_stay_when_a_client_leaves() -> None:
 
 def test_a_future_of_data_that_comes_back_keeps_it() -> None:
     w = Shared(workers=1)
-    for message in (Hold(1, (("data", 5, "int"),)), Place(("data",), (), 1)):
+    for message in (Hold(1, (("data", 0, 5, "int"),)), Place(("data",), (), 1)):
         w.send("c-0", message)
     w.send("w-0", Held((("data", 0, 5, "int"),)))
     w.submit("user", deps=("data",))
@@ -57,7 +57,7 @@ def test_a_future_of_data_that_comes_back_keeps_it() -> None:
     assert w.states() == {"data": "released", "user": "memory"}
     w.do("c-0", "variable", "set", *item("future", "data"))
     w.turn()
-    w.send("c-0", Hold(2, (("data", 5, "int"),)))
+    w.send("c-0", Hold(2, (("data", 0, 5, "int"),)))
     w.turn()
     w.release("data", 2)
     assert [client.session for client in w.task("data").who] == ["shared"]

@@ -44,7 +44,7 @@ def test_a_session_that_begins_anew_hears_nothing_that_was_meant_for_the_one_bef
 def test_clients_are_named_where_no_worker_has_it() -> None:
     w = World(workers=2, clients=3)
     for client in ("c-0", "c-1"):
-        w.send(client, Hold(1, (("data", 5, "int"),)))
+        w.send(client, Hold(1, (("data", 0, 5, "int"),)))
     w.send("c-2", Want(1, ("data",)))
     assert [row[4] for row in w.rows("c-2", Finished)] == [("c-0", "c-1")]
 

@@ -65,7 +65,7 @@ def test_a_submission_under_a_text_that_is_no_key_is_rejected_and_the_others_are
 @pytest.mark.parametrize("key", ["", LONG])
 def test_data_and_wants_under_a_text_that_is_no_key_are_rejected(key: str) -> None:
     w = World()
-    w.send("c-0", Hold(1, ((key, 5, "int"), ("good", 5, "int"))))
+    w.send("c-0", Hold(1, ((key, 0, 5, "int"), ("good", 0, 5, "int"))))
     w.send("c-0", Want(1, (key,)))
     assert [row[0] for row in w.rows("c-0", Rejected)] == [key[: limits.MAX_KEY]] * 2
     assert list(w.states()) == ["good"]
@@ -85,7 +85,7 @@ def test_echoes_of_keys_are_cut() -> None:
 
 def test_data_of_a_negative_size_is_rejected() -> None:
     w = World()
-    w.send("c-0", Hold(1, (("d", -5, "int"),)))
+    w.send("c-0", Hold(1, (("d", 0, -5, "int"),)))
     assert "-5 bytes" in w.rows("c-0", Rejected)[0][1] and not w.states()
 
 
@@ -127,7 +127,7 @@ def test_texts_are_cut_on_intake() -> None:
 def test_what_a_death_says_to_many_is_short() -> None:
     w = World(workers=1)
     gen = w.submit("a")
-    w.send("c-0", Hold(gen, (("d", 5, "int"),)))
+    w.send("c-0", Hold(gen, (("d", 0, 5, "int"),)))
     w.finish("a", value=None)
     w.send("n-0", WorkerDied("w-0", 1, HUGE, (), False))
     logged = [c.fields["reason"] for c in w.broker.commands if getattr(c, "event", "") == "worker.left"]
@@ -397,7 +397,7 @@ def test_calls_are_bounded_in_bytes_both_ways(monkeypatch: pytest.MonkeyPatch) -
 
 def test_placements_that_are_asked_for_again_and_again_do_not_grow() -> None:
     w = World(workers=1)
-    w.send("c-0", Hold(1, (("d", 5, "int"),)))
+    w.send("c-0", Hold(1, (("d", 0, 5, "int"),)))
     for n in range(200):
         w.send("c-0", Place(("d",), tuple(f"nowhere-{n}-{i}" for i in range(100)), 1 << 60))
     assert len(w.broker.tables.placing["d"].allowed) <= limits.MAX_NAMES

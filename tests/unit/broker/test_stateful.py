@@ -248,7 +248,7 @@ class BrokerStateful(RuleBasedStateMachine):
     def scatter(self, who: int, placed: bool, copies: int, n: int) -> str:
         client = self.fenced(who)
         key = f"d{n % 5}"
-        self.send(client.session, Hold(client.gen, ((key, 100, "array"),)))
+        self.send(client.session, Hold(client.gen, ((key, 0, 100, "array"),)))
         if self.world.broker.tables.clients[client.session].wants.get(key) != client.gen:
             return key  # rejected: somebody has submitted a task of that name
         client.holds.add(key)

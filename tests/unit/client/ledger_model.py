@@ -9,6 +9,7 @@ from zdist import limits
 from zdist.core.ledger import UNKNOWN, Ledger
 from zdist.core.machine import CONTROL, Route
 from zdist.protocol import messages as m
+from zdist.protocol.fields import content_attempt
 
 WORKER = "w-1"
 DATA = Route("tcp://one")
@@ -194,7 +195,7 @@ class ModelBroker:
             task = self.tasks.get(key)
             if key in self.held:
                 self.held[key] = message.gen
-                self.down.append(m.Finished(((key, 0, 1, None, (WORKER,), "bytes"),)))
+                self.down.append(m.Finished(((key, content_attempt(key), 1, None, (WORKER,), "bytes"),)))
             elif task is None:
                 self.cancelled.add(key)  # placed under a former broker, of whose workers this one knows nothing
                 self.down.append(m.Cancelled(((key, UNKNOWN, message.gen),)))
@@ -203,14 +204,14 @@ class ModelBroker:
                 self.tell(key, task)
 
     def hold(self, message: m.Hold) -> None:
-        for key, _, _ in message.rows:
+        for key, *_ in message.rows:
             self.held[key] = message.gen
 
     def place(self, message: m.Place) -> None:
         """Done at once: workers have it, and the client does not hold it any more."""
         for key in message.keys:
             if self.held.get(key):
-                self.down.append(m.Finished(((key, 0, 1, None, (WORKER,), "bytes"),)))
+                self.down.append(m.Finished(((key, content_attempt(key), 1, None, (WORKER,), "bytes"),)))
                 self.down.append(m.Drop((key,)))
 
     def claim(self, message: m.Claim) -> None:

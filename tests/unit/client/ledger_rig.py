@@ -10,6 +10,7 @@ from zdist.core.ledger import Ledger
 from zdist.core.machine import CONTROL
 from zdist.core.store import Pieces
 from zdist.protocol import messages as m
+from zdist.protocol.fields import DATA, content_attempt
 from zdist_broker.machine import BrokerMachine
 
 NODE = "n-0"
@@ -46,7 +47,8 @@ def hold(ledger: Ledger, key: str, data: bytes = b"data") -> Entry:
 
 def scatter(ledger: Ledger, key: str, data: bytes = b"data") -> Entry:
     """Data that a worker takes from this client."""
-    (entry,) = ledger.hold([(key, Pieces([data]), "bytes")], finished=False)
+    attempt = content_attempt(repr(data))
+    (entry,) = ledger.hold([(key, Pieces([data]), "bytes")], finished=False, attempt=attempt)
     ledger.place([entry], ("w-0",), 1)
     return entry
 
@@ -92,7 +94,10 @@ class Rig:
         for session, store in self.stores.items():
             self._join(session, "worker", known, node=NODE, address=f"tcp://{session}")
             self.broker.handle(session, m.Subscribe(4, (), {}, False), self.now)
-            rows = [(key, attempt, LARGE, "int") if attempt else (key, 0, 4, "bytes") for key, attempt in store.items()]
+            rows = [
+                (key, attempt, LARGE, "int") if 0 < attempt < DATA else (key, attempt, 4, "bytes")
+                for key, attempt in store.items()
+            ]
             if rows:
                 self.broker.handle(session, m.Held(tuple(rows)), self.now)
         for session in self.ledgers:

@@ -202,7 +202,7 @@ def test_large_arguments_become_held_keys_snapshotted_once(client: Client, broke
     data[:] = b"y" * 100_000
     turn()
     (hold,) = sent(broker, m.Hold)
-    ((key, nbytes, _),) = hold.rows
+    ((key, _, nbytes, _),) = hold.rows
     assert nbytes > 100_000 and [row[2] for _, row in broker.waiting] == [(key,), (key,)]
     held = client._ledger.store.get(key)
     assert held is not None and held.blob is not None

@@ -8,6 +8,7 @@ from ledger_rig import OTHER, PLAIN, PURE, Rig, scatter, submit, want
 from zdist.core.entry import CANCELLED, FINISHED, PENDING
 from zdist.core.store import Pieces
 from zdist.protocol import messages as m
+from zdist.protocol.fields import content_attempt
 
 
 def test_the_end_of_a_computation_made_anew_is_not_taken_for_that_of_another_call() -> None:
@@ -50,7 +51,7 @@ def test_news_of_copies_is_not_taken_for_the_end_of_another_call() -> None:
     assert again.status == PENDING
 
 
-@pytest.mark.parametrize("data", [b"data", b"other data"])
+@pytest.mark.parametrize("data", [b"data", b"else", b"other data"])
 def test_news_of_data_placed_before_does_not_take_the_bytes_of_what_is_scattered_again(data: bytes) -> None:
     rig = Rig()
     ledger = rig.ledgers["c-0"]
@@ -67,6 +68,7 @@ def test_news_of_data_placed_before_does_not_take_the_bytes_of_what_is_scattered
     rig.wait(5.0)
     assert again.status == FINISHED and again.gen
     assert rig.broker.tables.tasks["x"].nbytes == again.outcome[2] == len(data)
+    assert rig.stores["w-0"]["x"] == again.outcome[1] == content_attempt(repr(data))
     assert rig.holders("x") == ["w-0"] and "x" in rig.stores["w-0"]
 
 

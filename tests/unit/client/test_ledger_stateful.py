@@ -13,6 +13,7 @@ from zdist.core.entry import CANCELLED, FINISHED, PENDING, Entry, Work
 from zdist.core.ledger import Ledger
 from zdist.core.store import Pieces
 from zdist.errors import KeyConflict
+from zdist.protocol.fields import content_attempt
 
 
 class Counted:
@@ -89,12 +90,14 @@ class LedgerMachine(RuleBasedStateMachine):
     def scatter(self, key: str) -> Any:
         """The same data, again and again."""
         try:
-            known = self.ledger.data(key, key)
+            known = self.ledger.data(key, content_attempt(key))
         except KeyConflict:
             return multiple()
         if known is not None:
             return known
-        (entry,) = self.ledger.hold([(key, Pieces([key.encode()]), "bytes")], finished=False, token=key)
+        (entry,) = self.ledger.hold(
+            [(key, Pieces([key.encode()]), "bytes")], finished=False, attempt=content_attempt(key)
+        )
         self.ledger.place([entry], (), 1)
         return entry
 

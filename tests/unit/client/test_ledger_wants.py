@@ -11,6 +11,7 @@ from zdist.core.ledger import Ledger
 from zdist.core.machine import CONTROL
 from zdist.core.store import Pieces
 from zdist.protocol import messages as m
+from zdist.protocol.fields import DATA
 
 
 def rows(messages: list[Any]) -> list[str]:
@@ -25,7 +26,7 @@ def fail(ledger: Ledger, key: str) -> None:
 def spent_data() -> Ledger:
     """Data that workers hold, of which something is made, and that nobody else wants any more."""
     ledger = connected()
-    (data,) = ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=False, token="t")
+    (data,) = ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=False, attempt=DATA)
     ledger.submit(PURE, [("c", b"", ("x",))])
     turn(ledger)
     finish(ledger, "x", None)
@@ -54,14 +55,14 @@ def test_an_imported_key_that_nobody_knows_is_submitted_when_it_is_known_how_it_
 
 def test_data_that_is_alive_is_joined_and_what_is_left_of_it_for_its_lineage_is_not() -> None:
     ledger = connected()
-    (data,) = ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=False, token="t")
-    assert ledger.data("x", "t") is data and data.refs == 2
-    assert spent_data().data("x", "t") is None
+    (data,) = ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=False, attempt=DATA)
+    assert ledger.data("x", DATA) is data and data.refs == 2
+    assert spent_data().data("x", DATA) is None
 
 
 def test_data_of_which_only_its_lineage_was_left_is_held_again() -> None:
     ledger = spent_data()
-    (data,) = ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=True, token="t")
+    (data,) = ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=True, attempt=DATA)
     assert data.status == FINISHED and ledger.store.get("x") is not None
     assert kinds(turn(ledger)) == ["Hold"]
 

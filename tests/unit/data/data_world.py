@@ -12,6 +12,7 @@ from zdist.core.machine import BULK, Route
 from zdist.core.store import Pieces, Store
 from zdist.core.transfer import Map
 from zdist.limits import TRANSFER_WINDOW
+from zdist.protocol.fields import serves
 from zdist.protocol.messages import Data, Get, Message, Probe, ProbeReply, Taken
 
 ME = "c-me"
@@ -146,7 +147,9 @@ class World:
                 self.fetcher.mapped(command.req, {}, "no shared memory here", self.now)
                 continue
             there = {key: holder.segments.get(key) for key, _ in command.rows}
-            found = {key: there[key] for key, attempt in command.rows if there[key] and there[key].attempt >= attempt}
+            found = {
+                key: there[key] for key, attempt in command.rows if there[key] and serves(there[key].attempt, attempt)
+            }
             self.fetcher.mapped(command.req, found, "", self.now)
 
     def cut(self, value: bytes) -> Pieces:

@@ -11,6 +11,7 @@ from zdist.core.links import UNREACHABLE_GRACE
 from zdist.core.machine import BULK, Route
 from zdist.core.store import Pieces
 from zdist.limits import CHUNK, CHUNK_ROWS, MIB, PROBE_TIMEOUT, REQUEST_TIMEOUT
+from zdist.protocol.fields import DATA
 from zdist.protocol.messages import Data, Get, Probe, ProbeReply, Taken
 
 
@@ -518,3 +519,26 @@ def test_requests_carry_the_token_to_peers_only() -> None:
     assert [get.token for get in world.gets("bulk")] == [""]
     assert [get.token for get in world.gets("tcp://host:1")] == [TOKEN]
     assert not any(isinstance(m, Taken) for r, m in world.log if r != BULK)
+
+
+@pytest.mark.parametrize("has", [5, DATA + 1, DATA + 3])
+def test_other_data_of_the_name_is_not_taken(has: int) -> None:
+    world = World()
+    world.add("w-1")
+    hold(world, "w-1", {"k": 10}, attempt=has)
+    world.fetcher.fetch(1, [("k", DATA + 2, 10, ("w-1",))], now=world.now)
+    world.run()
+    assert not world.arrived and world.failed[1, "k"][0] == "missing" and "other data" in world.failed[1, "k"][1]
+
+
+@pytest.mark.parametrize("told", [5, DATA + 1, DATA + 3])
+def test_what_the_broker_says_of_the_name_counts(told: int) -> None:
+    world = World()
+    world.add("w-1")
+    hold(world, "w-1", {"k": 10}, attempt=told)
+    world.holders["w-1"].relay = world.holders["w-1"].peer = "blackhole"
+    world.fetcher.fetch(1, [("k", DATA + 2 if told != 5 else 4, 10, ("w-1",))], now=world.now)
+    world.holders["w-1"].relay = world.holders["w-1"].peer = "open"
+    world.fetcher.relocate("k", ("w-1",), 10, world.now, attempt=told)
+    world.run(until=lambda: bool(world.arrived))
+    assert world.arrived == {(1, "k"): value("k", 10)}

@@ -13,6 +13,7 @@ from zdist.core.links import CLOSED, OPEN
 from zdist.core.machine import BULK
 from zdist.core.store import Pieces
 from zdist.limits import CHUNK_ROWS, PROBE_RETRY, REQUEST_TIMEOUT
+from zdist.protocol.fields import DATA
 from zdist.protocol.messages import Data, Get
 
 LEAST = 1000
@@ -177,6 +178,14 @@ def test_a_newer_attempt_will_do_an_older_one_will_not() -> None:
     world.run()
     assert world.failed[1, "old"][0] == "missing" and "earlier" in world.failed[1, "old"][1]
     assert world.fetcher.links.shms["w-1"].state == OPEN
+
+
+def test_other_data_of_the_name_will_not_do() -> None:
+    world = near(paths=("shm", "relay"))
+    share(world, "w-1", "k", attempt=DATA + 2)
+    fetch(world, "k", attempt=DATA + 1)
+    world.run()
+    assert world.failed[1, "k"][0] == "missing"
 
 
 def test_any_attempt_is_found_and_told() -> None:
