@@ -68,17 +68,16 @@ def test_who_scatters_other_data_under_a_name_in_use_is_told_so(w: World) -> Non
 
 def test_what_others_were_made_of_is_not_replaced_by_other_data(w: World) -> None:
     """It would be computed again from that, if it were lost."""
-    gen = hold(w, "c-0", OLD)
+    hold(w, "c-1", OLD)
     w.submit("k", deps=("x",))
     w.finish("k")
-    w.release("x", gen)
-    w.turn()
-    assert w.states()["x"] == "released"
-    hold(w, "c-1", NEW)
-    assert [key for key, _ in w.rows("c-1", Rejected)] == ["x"]
-    hold(w, "c-1", OLD)
-    assert not w.rows("c-1", Rejected)
-    assert holders(w) == ["c-1"]
+    w.leave("c-1")
+    assert w.states() == {"x": "released", "k": "memory"}
+    hold(w, "c-0", NEW)
+    assert [key for key, _ in w.rows("c-0", Rejected)] == ["x"]
+    hold(w, "c-0", OLD)
+    assert not w.rows("c-0", Rejected)
+    assert holders(w) == ["c-0"]
 
 
 def test_a_number_that_stands_for_a_start_is_not_taken_for_content(w: World) -> None:
