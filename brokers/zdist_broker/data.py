@@ -44,6 +44,14 @@ from zdist_broker.untaken import note, settle
 from zdist_broker.withdrawing import unplace
 
 
+def _other(task: Task, attempt: int, nbytes: int) -> bool:
+    """Whether a key of data is known for other data. Equal content may have other bytes, which replace those that are
+    gone."""
+    if is_stub(task):
+        return False
+    return task.attempt != attempt or (task.nbytes != nbytes and (task.state == MEMORY or not attempt))
+
+
 class Data:
     """Handlers for copies of data and for workers' comings and goings."""
 
@@ -71,7 +79,7 @@ class Data:
                     continue
                 task = tables.tasks[key] = Task(key, None, b"", (), None, 0, MEMORY, ())
                 task.attempt, task.nbytes, task.type = attempt, nbytes, kind[:MAX_KEY]
-            elif task.fn is not None or (not is_stub(task) and (task.attempt, task.nbytes) != (attempt, nbytes)):
+            elif task.fn is not None or _other(task, attempt, nbytes):
                 reason = "the key is in use for " + ("a task" if task.fn is not None else "other data")
                 note(client, key, True)
                 tables.post(client, Rejected, (key, reason))

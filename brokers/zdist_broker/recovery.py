@@ -106,7 +106,7 @@ class Recovery:
         copies = self.copies.pop(key, {})
         self.rows -= len(copies)
         if attempt in (ANY, ANY_SPEC):
-            attempt = max((copy[0] for copy in copies.values()), default=None)
+            attempt = max((copy[0] for copy in copies.values() if 0 < copy[0] < DATA), default=None)
         good = {holder: copy for holder, copy in copies.items() if copy[0] == attempt}
         for holder in copies:
             if holder not in good and holder is not spare:
@@ -167,7 +167,8 @@ class Recovery:
         attempt, copies = claim.attempt, self.copies.get(key, {})
         if claim.value is not None:
             return True
-        return bool(copies) if attempt in (ANY, ANY_SPEC) else any(copy[0] == attempt for copy in copies.values())
+        made = attempt in (ANY, ANY_SPEC)  # any that a task has made
+        return any(0 < copy[0] < DATA if made else copy[0] == attempt for copy in copies.values())
 
     @staticmethod
     def outlived(terms: Terms, attempt: int | None) -> bool:
@@ -176,13 +177,16 @@ class Recovery:
 
     def data(self, key: str, claim: Claimed) -> Task | None:
         """A task for data that was scattered, or is known to who has its future from others, if it is there."""
+        copies = [copy for copy in self.copies.get(key, {}).values() if claim.attempt in (copy[0], ANY)]
+        data = [copy for copy in copies if not 0 < copy[0] < DATA]  # of results the last attempt counts
+        if data and claim.attempt == ANY:
+            claim = claim._replace(attempt=data[0][0])
+        kinds = {copy[2] for copy in data} - {""}
+        if data and (len(data) < len(copies) or len({copy[:2] for copy in data}) > 1 or len(kinds) > 1):
+            self.take(key, None)  # two things have had this name
         if not self.holds(key, claim):
             return None  # others may know of the attempt that counts
         task = self.tables.tasks.get(key) or self.stub(key)
-        copies = [copy for copy in self.copies.get(key, {}).values() if claim.attempt in (copy[0], ANY)]
-        data = [copy for copy in copies if not 0 < copy[0] < DATA]  # of results the last attempt counts
-        if len({copy[:2] for copy in data}) > 1 or len({copy[2] for copy in data} - {""}) > 1:
-            self.take(key, None)  # two things have had this name
         if not self.finish(task, claim):
             return None
         self.tables.tasks[key] = task

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_recovery_stories import DOWN, cluster_of, comes_to, let_go, pass_time, tables, want
+from test_recovery_stories import DOWN, cluster_of, comes_to, let_go, pass_time, submit, tables, want
 
 from zdist.core.entry import FINISHED, Entry
 from zdist.protocol.fields import content_attempt
-from zdist.testing.cluster import SimCluster, joined
+from zdist.testing.cluster import SimCluster, joined, value_of
 
 
 def ask(client: Any, what: str, *args: Any) -> None:
@@ -90,6 +90,34 @@ def test_what_a_client_wants_back_from_others_is_not_kept_after_its_end() -> Non
     let_go(client, again)
     pass_time(cluster, 60.0)
     assert not client.ledger.entries and not client.ledger.store.entries
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_task_does_not_get_the_value_of_data_that_had_its_name(keep: bool) -> None:
+    """A worker that was cut off brings that to a successor; ``keep``: the maker of the task keeps its future."""
+    cluster = cluster_of(clients=2)
+    client, other = cluster.clients
+    one, _ = cluster.workers()
+    first = scatter(client, one, b"first")
+    assert comes_to(cluster, FINISHED, first)
+    cluster.network.partition({one.name})
+    let_go(client, first)
+    pass_time(cluster, 0.5)
+    made = submit(client, "data", b"frozen")
+    pass_time(cluster, 1.0)
+    his = want(other, "data")
+    pass_time(cluster, 1.0)
+    if not keep:
+        let_go(client, made)
+        pass_time(cluster, 0.5)
+    cluster.replace_broker(DOWN)
+    pass_time(cluster, 0.3)
+    cluster.network.heal()
+    pass_time(cluster, 60.0)
+    collection = other.ledger.collect([his], None, cluster.network.now)
+    other.soon()
+    pass_time(cluster, 10.0)
+    assert [joined(data) for _, data in collection.arrived] == [value_of("data", [])]
 
 
 @pytest.mark.parametrize("broker", ["lives", "dies first", "dies last"])

@@ -13,6 +13,7 @@ from typing import Any, Final
 from zdist.core.links import SHM
 from zdist.core.steering import Steering
 from zdist.core.transfer import Request, Transfer
+from zdist.protocol.fields import serves
 from zdist.protocol.messages import Data
 
 __all__ = ["Sharing"]
@@ -39,8 +40,8 @@ class Sharing(Steering):
         for key, blob in found.items():
             transfer, _, _, epoch = rows[key]
             if not transfer.done and epoch == transfer.epoch:
-                if blob.attempt < transfer.attempt:
-                    continue  # of an earlier computation
+                if not serves(blob.attempt, transfer.attempt):
+                    continue
                 transfer.active -= 1
                 transfer.attempt = blob.attempt
                 link.carried_keys += 1
@@ -70,9 +71,9 @@ class Sharing(Steering):
         why = {key: (code, text) for key, code, text in message.absent}
         for key, (transfer, offset, length, epoch) in list(rows.items()):
             if key in there:
-                if there[key] >= transfer.attempt:
+                if serves(there[key], transfer.attempt):
                     continue
-                why[key] = ("unknown", "has an earlier computation of it only")
+                why[key] = ("unknown", "has an earlier computation or other data of that name only")
             del rows[key]
             if transfer.done or epoch != transfer.epoch:
                 continue

@@ -42,6 +42,7 @@ from zdist.core.transfer import Map
 from zdist.core.worker_check import check_worker
 from zdist.errors import ProtocolError
 from zdist.protocol import messages as m
+from zdist.protocol.fields import DATA
 from zdist.protocol.messages import Attempt, Key, Message, Payload, Session, payload_size
 
 __all__ = ["Exit", "Freeze", "RunCall", "Share", "WorkerMachine"]
@@ -133,7 +134,7 @@ class WorkerMachine(Machine[Route]):
         if not welcome.fresh:
             return
         if self.given_up:  # what it had here of data counts as lost there, and a name may have been used again
-            for key in [key for key, entry in self.store.entries.items() if not entry.attempt]:
+            for key in [key for key, entry in self.store.entries.items() if not 0 < entry.attempt < DATA]:
                 self.store.drop(key, now)
         self.orphans.start_anew(self, now)
         self.inputs.held = [(key, entry.attempt, entry.nbytes, entry.type) for key, entry in self.store.entries.items()]

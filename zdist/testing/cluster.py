@@ -84,6 +84,7 @@ class SimMemory:
     def write(self, key: Key, attempt: int, data: bytes) -> SimBlob | None:
         """Put bytes there, if there is room."""
         if len(data) < SHARED or self.random.random() < 0.2:
+            self.segments.pop(key, None)
             return None
         blob = self.segments[key] = SimBlob(data, self, key, attempt)
         return blob

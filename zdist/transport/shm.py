@@ -145,9 +145,20 @@ class SharedMemory:
     # --- writing -----------------------------------------------------------------------------------
 
     def write(self, key: Key, attempt: Attempt, blob: Bytes) -> Segment | None:
-        """Put a blob there; None if it is small or there is no room, and it has to stay where it is."""
-        if blob.nbytes < limits.SHM_MIN:
-            return None
+        """Put a blob there; None if it is small or there is no room, and it has to stay where it is. In both cases
+        nobody finds there any more what had its key before."""
+        segment = self._write(key, attempt, blob) if blob.nbytes >= limits.SHM_MIN else None
+        if segment is None and self.current:
+            self._take_away(file_name(key))
+        return segment
+
+    def _take_away(self, name: str) -> None:
+        with self.turnstile.lock:
+            if self.current.pop(name, None) is not None and os.getpid() == self.pid:
+                with contextlib.suppress(OSError):
+                    os.unlink(f"{self.directory}/{name}")
+
+    def _write(self, key: Key, attempt: Attempt, blob: Bytes) -> Segment | None:
         pieces = [piece for piece in map(as_bytes, blob.pieces) if piece.nbytes]
         header, packed = describe(self.session, key, attempt, [piece.nbytes for piece in pieces])
         spare = self._reserve(header.size)

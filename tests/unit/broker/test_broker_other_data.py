@@ -7,10 +7,11 @@ from broker_world import World
 
 from zdist.limits import RECOVERY
 from zdist.protocol.fields import content_attempt
-from zdist.protocol.messages import Cancelled, Claim, Drop, Finished, Held, Hold, Place, Rejected, Want
+from zdist.protocol.messages import ANY, Cancelled, Claim, Drop, Finished, Held, Hold, Place, Rejected, Want
 from zdist_broker.recovery import LATE
 
 OLD, NEW = content_attempt("old"), content_attempt("new")
+RESULT = 1 << 41
 
 
 @pytest.fixture
@@ -28,14 +29,14 @@ def successor() -> World:
     return w
 
 
-def hold(w: World, client: str, attempt: int) -> int:
+def hold(w: World, client: str, attempt: int, nbytes: int = 5) -> int:
     w.gen += 1
-    w.send(client, Hold(w.gen, (("x", attempt, 5, "bytes"),)))
+    w.send(client, Hold(w.gen, (("x", attempt, nbytes, "bytes"),)))
     return w.gen
 
 
-def held(w: World, worker: str, attempt: int) -> None:
-    w.send(worker, Held((("x", attempt, 5, "bytes"),)))
+def held(w: World, worker: str, attempt: int, nbytes: int = 5) -> None:
+    w.send(worker, Held((("x", attempt, nbytes, "bytes"),)))
 
 
 def want(w: World, client: str, attempt: int | None) -> None:
@@ -75,7 +76,7 @@ def test_what_others_were_made_of_is_not_replaced_by_other_data(w: World) -> Non
     assert w.states() == {"x": "released", "k": "memory"}
     hold(w, "c-0", NEW)
     assert [key for key, _ in w.rows("c-0", Rejected)] == ["x"]
-    hold(w, "c-0", OLD)
+    hold(w, "c-0", OLD, nbytes=6)  # the same, pickled anew
     assert not w.rows("c-0", Rejected)
     assert holders(w) == ["c-0"]
 
@@ -135,3 +136,28 @@ def test_who_does_not_know_which_is_meant_gets_what_all_have(successor: World) -
     tick(successor, 0.1)
     assert [row[1] for row in successor.rows("c-0", Finished)] == [OLD]
     assert holders(successor) == ["w-0", "w-1"]
+
+
+# --- a name that was a task's as well ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_task_of_which_any_result_counts_is_not_finished_with_data_of_its_name(successor: World, made: bool) -> None:
+    if made:
+        held(successor, "w-1", RESULT, 7)
+    tick(successor, RECOVERY)
+    successor.send("c-0", Claim((("x", ANY),)))
+    successor.submit("x")
+    successor.turn()
+    assert holders(successor) == ["w-1"] * made
+    assert successor.states() == {"x": "memory" if made else "assigned"}
+    successor.broker.check()
+
+
+def test_nobody_gets_data_or_a_result_of_a_name_who_does_not_know_which_is_meant(successor: World) -> None:
+    held(successor, "w-1", RESULT, 7)
+    tick(successor, LATE)
+    want(successor, "c-0", None)
+    tick(successor, 30.0)
+    assert not successor.rows("c-0", Finished)
+    assert [row[0] for row in successor.rows("c-0", Cancelled)] == ["x"]

@@ -186,6 +186,7 @@ def test_other_data_of_the_name_will_not_do() -> None:
     fetch(world, "k", attempt=DATA + 1)
     world.run()
     assert world.failed[1, "k"][0] == "missing"
+    assert world.fetcher.links.shms["w-1"].state == OPEN
 
 
 def test_any_attempt_is_found_and_told() -> None:

@@ -230,6 +230,24 @@ def test_what_is_small_or_too_much_stays_where_it_is(
     assert put(holder, b"y" * 150_000, key="j").shared
 
 
+@pytest.mark.parametrize("size", [10, 200_000])
+def test_what_does_not_go_there_leaves_nothing_of_what_had_its_key_before(
+    make: Callable[..., SharedMemory], monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Readers look there before they ask, and the old value may be referred to for a while yet."""
+    writer, reader = make("a", limit=100_000), make("b")
+    old = put(writer, np.ones(1000))
+    monkeypatch.setattr(limits, "SHM_MIN", 100)
+    assert writer.write("k", 2, Pieces([memoryview(bytes(size))])) is None
+    assert reader.read("a", [("k", -1)]) == ({}, "")
+    assert old.nbytes > 1000
+    del old
+    gc.collect()
+    new = put(writer, np.zeros(1000), attempt=3)
+    assert get(reader, "a").sum() == 0
+    del new
+
+
 def test_a_full_tmpfs_is_no_error(make: Callable[..., SharedMemory], monkeypatch: pytest.MonkeyPatch) -> None:
     holder = make("w-1")
     written = 0

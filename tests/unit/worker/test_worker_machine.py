@@ -16,6 +16,7 @@ from zdist.core.task import GONE, Task
 from zdist.core.worker import Exit, Freeze, RunCall, WorkerMachine
 from zdist.errors import ProtocolError
 from zdist.protocol import messages as m
+from zdist.protocol.fields import DATA
 
 FN = b"f" * 32
 OTHER = "w-00000000000000bb"
@@ -380,6 +381,16 @@ def test_a_fresh_broker_is_told_what_is_held_and_queued_work_is_forgotten() -> N
     worker.finished(succeeds, 1, "late", "str", LIVE, 5.0)
     worker.failed(fails, 1, b"error", "text", 5.0)
     assert said(worker, 5.0) == [busy, free, m.Held((("a", 1, 100, "str"),))]
+
+
+@pytest.mark.parametrize("attempt", [0, DATA + 1, 7])
+def test_a_worker_that_was_given_up_lets_go_of_data_and_keeps_results(attempt: int) -> None:
+    """The name of data may have been used again."""
+    worker = machine()
+    worker.store.put_blob("x", attempt, Pieces([b"old"]), "bytes")
+    worker.given_up = True
+    worker.welcomed(m.Welcome(1, 0, True, {"lease": 10.0}), 20.0)
+    assert holds(worker, "x") == (attempt == 7)
 
 
 def test_a_result_for_a_former_broker_never_replaces_one_for_the_new() -> None:
