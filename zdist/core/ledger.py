@@ -175,7 +175,7 @@ class Ledger(Replay):
             self._pump()
         if not self.queue and (self.spent or self.parting or self.claims) and not self.resume_at:
             self._release_spent(now)
-            if now >= self.patient_until:  # until then something may have to be said again
+            if now >= self.patient_until and not self.again:  # else something may have to be said again
                 self.claims.clear()
         if self.calls.due:
             self.calls.turn(now)

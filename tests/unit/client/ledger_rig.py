@@ -91,15 +91,8 @@ class Rig:
         for ledger in self.ledgers.values():
             ledger.out.pop(CONTROL, None)
         self._join(NODE, "node", known)
-        for session, store in self.stores.items():
-            self._join(session, "worker", known, node=NODE, address=f"tcp://{session}")
-            self.broker.handle(session, m.Subscribe(4, (), {}, False), self.now)
-            rows = [
-                (key, attempt, LARGE, "int") if 0 < attempt < DATA else (key, attempt, 4, "bytes")
-                for key, attempt in store.items()
-            ]
-            if rows:
-                self.broker.handle(session, m.Held(tuple(rows)), self.now)
+        for session in self.stores:
+            self.come_worker(session, known)
         for session in self.ledgers:
             self.come(session, known)
         self.settle()
@@ -113,6 +106,17 @@ class Rig:
         """A client is welcomed; ``known``: an earlier broker had welcomed it."""
         info = self._join(session, "client", known)
         self.ledgers[session].welcomed(m.Welcome(self.epoch, 0, True, info), self.now)
+
+    def come_worker(self, session: str, known: bool = True) -> None:
+        """A worker comes, with what it holds."""
+        self._join(session, "worker", known, node=NODE, address=f"tcp://{session}")
+        self.broker.handle(session, m.Subscribe(4, (), {}, False), self.now)
+        rows = [
+            (key, attempt, LARGE, "int") if 0 < attempt < DATA else (key, attempt, 4, "bytes")
+            for key, attempt in self.stores[session].items()
+        ]
+        if rows:
+            self.broker.handle(session, m.Held(tuple(rows)), self.now)
 
     def newcomer(self, session: str) -> Ledger:
         ledger = self.ledgers[session] = self._ledger(session)

@@ -264,6 +264,26 @@ def test_data_that_is_placed_while_a_successor_waits_for_workers_is_not_lost() -
     assert entry.status == FINISHED and len(rig.holders("x")) == 2
 
 
+@pytest.mark.parametrize("away", [2.0, 9.0, 10.0, 11.0])
+def test_a_result_whose_worker_comes_late_is_still_its_makers_though_another_client_has_it_first(away: float) -> None:
+    """It was told of data that is away as well, and says again what it claims for as long as it tries (seed 3508873)."""
+    rig = Rig(clients=2, workers=1)
+    ledger, other = rig.ledgers.values()
+    data = scatter(ledger, "data-x")
+    rig.settle()
+    made = submit(ledger, PLAIN, "b", "data-x")
+    rig.settle()
+    his = want(other, "b")
+    rig.settle()
+    store = rig.stores.pop("w-0")
+    rig.succeed()
+    rig.wait(away)
+    rig.stores["w-0"] = store
+    rig.come_worker("w-0")
+    rig.wait(30.0)
+    assert [entry.status for entry in (data, made, his)] == [FINISHED] * 3
+
+
 def test_that_a_copy_cannot_be_made_of_what_is_unknown_ends_no_want() -> None:
     rig = Rig()
     ledger = rig.ledgers["c-0"]
