@@ -211,7 +211,7 @@ class Lineage(Machine[Route]):
         spent, self.spent = self.spent, []
         lazily = (m.SPEC, m.ANY_SPEC)
         self._want([entry for entry in spent if entry.refs and entry.gen and self.claims.get(entry) in lazily])
-        stays = now < self.patient_until
+        stays = now < self.patient_until or bool(self.again)
         self._let_go([entry for entry in spent if not stays and entry.work is not None])
         self.parting += [entry for entry in spent if stays or entry.work is None]
         if self.parting and not self.leaving and not self._unsaid():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from ledger_rig import OTHER, PLAIN, PURE, Rig, scatter, submit, want
 
 from zdist.core.entry import CANCELLED, ERROR, FINISHED, PENDING
@@ -299,3 +300,30 @@ def test_what_is_made_of_a_rejected_key_does_not_join_the_same_of_another() -> N
     joined = submit(two, PURE, "d", "k")
     rig.settle()
     assert joined.status == ERROR and not rig.broker.tables.clients["c-1"].wants
+
+
+@pytest.mark.parametrize("late", [0.3, 1.0, 3.0])
+def test_what_a_refused_task_is_made_of_is_not_submitted_anew_with_each_try(late: float) -> None:
+    """Nobody holds its future, and it is not to start as often as the other is tried."""
+    rig = Rig(clients=2)
+    maker, ledger = rig.ledgers.values()
+    submitted: list[str] = []
+    handle = rig.broker.handle
+
+    def note(session: str, message: m.Message, now: float) -> None:
+        if isinstance(message, m.Submit):
+            submitted.extend(row[0] for row in message.rows)
+        handle(session, message, now)
+
+    rig.broker.handle = note  # type: ignore[method-assign]
+    theirs = want(ledger, "c-0-x")
+    part = submit(ledger, OTHER, "c-1-p")
+    made = submit(ledger, PLAIN, "c-1-y", "c-1-p", "c-0-x")
+    ledger.dropped.append(part)
+    rig.wait(late)
+    submit(maker, PURE, "c-0-x")
+    rig.wait(10.0)
+    assert made.status == FINISHED and submitted.count("c-1-y") > submitted.count("c-1-p") <= 2
+    ledger.dropped.extend([made, theirs])
+    rig.wait(1.0)
+    assert not ledger.entries and list(rig.broker.tables.tasks) == ["c-0-x"]

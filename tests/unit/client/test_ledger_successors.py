@@ -266,7 +266,7 @@ def test_data_that_is_placed_while_a_successor_waits_for_workers_is_not_lost() -
 
 @pytest.mark.parametrize("away", [2.0, 9.0, 10.0, 11.0])
 def test_a_result_whose_worker_comes_late_is_still_its_makers_though_another_client_has_it_first(away: float) -> None:
-    """It was told of data that is away as well, and says again what it claims for as long as it tries (seed 3508873)."""
+    """It lacks data that is away as well, and claims what had been finished for as long as it tries (seed 3508873)."""
     rig = Rig(clients=2, workers=1)
     ledger, other = rig.ledgers.values()
     data = scatter(ledger, "data-x")
