@@ -227,11 +227,13 @@ class Script:
             self.client.ledger.ask("rebalance", (self.random.choice((None, tuple(keys))), None))
 
     def adopt(self) -> None:
-        """Import a key that another client has."""
-        others = [s for s in self.schedule.scripts if s is not self and s.client.alive and s.held]
+        """Import a key that another client has: what the broker takes it for, so none that may mean something else."""
+        scripts = [script for script in self.schedule.scripts if script is not self and script.client.alive]
+        others = [(s, [entry for entry in s.held if not entry.key.startswith("named-")]) for s in scripts]
+        others = [(script, held) for script, held in others if held]
         if others:
-            lender = self.random.choice(others)
-            lent = self.random.choice(lender.held)
+            lender, held = self.random.choice(others)
+            lent = self.random.choice(held)
             if self.client.ledger.entries.get(lent.key) is None:
                 self.schedule.adopted[self.client.name, lent.key] = (lender, lent)
             self.held += self.client.ledger.want([lent.key])
