@@ -51,6 +51,8 @@ class Scattering(Base):
 
         Raises:
             ValueError: ``broadcast`` or ``replicas`` is no such number.
+            KeyConflict: a name stands for other data or a task while its futures live. If those are another client's,
+                the future that is returned has this error.
             TimeoutError: no worker has taken it in time.
             SerializationError: an object cannot be pickled.
             CancelledError: the data was lost before it was copied.
