@@ -45,6 +45,7 @@ class Departures:
         self.queries = queries
         self.leaves: dict[Worker, Leave] = {}
         self.absent: dict[str, tuple[Node, str, bool]] = {}  # workers that have not come (again) yet
+        self.last: dict[Worker, Restart] = {}  # who goes when others have come: else nobody had what all of them hold
         self.look_at: float | None = None
         names = parse.names
         queries.asks["retire"] = (lambda args: names("workers", args), self._retire)
@@ -120,11 +121,19 @@ class Departures:
         number = len(self._staying())  # the others are replaced, or not, whatever becomes of this order
         deadline = None if seconds is None else now + seconds
         client.asking += 1
-        self.queries.restarts.append(Restart(client, req, {w.session: None for w in chosen}, number, deadline))
+        restart = Restart(client, req, {w.session: None for w in chosen}, number, deadline)
+        self.queries.restarts.append(restart)
+        last = self._staying()
+        if len(last) > 1 and all(worker in chosen for worker in last):
+            self.last[max(last, key=lambda worker: len(worker.held))] = restart
         for worker in chosen:
-            self._begin(worker, f"restarted by client {client.name}", False, now)
-            self.leaves[worker].replace = True
+            if worker not in self.last:
+                self._restart(worker, client, now)
         return self.queries
+
+    def _restart(self, worker: Worker, client: Client, now: float) -> None:
+        self._begin(worker, f"restarted by client {client.name}", False, now)
+        self.leaves[worker].replace = True
 
     def _begin(self, worker: Worker, reason: str, stay: bool, now: float) -> None:
         leave = self.leaves.get(worker)
@@ -143,6 +152,12 @@ class Departures:
         """See to what is still to be copied; dismiss those of whom nothing is needed any more."""
         if self.look_at is None or now < self.look_at:
             return
+        for worker, restart in list(self.last.items()):
+            if restart not in self.queries.restarts:  # nobody waits for it any more
+                del self.last[worker]
+            elif any(other is not worker for other in self._staying()):
+                del self.last[worker]
+                self._restart(worker, restart.client, now)
         for worker, leave in self.leaves.items():
             if not self._copy(worker, leave, now) and not (leave.stay and worker.assigned):
                 node = self.tables.nodes.get(worker.node)
@@ -152,7 +167,7 @@ class Departures:
                 else:
                     self.tables.tell(worker, Stop(leave.reason))
         held = sum(len(worker.held) for worker in self.leaves)
-        self.look_at = now + LEAVE_PAUSE * (1 + held / HELD) if self.leaves else None
+        self.look_at = now + LEAVE_PAUSE * (1 + held / HELD) if self.leaves or self.last else None
 
     def _copy(self, worker: Worker, leave: Leave, now: float) -> bool:
         """Have everything that only leaving workers hold copied; whether something of that is still to come."""
@@ -214,6 +229,7 @@ class Departures:
 
     def gone(self, worker: Worker) -> None:
         """It is out of the tables."""
+        self.last.pop(worker, None)
         leave = self.leaves.pop(worker, None)
         for req in leave.reqs if leave is not None else ():
             self.queries.answered(worker, req, worker.name)

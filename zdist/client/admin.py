@@ -236,8 +236,8 @@ class Admin(Base):
     def restart_workers(self, workers: Any, timeout: float | str | None = 30.0, raise_for_error: bool = True) -> Any:
         """Replace the processes of some workers, and return when others are there instead.
 
-        Their data is copied elsewhere first, if there are other workers, and what they run is started again there; so
-        nothing is lost by it. As in later releases of dask.distributed, which lose what such workers hold.
+        Their data is copied elsewhere first, and what they run is started again there; if all are to be replaced, one
+        of them goes when others have come. So nothing is lost by it, unless there is only one. As in later releases of dask.distributed, which lose what such workers hold.
 
         Parameters:
             workers: address or name, or several.

@@ -18,6 +18,7 @@ from zdist.testing.sharing import judge, sound
 
 __all__ = ["Report", "Schedule"]
 
+ORDERS = ("replicate", "rebalance", "retire", "restart_workers")
 PATIENCE = 120.0  # virtual seconds after the last fault until all is settled
 
 
@@ -88,7 +89,8 @@ class Schedule:
         random = self.network.random
         fault = random.choice(
             (self.break_link, self.break_link, self.kill_worker, self.kill_worker, self.kill_node, self.kill_client,
-             self.partition, self.pause, self.kill_broker, self.drain_node, self.scale_node)
+             self.partition, self.pause, self.kill_broker, self.drain_node, self.scale_node, self.retire,
+             self.restart_workers)
         )  # fmt: skip
         fault()
 
@@ -127,8 +129,30 @@ class Schedule:
             node.soon()
             self.report.faults["drain"] += 1
 
+    def retire(self) -> None:
+        """A client has a worker end for good, of a node that keeps another: nothing may be lost by that."""
+        workers = [w for w in self.cluster.workers() if len(w.node.children) > 1]
+        if workers and not (self.report.faults["retire"] or self.report.faults["scale"]):
+            self._order("retire", (self.network.random.choice(workers).machine.name,))
+            self.report.faults["retire"] += 1
+
+    def restart_workers(self) -> None:
+        """A client has workers replaced, some or all: nothing may be lost by that if there are two."""
+        names = [worker.machine.name for worker in self.cluster.workers()]
+        if len(names) > 1:
+            chosen = tuple(dict.fromkeys(self.network.random.choices(names, k=self.network.random.choice((1, 2, 8)))))
+            self._order("restart_workers", (chosen, 20.0))
+            self.report.faults["restart"] += 1
+
+    def _order(self, what: str, args: Any) -> None:
+        client = self.network.random.choice(self._living()).client
+        client.ledger.ask(what, args)
+        client.soon()
+
     def scale_node(self) -> None:
         """A node is to keep more workers, or fewer."""
+        if self.report.faults["retire"]:
+            return
         node = self.network.random.choice([node for node in self.cluster.nodes if node.alive])
         node.machine.scale(self.network.random.randint(1, 3), self.network.now)
         node.soon()
@@ -219,7 +243,7 @@ class Schedule:
 
         def orders() -> list[str]:
             asked = [reply.what for s in self._living() for reply in s.client.ledger.replies.values()]
-            return [what for what in asked if what in ("replicate", "rebalance")]
+            return [what for what in asked if what in ORDERS]
 
         if not self.cluster.run(settled, PATIENCE):
             hung = [
@@ -228,7 +252,7 @@ class Schedule:
             ]  # fmt: skip
             raise InvariantError(f"{len(hung)} futures hang, {hung[:3]}")
         if not self.cluster.run(lambda: not orders(), PATIENCE):
-            raise InvariantError(f"{len(orders())} orders of copies are not answered, {orders()[:3]}")
+            raise InvariantError(f"{len(orders())} orders are not answered, {orders()[:3]}")
 
     def _verdict(self) -> None:
         for script in self._living():

@@ -180,6 +180,47 @@ def test_two_are_restarted_one_after_the_other() -> None:
     assert not is_dismissed(w)
 
 
+def test_when_all_are_restarted_by_one_order_the_last_goes_when_others_have_come() -> None:
+    """Else nobody would have the data."""
+    w = World(workers=2)
+    scattered(w, "w-0")
+    w.send("c-0", Ask(5, "restart_workers", (("W-0", "W-1"), 30.0)))
+    tick(w, 0.5)
+    assert is_dismissed(w, "w-1") and not is_dismissed(w)
+    w.send("n-0", WorkerDied("w-1", -15, "", (), True))
+    tick(w, 0.5)
+    assert not is_dismissed(w)
+    w.worker("w-2")
+    tick(w, 0.1)
+    assert w.rows("w-2", Replicate) and not is_dismissed(w)
+    w.send("w-2", Held((("data", 0, 5, "bytes"),)))
+    tick(w, 0.1)
+    assert is_dismissed(w)
+    w.send("n-0", WorkerDied("w-0", -15, "", (), True))
+    w.worker("w-3")
+    tick(w, 0.1)
+    (answer,) = w.got("c-0", Answer)
+    assert answer.ok and not w.rows("c-0", Cancelled)
+
+
+@pytest.mark.parametrize("end", ["late", "gone", "died"])
+def test_a_restart_of_all_that_is_over_leaves_the_last_where_it_is(end: str) -> None:
+    w = World(workers=2)
+    scattered(w, "w-0")
+    w.send("c-0", Ask(5, "restart_workers", (("W-0", "W-1"), 3.0)))
+    tick(w, 0.5)
+    w.send("n-0", WorkerDied("w-1", -15, "", (), True))
+    if end == "gone":
+        w.leave("c-0")
+    elif end == "died":
+        w.send("n-0", WorkerDied("w-0", -9, "", (), False))
+    tick(w, 5.0)
+    assert not w.broker.departures.last and w.broker.departures.look_at is None
+    w.worker("w-2")
+    tick(w, 1.0)
+    assert not is_dismissed(w)
+
+
 def test_a_draining_node_waits_for_one_with_a_retired_and_a_dead_worker() -> None:
     w = World(workers=1)
     scattered(w, "w-0")
