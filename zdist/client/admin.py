@@ -237,7 +237,8 @@ class Admin(Base):
         """Replace the processes of some workers, and return when others are there instead.
 
         Their data is copied elsewhere first, and what they run is started again there; if all are to be replaced, one
-        of them goes when others have come. So nothing is lost by it, unless there is only one. As in later releases of dask.distributed, which lose what such workers hold.
+        of them goes when others have come. So nothing is lost by it, unless there is only one. As in later releases of
+        dask.distributed, which lose what such workers hold.
 
         Parameters:
             workers: address or name, or several.
