@@ -250,3 +250,12 @@ def test_workers_are_replaced_and_lose_nothing(client: Client) -> None:
     assert [int(array[0]) for array in client.gather(futures)] == [0, 1, 2] and client.gather(data) == [b"x" * 1000]
     with pytest.raises(ZdistError, match="there is no worker 'nobody'"):
         client.restart_workers(["nobody"])
+
+
+def test_all_workers_are_replaced_and_lose_nothing(client: Client) -> None:
+    workers = list(client.scheduler_info()["workers"])
+    before = client.run(os.getpid)
+    data = client.scatter([bytes([n]) * 1000 for n in range(8)])
+    assert client.restart_workers(workers) == dict.fromkeys(workers, "OK")
+    assert not set(before.values()) & set(client.run(os.getpid).values())
+    assert client.gather(data) == [bytes([n]) * 1000 for n in range(8)]
