@@ -124,7 +124,8 @@ class Departures:
         restart = Restart(client, req, {w.session: None for w in chosen}, number, deadline)
         self.queries.restarts.append(restart)
         last = self._staying()
-        if len(last) > 1 and all(worker in chosen for worker in last):
+        others = len(last) > 1 or any(leave.replace for leave in self.leaves.values())  # somebody comes before it goes
+        if last and others and all(worker in chosen for worker in last):
             self.last[max(last, key=lambda worker: len(worker.held))] = restart
         for worker in chosen:
             if worker not in self.last:

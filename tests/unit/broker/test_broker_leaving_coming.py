@@ -203,6 +203,25 @@ def test_when_all_are_restarted_by_one_order_the_last_goes_when_others_have_come
     assert answer.ok and not w.rows("c-0", Cancelled)
 
 
+def test_when_all_are_restarted_once_more_the_replacement_that_has_come_goes_last() -> None:
+    """It is the only one that stays (seed 3811588)."""
+    w = World(workers=2)
+    scattered(w, "w-0")
+    w.send("c-0", Ask(5, "restart_workers", (("W-0", "W-1"), 30.0)))
+    tick(w, 0.1)
+    w.send("n-0", WorkerDied("w-1", -15, "", (), True))
+    w.worker("w-2")
+    tick(w, 0.1)
+    w.send("w-2", Held((("data", 0, 5, "bytes"),)))
+    w.send("c-0", Ask(6, "restart_workers", (("W-0", "W-2"), 30.0)))
+    tick(w, 0.1)
+    assert not is_dismissed(w, "w-2")
+    w.send("n-0", WorkerDied("w-0", -15, "", (), True))
+    w.worker("w-3")
+    tick(w, 0.1)
+    assert w.rows("w-3", Replicate)
+
+
 @pytest.mark.parametrize("end", ["late", "gone", "died"])
 def test_a_restart_of_all_that_is_over_leaves_the_last_where_it_is(end: str) -> None:
     w = World(workers=2)
