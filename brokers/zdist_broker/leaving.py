@@ -15,7 +15,7 @@ from zdist_broker import parse
 from zdist_broker.data import Data
 from zdist_broker.lifecycle import Lifecycle
 from zdist_broker.queries import Queries, Request, Restart
-from zdist_broker.state import MEMORY, Client, Node, Placing, Tables, Task, Worker
+from zdist_broker.state import MEMORY, RELEASED, Client, Node, Placing, Tables, Task, Worker
 
 HELD = 20_000  # keys that a look at leaving workers may go through without a longer pause
 
@@ -23,10 +23,11 @@ HELD = 20_000  # keys that a look at leaving workers may go through without a lo
 class Leave:
     """How one worker leaves."""
 
-    __slots__ = ("dismissed", "reason", "replace", "reqs", "retire", "stay")
+    __slots__ = ("announced", "dismissed", "reason", "replace", "reqs", "retire", "stay")
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
+        self.announced = False  # by its node, which ends it whatever becomes of what it holds
         self.dismissed = False
         self.stay = False  # what runs there may come to an end
         self.retire = False  # its node does not replace it
@@ -45,7 +46,6 @@ class Departures:
         self.queries = queries
         self.leaves: dict[Worker, Leave] = {}
         self.absent: dict[str, tuple[Node, str, bool]] = {}  # workers that have not come (again) yet
-        self.last: dict[Worker, Restart] = {}  # who goes when others have come: else nobody had what all of them hold
         self.look_at: float | None = None
         names = parse.names
         queries.asks["retire"] = (lambda args: names("workers", args), self._retire)
@@ -62,13 +62,15 @@ class Departures:
                 if len(self.absent) < MAX_WORKERS:
                     self.absent[session] = (node, message.reason[:MAX_REASON], message.stay)
             elif worker.node == node.session:
-                self._begin(worker, message.reason[:MAX_REASON], message.stay, now)
+                self._begin(worker, message.reason[:MAX_REASON], message.stay, now).announced = True
 
     def joined(self, worker: Worker, now: float) -> None:
         """A worker has come that may be about to go."""
         known = self.absent.pop(worker.session, None)
         if known is not None and worker.node == known[0].session:
-            self._begin(worker, known[1], known[2], now)
+            self._begin(worker, known[1], known[2], now).announced = True
+        if self.queries.restarts:
+            self.look_at = now
 
     def forget(self, node: Node, session: str = "") -> None:
         """A worker of the node has ended, or the node itself."""
@@ -109,8 +111,7 @@ class Departures:
         pending = self.queries.pend(client, req)
         for worker in chosen:
             pending.addresses[worker.session] = worker.address
-            self._begin(worker, f"retired by client {client.name}", True, now)
-            leave = self.leaves[worker]
+            leave = self._begin(worker, f"retired by client {client.name}", True, now)
             leave.retire = True
             leave.reqs.append(self.queries.req)
         return self.queries
@@ -118,25 +119,44 @@ class Departures:
     def _replace(self, client: Client, req: int, args: Any, now: float) -> Any:
         names, seconds = args
         chosen = self.queries.chosen(names)
-        number = len(self._staying())  # the others are replaced, or not, whatever becomes of this order
-        deadline = None if seconds is None else now + seconds
-        client.asking += 1
-        restart = Restart(client, req, {w.session: None for w in chosen}, number, deadline)
-        self.queries.restarts.append(restart)
-        last = self._staying()
-        others = len(last) > 1 or any(leave.replace for leave in self.leaves.values())  # somebody comes before it goes
-        if last and others and all(worker in chosen for worker in last):
-            self.last[max(last, key=lambda worker: len(worker.held))] = restart
         for worker in chosen:
-            if worker not in self.last:
-                self._restart(worker, client, now)
+            if worker in self.leaves:  # what runs there need not come to an end any more
+                self._restart(worker, client.name, now)
+        deadline = None if seconds is None else now + seconds
+        # those that leave are replaced, or not, whatever becomes of this order
+        restart = Restart(client, req, {w.session: None for w in chosen}, len(self._staying()), deadline, gently=True)
+        client.asking += 1
+        self.queries.restarts.append(restart)
+        self.look_at = now
         return self.queries
 
-    def _restart(self, worker: Worker, client: Client, now: float) -> None:
-        self._begin(worker, f"restarted by client {client.name}", False, now)
-        self.leaves[worker].replace = True
+    def _restart_in_turn(self, now: float) -> bool:
+        """Those whom clients have ordered to be replaced go while another stays; the last one when another has come, or
+        if nothing is lost by it. Whether one waits."""
+        orders = [order for order in self.queries.restarts if order.gently]
+        due = [w for w in self.tables.workers.values() if not w.leaving and any(w.session in o.old for o in orders)]
+        staying = self._staying()
+        for worker in sorted(due, key=lambda worker: len(worker.held)):
+            ordered = [order for order in orders if worker.session in order.old]
+            if not any(other is not worker for other in staying):
+                if self._others_come(worker):
+                    return True
+                kept = self._irreplaceable(worker, dict.fromkeys((worker, *self.leaves)))
+                if kept is not None:
+                    text = (
+                        f"{worker.name} is the only worker, and {kept.key} could not be computed again: add one first"
+                    )
+                    for order in ordered:
+                        self.queries.restarted(order, False, text)
+                    return False
+            staying = [other for other in staying if other is not worker]
+            self._restart(worker, ordered[0].client.name, now)
+        return False
 
-    def _begin(self, worker: Worker, reason: str, stay: bool, now: float) -> None:
+    def _restart(self, worker: Worker, who: str, now: float) -> None:
+        self._begin(worker, f"restarted by client {who}", False, now).replace = True
+
+    def _begin(self, worker: Worker, reason: str, stay: bool, now: float) -> Leave:
         leave = self.leaves.get(worker)
         if leave is None:
             leave = self.leaves[worker] = Leave(reason)
@@ -146,6 +166,14 @@ class Departures:
             self.data.placement.take_all_back(worker)
         leave.stay = leave.stay and stay
         self.look_at = now
+        return leave
+
+    def _put_off(self, worker: Worker) -> None:
+        """It stays, until others have come if it is still to be restarted."""
+        del self.leaves[worker]
+        worker.leaving = False
+        worker.paused = not worker.threads
+        self.data.placement.touched[worker] = None
 
     # --- until it may go ----------------------------------------------------------------------------------
 
@@ -153,13 +181,8 @@ class Departures:
         """See to what is still to be copied; dismiss those of whom nothing is needed any more."""
         if self.look_at is None or now < self.look_at:
             return
-        for worker, restart in list(self.last.items()):
-            if restart not in self.queries.restarts:  # nobody waits for it any more
-                del self.last[worker]
-            elif any(other is not worker for other in self._staying()):
-                del self.last[worker]
-                self._restart(worker, restart.client, now)
-        for worker, leave in self.leaves.items():
+        waits = self._restart_in_turn(now)
+        for worker, leave in list(self.leaves.items()):
             if not self._copy(worker, leave, now) and not (leave.stay and worker.assigned):
                 node = self.tables.nodes.get(worker.node)
                 leave.dismissed = True
@@ -168,7 +191,7 @@ class Departures:
                 else:
                     self.tables.tell(worker, Stop(leave.reason))
         held = sum(len(worker.held) for worker in self.leaves)
-        self.look_at = now + LEAVE_PAUSE * (1 + held / HELD) if self.leaves or self.last else None
+        self.look_at = now + LEAVE_PAUSE * (1 + held / HELD) if self.leaves or waits else None
 
     def _copy(self, worker: Worker, leave: Leave, now: float) -> bool:
         """Have everything that only leaving workers hold copied; whether something of that is still to come."""
@@ -179,7 +202,12 @@ class Departures:
         begun = 0
         staying = self._staying()
         if not staying and (leave.stay or leave.replace) and not self._coming(worker):
-            return left  # nobody could take what it holds, and nobody is about to come before it goes
+            # nobody could take what it holds, and nobody is about to come before it goes
+            if leave.announced or leave.dismissed or self._irreplaceable(worker, self.leaves) is None:
+                return left
+            if leave.replace and not leave.retire:
+                self._put_off(worker)
+            return True
         for task in list(worker.held.values()):
             if not self._only_here(task, self.leaves):
                 continue
@@ -210,6 +238,12 @@ class Departures:
         ordered = [w for w, leave in self.leaves.items() if leave.replace and (late or w is waiting)]
         return self._starts(dict.fromkeys((*ordered, *self._retiring())))
 
+    def _others_come(self, last: Worker) -> bool:
+        """Whether somebody comes before the only one goes that stays."""
+        if any(worker is not last and not worker.leaving for worker in self.tables.workers.values()):
+            return True
+        return self._starts(dict.fromkeys((last, *self._retiring())))
+
     def _retiring(self) -> list[Worker]:
         """Those whose nodes have still to be told not to replace them."""
         return [worker for worker, leave in self.leaves.items() if leave.retire and not leave.dismissed]
@@ -228,9 +262,22 @@ class Departures:
         needed = task.state == MEMORY and bool(task.who or task.users) and copied
         return needed and all(holder in leaving for holder in task.holders)
 
+    def _irreplaceable(self, worker: Worker, leaving: Any) -> Task | None:
+        """Something that no worker would have, and that could not be computed again."""
+        seen: dict[Task, None] = {}
+        for kept in worker.held.values():
+            stack = [kept] if self._only_here(kept, leaving) else []
+            while stack:
+                task = stack.pop()
+                if task.fn is None:
+                    return kept
+                new = [dep for dep in task.deps if dep.state == RELEASED and dep not in seen]
+                seen.update(dict.fromkeys(new))
+                stack += new
+        return None
+
     def gone(self, worker: Worker) -> None:
         """It is out of the tables."""
-        self.last.pop(worker, None)
         leave = self.leaves.pop(worker, None)
         for req in leave.reqs if leave is not None else ():
             self.queries.answered(worker, req, worker.name)

@@ -71,6 +71,7 @@ class Restart(NamedTuple):
     old: dict[str, None]  # sessions that are to be gone
     number: int  # of workers that are to be there
     deadline: float | None
+    gently: bool = False  # nothing of what they hold may be lost
 
 
 Handler = Callable[[Client, int, Any, float], Any]
@@ -413,15 +414,19 @@ class Queries:
             for restart in list(self.restarts):
                 back = len(fresh) >= restart.number and not any(session in fresh for session in restart.old)
                 if back or (restart.deadline is not None and now >= restart.deadline):
-                    self.restarts.remove(restart)
-                    restart.client.asking -= 1
                     text = f"restart: {len(fresh)} of {restart.number} workers were back in time"
-                    tables.tell(restart.client, Answer(restart.req, back, len(fresh) if back else text))
+                    self.restarted(restart, back, len(fresh) if back else text)
         if self.stopping:
             for peer in (*tables.nodes.values(), *tables.clients.values()):
                 tables.tell(peer, Stop(self.stopping))
             self.commands.append(Shutdown(self.stopping))
             self.stopping = ""
+
+    def restarted(self, restart: Restart, ok: bool, value: Any) -> None:
+        """A restart is over."""
+        self.restarts.remove(restart)
+        restart.client.asking -= 1
+        self.tables.tell(restart.client, Answer(restart.req, ok, value))
 
     def deadline(self) -> float | None:
         times = [r.deadline for r in self.restarts if r.deadline is not None]

@@ -237,8 +237,8 @@ class Admin(Base):
         """Replace the processes of some workers, and return when others are there instead.
 
         Their data is copied elsewhere first, and what they run is started again there; if all are to be replaced, one
-        of them goes when others have come. So nothing is lost by it, unless there is only one. As in later releases of
-        dask.distributed, which lose what such workers hold.
+        of them goes when others have come. Of the only worker there is, results are computed again. So nothing is lost
+        by it. As in later releases of dask.distributed, which lose what such workers hold.
 
         Parameters:
             workers: address or name, or several.
@@ -246,7 +246,7 @@ class Admin(Base):
             raise_for_error: False not to raise TimeoutError.
 
         Returns ``{worker: "OK"}``, or "timed out", with the workers as they were given. Raises TimeoutError, and
-        ZdistError if there is no such worker.
+        ZdistError if there is no such worker, or if it is the only one and holds what could not be computed again.
         """
         chosen = list(names(workers))
         if not chosen:

@@ -137,9 +137,9 @@ class Schedule:
             self.report.faults["retire"] += 1
 
     def restart_workers(self) -> None:
-        """A client has workers replaced, some or all: nothing may be lost by that if there are two."""
+        """A client has workers replaced, some or all: nothing may be lost by that."""
         names = [worker.machine.name for worker in self.cluster.workers()]
-        if len(names) > 1:
+        if names:
             chosen = tuple(dict.fromkeys(self.network.random.choices(names, k=self.network.random.choice((1, 2, 8)))))
             self._order("restart_workers", (chosen, 20.0))
             self.report.faults["restart"] += 1

@@ -11,12 +11,16 @@ from zdist.protocol.messages import (
     Ask,
     Cancelled,
     Define,
+    Dismiss,
     Done,
     Drop,
     Fence,
     Held,
+    Hold,
     Lane,
     Message,
+    Place,
+    Replicate,
     Returned,
     Run,
     Submit,
@@ -276,3 +280,27 @@ class FakeWorker:
                 rows.append((key, attempt, nbytes, "array"))
         self.replicate = []
         return [Held(tuple(rows))] if rows else []
+
+
+def settled(w: World, seconds: float) -> None:
+    """So many seconds pass, a look every 50 ms."""
+    end = w.now + seconds
+    while w.now < end:
+        w.now = min(end, w.now + 0.05)
+        w.broker.tick(w.now)
+        w.turn()
+        w.broker.check()
+
+
+def scattered(w: World, session: str) -> None:
+    """A worker has the only copy of data, as its client has let go of it."""
+    w.send("c-0", Hold(1, (("data", 0, 5, "bytes"),)))
+    w.send("c-0", Place(("data",), (), 1))
+    assert w.rows(session, Replicate)
+    w.send(session, Held((("data", 0, 5, "bytes"),)))
+    assert [holder.session for holder in w.task("data").holders] == [session]
+
+
+def is_dismissed(w: World, worker: str = "w-0") -> bool:
+    """Whether its node was told to end it."""
+    return any(worker in message.workers for message in w.got("n-0", Dismiss))

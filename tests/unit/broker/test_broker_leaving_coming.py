@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from broker_world import World
+from broker_world import World, is_dismissed, scattered, settled
 
 from zdist import limits
 from zdist.core.machine import CONTROL, Route
@@ -25,24 +25,6 @@ from zdist.protocol.messages import (
     Welcome,
     WorkerDied,
 )
-
-
-def tick(w: World, seconds: float) -> None:
-    end = w.now + seconds
-    while w.now < end:
-        w.now = min(end, w.now + 0.05)
-        w.broker.tick(w.now)
-        w.turn()
-        w.broker.check()
-
-
-def scattered(w: World, session: str) -> None:
-    """A worker has the only copy of data, as its client has let go of it."""
-    w.send("c-0", Hold(1, (("data", 0, 5, "bytes"),)))
-    w.send("c-0", Place(("data",), (), 1))
-    assert w.rows(session, Replicate)
-    w.send(session, Held((("data", 0, 5, "bytes"),)))
-    assert [holder.session for holder in w.task("data").holders] == [session]
 
 
 def started(node: NodeMachine) -> str:
@@ -69,10 +51,10 @@ def test_a_worker_whose_memory_does_not_shrink_waits_for_its_replacement() -> No
     new = started(node)
     (leaving,) = node.take()[CONTROL]
     w.send("n-0", leaving)
-    tick(w, 0.5)
+    settled(w, 0.5)
     assert not w.got("n-0", Dismiss)
     w.worker(new)
-    tick(w, 0.1)
+    settled(w, 0.1)
     assert w.rows(new, Replicate)
 
 
@@ -88,7 +70,7 @@ def test_a_node_that_drains_waits_for_the_workers_of_another(other: str) -> None
         w.worker("w-1", node="n-1")
         w.send("n-1", WorkerDied("w-1", -9, "killed", (), False))
     w.send("n-0", Leaving(("w-0",), True, "drained", 0))
-    tick(w, 0.5)
+    settled(w, 0.5)
     assert not w.got("n-0", Dismiss)
     came = "w-1"
     if other == "being set up":
@@ -96,10 +78,10 @@ def test_a_node_that_drains_waits_for_the_workers_of_another(other: str) -> None
     else:
         came = "w-2"
         w.worker(came, node="n-1")
-    tick(w, 0.1)
+    settled(w, 0.1)
     assert w.rows(came, Replicate)
     w.send(came, Held((("data", 0, 5, "bytes"),)))
-    tick(w, 0.1)
+    settled(w, 0.1)
     assert w.got("n-0", Dismiss)
     w.send("n-0", WorkerDied("w-0", -15, "", (), True))
     assert not w.rows("c-0", Cancelled)
@@ -110,10 +92,10 @@ def test_a_worker_that_shrinks_away_waits_for_one_of_its_node_that_is_being_set_
     scattered(w, "w-0")
     w.join("w-1", "worker", node="n-0", address="tcp://w-1")
     w.send("n-0", Leaving(("w-0",), True, "the node keeps fewer workers", 1))
-    tick(w, 0.5)
+    settled(w, 0.5)
     assert not w.got("n-0", Dismiss)
     w.send("w-1", Subscribe(1, (), {}, False))
-    tick(w, 0.1)
+    settled(w, 0.1)
     assert w.rows("w-1", Replicate)
 
 
@@ -123,19 +105,15 @@ def test_one_of_fewer_workers_waits_for_the_replacement_of_another() -> None:
     scattered(w, "w-0")
     w.send("n-0", Leaving(("w-0",), True, "the node keeps fewer workers", 1))
     w.send("n-0", Leaving(("w-1",), False, "a task there was given up", 1))
-    tick(w, 0.5)
+    settled(w, 0.5)
     assert ("w-0",) not in [message.workers for message in w.got("n-0", Dismiss)]
     w.worker("w-2")
-    tick(w, 0.1)
+    settled(w, 0.1)
     assert w.rows("w-2", Replicate)
     w.send("w-2", Held((("data", 0, 5, "bytes"),)))
-    tick(w, 0.1)
+    settled(w, 0.1)
     assert ("w-0",) in [message.workers for message in w.got("n-0", Dismiss)]
     assert not w.rows("c-0", Cancelled)
-
-
-def is_dismissed(w: World, worker: str = "w-0") -> bool:
-    return any(worker in message.workers for message in w.got("n-0", Dismiss))
 
 
 @pytest.mark.parametrize("how", ["overdue", "dies before", "dies after", "restarted", "restarted before"])
@@ -149,95 +127,38 @@ def test_one_of_fewer_workers_waits_until_another_has_been_replaced(how: str) ->
         w.send("n-0", died)
     if how == "restarted before":
         w.send("c-0", restart)
-        tick(w, 0.1)
+        settled(w, 0.1)
         w.send("n-0", died._replace(ordered=True))
     w.send("n-0", Leaving(("w-0",), True, "the node keeps fewer workers", 1))
     if how == "overdue":
         w.send("n-0", Leaving(("w-1",), False, "a task there was given up", 1))
-        tick(w, 0.1)
+        settled(w, 0.1)
         w.send("n-0", died._replace(ordered=True))
     if how == "dies after":
         w.send("n-0", died)
     if how == "restarted":
         w.send("c-0", restart)
-    tick(w, 0.5)
+    settled(w, 0.5)
     assert not is_dismissed(w)
     w.worker("w-2")
-    tick(w, 0.1)
+    settled(w, 0.1)
     assert w.rows("w-2", Replicate)
 
 
-def test_two_are_restarted_one_after_the_other() -> None:
-    """One has data, and the other's replacement is about to come."""
-    w = World(workers=2)
+def test_one_that_is_retired_while_the_others_leave_waits_for_another() -> None:
+    w = World(workers=1)
     scattered(w, "w-0")
-    w.send("c-0", Ask(5, "restart_workers", (("W-1",), None)))
-    tick(w, 0.1)
-    assert is_dismissed(w, "w-1")
-    w.send("n-0", WorkerDied("w-1", -15, "", (), True))
-    w.send("c-0", Ask(6, "restart_workers", (("W-0",), None)))
-    tick(w, 0.5)
+    w.join("n-1", "node", workers=1)
+    w.worker("w-1", node="n-1")
+    w.send("c-0", Ask(5, "retire", ("W-0",)))
+    w.send("n-1", Leaving(("w-1",), True, "drained", 0))
+    settled(w, 0.5)
+    w.send("n-1", WorkerDied("w-1", -15, "", (), True))
+    settled(w, 0.5)
     assert not is_dismissed(w)
-
-
-def test_when_all_are_restarted_by_one_order_the_last_goes_when_others_have_come() -> None:
-    """Else nobody would have the data."""
-    w = World(workers=2)
-    scattered(w, "w-0")
-    w.send("c-0", Ask(5, "restart_workers", (("W-0", "W-1"), 30.0)))
-    tick(w, 0.5)
-    assert is_dismissed(w, "w-1") and not is_dismissed(w)
-    w.send("n-0", WorkerDied("w-1", -15, "", (), True))
-    tick(w, 0.5)
-    assert not is_dismissed(w)
-    w.worker("w-2")
-    tick(w, 0.1)
-    assert w.rows("w-2", Replicate) and not is_dismissed(w)
-    w.send("w-2", Held((("data", 0, 5, "bytes"),)))
-    tick(w, 0.1)
-    assert is_dismissed(w)
-    w.send("n-0", WorkerDied("w-0", -15, "", (), True))
-    w.worker("w-3")
-    tick(w, 0.1)
-    (answer,) = w.got("c-0", Answer)
-    assert answer.ok and not w.rows("c-0", Cancelled)
-
-
-def test_when_all_are_restarted_once_more_the_replacement_that_has_come_goes_last() -> None:
-    """It is the only one that stays (seed 3811588)."""
-    w = World(workers=2)
-    scattered(w, "w-0")
-    w.send("c-0", Ask(5, "restart_workers", (("W-0", "W-1"), 30.0)))
-    tick(w, 0.1)
-    w.send("n-0", WorkerDied("w-1", -15, "", (), True))
-    w.worker("w-2")
-    tick(w, 0.1)
-    w.send("w-2", Held((("data", 0, 5, "bytes"),)))
-    w.send("c-0", Ask(6, "restart_workers", (("W-0", "W-2"), 30.0)))
-    tick(w, 0.1)
-    assert not is_dismissed(w, "w-2")
-    w.send("n-0", WorkerDied("w-0", -15, "", (), True))
-    w.worker("w-3")
-    tick(w, 0.1)
-    assert w.rows("w-3", Replicate)
-
-
-@pytest.mark.parametrize("end", ["late", "gone", "died"])
-def test_a_restart_of_all_that_is_over_leaves_the_last_where_it_is(end: str) -> None:
-    w = World(workers=2)
-    scattered(w, "w-0")
-    w.send("c-0", Ask(5, "restart_workers", (("W-0", "W-1"), 3.0)))
-    tick(w, 0.5)
-    w.send("n-0", WorkerDied("w-1", -15, "", (), True))
-    if end == "gone":
-        w.leave("c-0")
-    elif end == "died":
-        w.send("n-0", WorkerDied("w-0", -9, "", (), False))
-    tick(w, 5.0)
-    assert not w.broker.departures.last and w.broker.departures.look_at is None
-    w.worker("w-2")
-    tick(w, 1.0)
-    assert not is_dismissed(w)
+    w.worker("w-2", node="n-1")
+    settled(w, 0.1)
+    assert w.rows("w-2", Replicate)
 
 
 def test_a_draining_node_waits_for_one_with_a_retired_and_a_dead_worker() -> None:
@@ -250,7 +171,7 @@ def test_a_draining_node_waits_for_one_with_a_retired_and_a_dead_worker() -> Non
     w.send("c-0", Ask(5, "retire", ("W-1",)))
     w.send("n-1", WorkerDied("w-2", -9, "killed", (), False))
     w.send("n-0", Leaving(("w-0",), True, "drained", 0))
-    tick(w, 0.5)
+    settled(w, 0.5)
     assert not is_dismissed(w)
 
 
@@ -260,11 +181,11 @@ def test_it_does_not_wait_for_a_node_that_keeps_no_worker(keeps: int) -> None:
     scattered(w, "w-0")
     w.join("n-1", "node", workers=keeps)
     w.send("n-0", Leaving(("w-0",), True, "drained", 0))
-    tick(w, 0.5)
+    settled(w, 0.5)
     assert is_dismissed(w) == (keeps == 0)
     if keeps:
         w.send("n-1", Adjusted(1, 0))
-        tick(w, 0.5)
+        settled(w, 0.5)
         assert is_dismissed(w)
 
 
@@ -273,7 +194,7 @@ def test_who_retires_the_last_ones_one_by_one_is_refused_what_would_lose_data() 
     scattered(w, "w-0")
     w.send("c-0", Ask(5, "retire", ("W-0",)))
     w.send("c-0", Ask(6, "retire", ("W-1",)))
-    tick(w, 0.3)
+    settled(w, 0.3)
     assert [answer.req for answer in w.got("c-0", Answer) if not answer.ok] == [6] and not is_dismissed(w)
 
 
@@ -283,11 +204,11 @@ def test_a_silent_worker_that_is_named_does_not_keep_others_from_having_the_data
     w.send("c-0", Place(("data",), ("W-0",), 1))
     w.send("w-0", Held((("data", 0, 5, "bytes"),)))
     w.send("c-0", Ask(5, "replicate", (("data",), 2, ("W-0", "W-1"))))
-    tick(w, 0.1)
+    settled(w, 0.1)
     assert w.rows("w-1", Replicate)
     w.send("n-0", Leaving(("w-0",), True, "drained", 2))
     for _ in range(40):
-        tick(w, 0.25)
+        settled(w, 0.25)
         w.broker.heard("w-2", w.now)
         w.broker.heard("w-0", w.now)
     assert w.rows("w-2", Replicate)
@@ -303,13 +224,13 @@ def test_one_that_dies_before_it_is_retired_is_replaced(dismissed: bool) -> None
         w.send("c-0", Place((worker,), (worker.upper(),), 1))
         w.send(worker, Held(((worker, 0, 5, "bytes"),)))
     w.send("c-0", Ask(5, "retire", ("W-0",)))
-    tick(w, 0.1)
+    settled(w, 0.1)
     assert is_dismissed(w) == dismissed
     if dismissed:
         w.send("n-0", Adjusted(0, 0))
     w.send("n-0", WorkerDied("w-0", -9, "killed", (), dismissed))
     w.send("n-1", Leaving(("w-9",), True, "drained", 0))
-    tick(w, 0.5)
+    settled(w, 0.5)
     assert bool(w.got("n-1", Dismiss)) == dismissed
 
 
@@ -318,7 +239,7 @@ def test_who_holds_nothing_may_retire_while_another_is_being_replaced() -> None:
     scattered(w, "w-0")
     w.send("n-0", Leaving(("w-0",), False, "its memory does not shrink", 2))
     w.send("c-0", Ask(5, "retire", ("W-1",)))
-    tick(w, 0.2)
+    settled(w, 0.2)
     assert all(answer.ok for answer in w.got("c-0", Answer)) and not is_dismissed(w)
 
 
@@ -345,5 +266,5 @@ def test_a_worker_that_is_set_up_is_waited_for_though_its_node_is_not_here() -> 
     scattered(w, "w-0")
     w.join("w-1", "worker", node="n-1", address="tcp://w-1")
     w.send("n-0", Leaving(("w-0",), True, "drained", 0))
-    tick(w, 0.5)
+    settled(w, 0.5)
     assert not is_dismissed(w)
