@@ -211,26 +211,39 @@ class Lineage(Machine[Route]):
         spent, self.spent = self.spent, []
         lazily = (m.SPEC, m.ANY_SPEC)
         self._want([entry for entry in spent if entry.refs and entry.gen and self.claims.get(entry) in lazily])
-        stays = now < self.patient_until or bool(self.again)
-        self._let_go([entry for entry in spent if not stays and entry.work is not None])
-        self.parting += [entry for entry in spent if stays or entry.work is None]
-        if self.parting and not self.leaving and not self._unsaid():
-            self.req += 1
-            self.leaving[self.req], self.parting = self.parting, []
-            self.send(CONTROL, m.Ask(self.req, "fence", None))
+        if not spent and self.again_at < float("inf"):
+            return
+        stays = now < self.patient_until
+        inputs = self._inputs()
+        self._let_go([entry for entry in spent if not stays and entry.work is not None and entry not in inputs])
+        self.parting += [entry for entry in spent if stays or entry.work is None or entry in inputs]
+        if self.parting and not self.leaving:
+            parting = dict.fromkeys(self.parting)
+            self.parting = [entry for entry in parting if inputs.get(entry)]
+            if len(self.parting) < len(parting):
+                self.req += 1
+                self.leaving[self.req] = [entry for entry in parting if not inputs.get(entry)]
+                self.send(CONTROL, m.Ask(self.req, "fence", None))
 
-    def _unsaid(self) -> bool:
-        """Whether something is to be submitted, or will be once more."""
-        return bool(self.queue or (self.again and self.again_at < float("inf")))
+    def _inputs(self) -> dict[Entry, bool]:
+        """What refused tasks are made of, as far back as no future is held: whether one is still to be said again."""
+        inputs: dict[Entry, bool] = {}
+        stack = [(p, when < float("inf")) for key, (when, _) in self.again.items() for p in self.entries[key].parents]
+        while stack:
+            entry, unsaid = stack.pop()
+            if entry not in inputs or (unsaid and not inputs[entry]):
+                inputs[entry] = unsaid
+                if not entry.refs:
+                    stack += [(parent, unsaid) for parent in entry.parents]
+        return inputs
 
     def _leave(self, req: int) -> None:
         """The broker has taken in, or refused, what depended on these when it was asked."""
         newer = dict.fromkeys((*self.spent, *self.parting))  # have been needed again
         entries = [entry for entry in self.leaving.pop(req) if entry not in newer]
-        if self._unsaid():
-            self.parting += entries
-        else:
-            self._let_go(entries)
+        inputs = self._inputs()
+        self.parting += [entry for entry in entries if self.queue or inputs.get(entry)]
+        self._let_go([entry for entry in entries if not (self.queue or inputs.get(entry))])
 
     def _let_go(self, entries: list[Entry]) -> None:
         rows: list[tuple[Key, int]] = []

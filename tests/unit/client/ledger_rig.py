@@ -199,9 +199,10 @@ class Rig:
             case m.Run(rows=rows):
                 for key, attempt, _, _, _, deps in rows:
                     for dep, _, holders, value in deps:
-                        here = value is not None or any(self._has(holder, dep) for holder in holders)
-                        assert here, f"{key} needs {dep}, which {holders} should have"
-                    if key in self.slow:
+                        places = holders or (worker,)  # what is being made there goes before
+                        here = value is not None or any(self._has(holder, dep) for holder in places)
+                        assert here or dep in self.running, f"{key} needs {dep}, which {holders} should have"
+                    if key in self.slow or any(dep[0] in self.running for dep in deps):
                         self.running[key] = (worker, attempt)
                     else:
                         self._done(worker, key, attempt)

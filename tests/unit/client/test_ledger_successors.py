@@ -39,11 +39,11 @@ def test_a_call_that_is_made_again_while_the_broker_is_asked_what_it_has_taken_i
 def test_a_future_that_comes_back_while_something_is_said_again_is_computed() -> None:
     rig, ledger, made = made_of_something_gone()
     want(ledger, "nobody-has-it-yet")
-    submit(ledger, PURE, "c-0-d", "nobody-has-it-yet")
+    submit(ledger, PURE, "c-0-d", "nobody-has-it-yet", "c-0-a")
     rig.settle()
     rig.succeed()
     rig.wait(3.0)
-    assert made.status == FINISHED and ledger.parting  # nothing is let go of yet
+    assert made.status == FINISHED and ledger.parting  # it is not let go of yet
     again = want(ledger, "c-0-a")
     rig.wait(120.0, 0.5)
     assert again.status == FINISHED
