@@ -282,7 +282,7 @@ class FakeWorker:
         return [Held(tuple(rows))] if rows else []
 
 
-def settled(w: World, seconds: float) -> None:
+def elapse(w: World, seconds: float) -> None:
     """So many seconds pass, a look every 50 ms."""
     end = w.now + seconds
     while w.now < end:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from broker_world import World
+from broker_world import World, elapse
 from test_broker_actors import world as actors
-from test_broker_leaving_coming import tick
 
 from zdist.protocol.messages import (
     Answer,
@@ -44,11 +43,11 @@ def test_a_copy_that_a_rebalance_has_given_up_is_not_counted() -> None:
     put(w, "w-0", "w-1")
     put(w, "w-0", "w-1", key="more")
     w.send("c-0", Ask(5, "rebalance", (("data",), None)))
-    tick(w, 0.02)
+    elapse(w, 0.02)
     assert w.rows("w-2", Replicate)
     (source,) = [move.source.session for order in w.broker.replicas.orders for move in order.active]
     w.send("n-0", WorkerDied(source, -9, "killed", (), False))
-    tick(w, 0.1)
+    elapse(w, 0.1)
     assert w.rows("w-2", Drop) == ["data"]
     w.send("w-2", Held((("data", 0, 5, "bytes"),)))  # it had said so before that came
     assert holders(w) == [{"w-0": "w-1", "w-1": "w-0"}[source]]
@@ -64,13 +63,13 @@ def test_a_second_report_of_a_copy_that_was_let_go_is_not_counted() -> None:
     w.submit("t", deps=("data",), options=tuple(Options(workers=("W-1",))))
     assert "t" in w.runs("w-1")
     w.send("c-0", Ask(5, "replicate", (("data",), 2, None)))
-    tick(w, 0.02)
+    elapse(w, 0.02)
     assert w.rows("w-1", Replicate)  # on its way; it has the data by now for its task
     w.send("w-1", Held((("data", 0, 5, "bytes"),)))
     w.done("w-1", "t")
-    tick(w, 0.02)
+    elapse(w, 0.02)
     w.send("c-0", Ask(6, "replicate", (("data",), 1, None)))
-    tick(w, 0.02)
+    elapse(w, 0.02)
     assert w.rows("w-1", Drop) == ["data"]
     w.send("w-1", Held((("data", 0, 5, "bytes"),)))  # the answer to Replicate
     assert holders(w) == ["w-0"]
@@ -83,20 +82,20 @@ def test_a_late_missing_does_not_strike_off_who_holds_it_now() -> None:
     w.submit("t", deps=("data",), options=tuple(Options(workers=("W-2",))))
     assert w.runs("w-2")["t"][5][0][2] == ("w-1",)  # whom it will ask
     w.send("c-0", Ask(5, "rebalance", (("data",), ("W-0", "W-1"))))
-    tick(w, 0.02)
+    elapse(w, 0.02)
     assert w.rows("w-0", Replicate)
     w.send("w-0", Held((("data", 0, 5, "bytes"),)))
-    tick(w, 0.02)
+    elapse(w, 0.02)
     assert w.rows("w-1", Drop) == ["data"]
     for fence in w.got("w-1", Fence):
         w.send("w-1", fence)
     missing = Missing((("data", ("w-1",)),))  # on its way
     w.broker.data.next = list(w.broker.tables.workers).index("w-1") - 1  # whose turn it happens to be
     w.send("n-0", Leaving(("w-0",), True, "fewer", 2))
-    tick(w, 0.1)
+    elapse(w, 0.1)
     assert w.rows("w-1", Replicate)
     w.send("w-1", Held((("data", 0, 5, "bytes"), ("more", 0, 5, "bytes"))))
-    tick(w, 0.1)
+    elapse(w, 0.1)
     assert ("w-0",) in [message.workers for message in w.got("n-0", Dismiss)]
     w.send("n-0", WorkerDied("w-0", -15, "", (), True))
     w.send("w-2", missing)
@@ -113,7 +112,7 @@ def test_actors_stay_where_they_are(order: str) -> None:
     w.submit("b", options=tuple(Options(workers=(home.upper(),))))
     w.finish("b", nbytes=50)
     w.send("c-0", Ask(5, order, (("a",), 2, None) if order == "replicate" else (("a",), None)))
-    tick(w, 1.0)
+    elapse(w, 1.0)
     (answer,) = w.got("c-0", Answer)
     assert not w.rows(other, Replicate)
     assert answer.value["failed"] == (
@@ -126,11 +125,11 @@ def test_a_restart_does_not_wait_for_those_that_were_leaving() -> None:
     w.send("n-0", Leaving(("w-1",), False, "a task there was given up", 2))
     w.worker("w-2")  # in its place
     w.send("c-0", Ask(5, "restart_workers", (("W-0",), None)))
-    tick(w, 0.2)
+    elapse(w, 0.2)
     for old in ("w-0", "w-1"):
         w.send("n-0", WorkerDied(old, -15, "", (), True))
     w.worker("w-3")
-    tick(w, 1.0)
+    elapse(w, 1.0)
     assert w.got("c-0", Answer)
 
 
@@ -140,7 +139,7 @@ def test_copies_that_go_together_have_one_fence() -> None:
     for key in keys:
         put(w, "w-0", "w-1", key=key)
     w.send("c-0", Ask(5, "replicate", (tuple(keys), 1, None)))
-    tick(w, 1.0)
+    elapse(w, 1.0)
     told = {session: (w.rows(session, Drop), w.got(session, Fence)) for session in ("w-0", "w-1")}
     assert sorted(key for drops, _ in told.values() for key in drops) == keys
     for session, (drops, fences) in told.items():

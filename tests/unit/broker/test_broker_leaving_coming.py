@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from broker_world import World, is_dismissed, scattered, settled
+from broker_world import World, elapse, is_dismissed, scattered
 
 from zdist import limits
 from zdist.core.machine import CONTROL, Route
@@ -51,10 +51,10 @@ def test_a_worker_whose_memory_does_not_shrink_waits_for_its_replacement() -> No
     new = started(node)
     (leaving,) = node.take()[CONTROL]
     w.send("n-0", leaving)
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert not w.got("n-0", Dismiss)
     w.worker(new)
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert w.rows(new, Replicate)
 
 
@@ -70,7 +70,7 @@ def test_a_node_that_drains_waits_for_the_workers_of_another(other: str) -> None
         w.worker("w-1", node="n-1")
         w.send("n-1", WorkerDied("w-1", -9, "killed", (), False))
     w.send("n-0", Leaving(("w-0",), True, "drained", 0))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert not w.got("n-0", Dismiss)
     came = "w-1"
     if other == "being set up":
@@ -78,10 +78,10 @@ def test_a_node_that_drains_waits_for_the_workers_of_another(other: str) -> None
     else:
         came = "w-2"
         w.worker(came, node="n-1")
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert w.rows(came, Replicate)
     w.send(came, Held((("data", 0, 5, "bytes"),)))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert w.got("n-0", Dismiss)
     w.send("n-0", WorkerDied("w-0", -15, "", (), True))
     assert not w.rows("c-0", Cancelled)
@@ -92,10 +92,10 @@ def test_a_worker_that_shrinks_away_waits_for_one_of_its_node_that_is_being_set_
     scattered(w, "w-0")
     w.join("w-1", "worker", node="n-0", address="tcp://w-1")
     w.send("n-0", Leaving(("w-0",), True, "the node keeps fewer workers", 1))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert not w.got("n-0", Dismiss)
     w.send("w-1", Subscribe(1, (), {}, False))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert w.rows("w-1", Replicate)
 
 
@@ -105,13 +105,13 @@ def test_one_of_fewer_workers_waits_for_the_replacement_of_another() -> None:
     scattered(w, "w-0")
     w.send("n-0", Leaving(("w-0",), True, "the node keeps fewer workers", 1))
     w.send("n-0", Leaving(("w-1",), False, "a task there was given up", 1))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert ("w-0",) not in [message.workers for message in w.got("n-0", Dismiss)]
     w.worker("w-2")
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert w.rows("w-2", Replicate)
     w.send("w-2", Held((("data", 0, 5, "bytes"),)))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert ("w-0",) in [message.workers for message in w.got("n-0", Dismiss)]
     assert not w.rows("c-0", Cancelled)
 
@@ -127,21 +127,21 @@ def test_one_of_fewer_workers_waits_until_another_has_been_replaced(how: str) ->
         w.send("n-0", died)
     if how == "restarted before":
         w.send("c-0", restart)
-        settled(w, 0.1)
+        elapse(w, 0.1)
         w.send("n-0", died._replace(ordered=True))
     w.send("n-0", Leaving(("w-0",), True, "the node keeps fewer workers", 1))
     if how == "overdue":
         w.send("n-0", Leaving(("w-1",), False, "a task there was given up", 1))
-        settled(w, 0.1)
+        elapse(w, 0.1)
         w.send("n-0", died._replace(ordered=True))
     if how == "dies after":
         w.send("n-0", died)
     if how == "restarted":
         w.send("c-0", restart)
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert not is_dismissed(w)
     w.worker("w-2")
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert w.rows("w-2", Replicate)
 
 
@@ -152,12 +152,12 @@ def test_one_that_is_retired_while_the_others_leave_waits_for_another() -> None:
     w.worker("w-1", node="n-1")
     w.send("c-0", Ask(5, "retire", ("W-0",)))
     w.send("n-1", Leaving(("w-1",), True, "drained", 0))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     w.send("n-1", WorkerDied("w-1", -15, "", (), True))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert not is_dismissed(w)
     w.worker("w-2", node="n-1")
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert w.rows("w-2", Replicate)
 
 
@@ -171,7 +171,7 @@ def test_a_draining_node_waits_for_one_with_a_retired_and_a_dead_worker() -> Non
     w.send("c-0", Ask(5, "retire", ("W-1",)))
     w.send("n-1", WorkerDied("w-2", -9, "killed", (), False))
     w.send("n-0", Leaving(("w-0",), True, "drained", 0))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert not is_dismissed(w)
 
 
@@ -181,11 +181,11 @@ def test_it_does_not_wait_for_a_node_that_keeps_no_worker(keeps: int) -> None:
     scattered(w, "w-0")
     w.join("n-1", "node", workers=keeps)
     w.send("n-0", Leaving(("w-0",), True, "drained", 0))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert is_dismissed(w) == (keeps == 0)
     if keeps:
         w.send("n-1", Adjusted(1, 0))
-        settled(w, 0.5)
+        elapse(w, 0.5)
         assert is_dismissed(w)
 
 
@@ -194,7 +194,7 @@ def test_who_retires_the_last_ones_one_by_one_is_refused_what_would_lose_data() 
     scattered(w, "w-0")
     w.send("c-0", Ask(5, "retire", ("W-0",)))
     w.send("c-0", Ask(6, "retire", ("W-1",)))
-    settled(w, 0.3)
+    elapse(w, 0.3)
     assert [answer.req for answer in w.got("c-0", Answer) if not answer.ok] == [6] and not is_dismissed(w)
 
 
@@ -204,11 +204,11 @@ def test_a_silent_worker_that_is_named_does_not_keep_others_from_having_the_data
     w.send("c-0", Place(("data",), ("W-0",), 1))
     w.send("w-0", Held((("data", 0, 5, "bytes"),)))
     w.send("c-0", Ask(5, "replicate", (("data",), 2, ("W-0", "W-1"))))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert w.rows("w-1", Replicate)
     w.send("n-0", Leaving(("w-0",), True, "drained", 2))
     for _ in range(40):
-        settled(w, 0.25)
+        elapse(w, 0.25)
         w.broker.heard("w-2", w.now)
         w.broker.heard("w-0", w.now)
     assert w.rows("w-2", Replicate)
@@ -224,13 +224,13 @@ def test_one_that_dies_before_it_is_retired_is_replaced(dismissed: bool) -> None
         w.send("c-0", Place((worker,), (worker.upper(),), 1))
         w.send(worker, Held(((worker, 0, 5, "bytes"),)))
     w.send("c-0", Ask(5, "retire", ("W-0",)))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert is_dismissed(w) == dismissed
     if dismissed:
         w.send("n-0", Adjusted(0, 0))
     w.send("n-0", WorkerDied("w-0", -9, "killed", (), dismissed))
     w.send("n-1", Leaving(("w-9",), True, "drained", 0))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert bool(w.got("n-1", Dismiss)) == dismissed
 
 
@@ -239,7 +239,7 @@ def test_who_holds_nothing_may_retire_while_another_is_being_replaced() -> None:
     scattered(w, "w-0")
     w.send("n-0", Leaving(("w-0",), False, "its memory does not shrink", 2))
     w.send("c-0", Ask(5, "retire", ("W-1",)))
-    settled(w, 0.2)
+    elapse(w, 0.2)
     assert all(answer.ok for answer in w.got("c-0", Answer)) and not is_dismissed(w)
 
 
@@ -266,5 +266,5 @@ def test_a_worker_that_is_set_up_is_waited_for_though_its_node_is_not_here() -> 
     scattered(w, "w-0")
     w.join("w-1", "worker", node="n-1", address="tcp://w-1")
     w.send("n-0", Leaving(("w-0",), True, "drained", 0))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert not is_dismissed(w)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from broker_world import World, is_dismissed, scattered, settled
+from broker_world import World, elapse, is_dismissed, scattered
 
 from zdist.protocol.messages import (
     Adjusted,
@@ -48,11 +48,11 @@ def test_two_are_restarted_one_after_the_other() -> None:
     w = World(workers=2)
     scattered(w, "w-0")
     w.send("c-0", restart("W-1"))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert is_dismissed(w, "w-1")
     w.send("n-0", ordered("w-1"))
     w.send("c-0", restart("W-0", req=6))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert not is_dismissed(w)
 
 
@@ -61,20 +61,20 @@ def test_when_all_are_restarted_by_one_order_the_last_goes_when_others_have_come
     w = World(workers=2)
     scattered(w, "w-0")
     w.send("c-0", restart("W-0", "W-1", seconds=30.0))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert is_dismissed(w, "w-1") and not is_dismissed(w)
     w.send("n-0", ordered("w-1"))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert not is_dismissed(w)
     w.worker("w-2")
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert w.rows("w-2", Replicate) and not is_dismissed(w)
     w.send("w-2", Held((("data", 0, 5, "bytes"),)))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert is_dismissed(w)
     w.send("n-0", ordered("w-0"))
     w.worker("w-3")
-    settled(w, 0.1)
+    elapse(w, 0.1)
     (answer,) = w.got("c-0", Answer)
     assert answer.ok and not w.rows("c-0", Cancelled)
 
@@ -84,17 +84,17 @@ def test_when_all_are_restarted_once_more_the_replacement_that_has_come_goes_las
     w = World(workers=2)
     scattered(w, "w-0")
     w.send("c-0", restart("W-0", "W-1", seconds=30.0))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     w.send("n-0", ordered("w-1"))
     w.worker("w-2")
-    settled(w, 0.1)
+    elapse(w, 0.1)
     w.send("w-2", Held((("data", 0, 5, "bytes"),)))
     w.send("c-0", restart("W-0", "W-2", req=6, seconds=30.0))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert not is_dismissed(w, "w-2")
     w.send("n-0", ordered("w-0"))
     w.worker("w-3")
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert w.rows("w-3", Replicate)
 
 
@@ -103,16 +103,16 @@ def test_a_restart_of_all_that_is_over_leaves_the_last_where_it_is(end: str) -> 
     w = World(workers=2)
     scattered(w, "w-0")
     w.send("c-0", restart("W-0", "W-1", seconds=3.0))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     w.send("n-0", ordered("w-1"))
     if end == "gone":
         w.leave("c-0")
     elif end == "died":
         w.send("n-0", WorkerDied("w-0", -9, "", (), False))
-    settled(w, 5.0)
+    elapse(w, 5.0)
     assert w.broker.departures.look_at is None
     w.worker("w-2")
-    settled(w, 1.0)
+    elapse(w, 1.0)
     assert not is_dismissed(w)
 
 
@@ -134,7 +134,7 @@ def test_the_only_worker_that_stays_is_not_restarted_with_data_that_nobody_else_
         w.send("n-0", Adjusted(0, 1))
         chosen = ("W-1", "W-0")
     w.send("c-0", Ask(5, "restart_workers", (chosen, 30.0)))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     (answer,) = w.got("c-0", Answer)
     assert answer.req == 5 and not answer.ok and "data" in answer.value and not is_dismissed(w)
     w.submit("b")
@@ -151,7 +151,7 @@ def test_the_only_worker_is_restarted_with_what_can_be_computed_again(input: str
     if input == "released":
         w.release("data", 1)
     w.send("c-0", restart("W-0", seconds=30.0))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert is_dismissed(w) == (input == "none")
 
 
@@ -161,12 +161,12 @@ def test_one_that_is_restarted_stays_if_all_others_leave() -> None:
     w.join("n-1", "node", workers=1)
     w.worker("w-1", node="n-1")
     w.send("c-0", restart("W-0", seconds=30.0))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert w.rows("w-1", Replicate)
     w.send("n-1", Leaving(("w-1",), True, "drained", 0))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     w.send("n-1", ordered("w-1"))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert not is_dismissed(w)
     (answer,) = w.got("c-0", Answer)
     assert not answer.ok and "data" in answer.value
@@ -180,16 +180,16 @@ def test_that_one_order_for_the_last_is_over_does_not_end_the_other(end: str, fi
     w = World(workers=2, clients=2)
     scattered(w, "w-0")
     w.send("c-0", restart("W-0", "W-1", seconds=1.0 if first else None))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert is_dismissed(w, "w-1")
     w.send("n-0", ordered("w-1"))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     w.send("c-1", restart("W-0", req=6, seconds=None if first else 1.0))
     if end == "gone":
         w.leave("c-0" if first else "c-1")
-    settled(w, 2.0)
+    elapse(w, 2.0)
     w.worker("w-2")
-    settled(w, 0.2)
+    elapse(w, 0.2)
     assert w.rows("w-2", Replicate) or is_dismissed(w)  # without its client the data is gone
 
 
@@ -206,9 +206,9 @@ def test_the_last_does_not_wait_for_who_never_comes(how: str, data: bool) -> Non
     w.send("c-0", restart("W-1", seconds=30.0))
     if how == "retired":
         w.send("c-0", Ask(7, "retire", ("W-1",)))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     w.send("c-0", restart("W-0", req=6))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert not is_dismissed(w)
     if how == "node dies":
         w.leave("n-1")
@@ -217,7 +217,7 @@ def test_the_last_does_not_wait_for_who_never_comes(how: str, data: bool) -> Non
         w.send("n-0", ordered("w-1"))
     if "w-1" in w.broker.tables.workers:
         w.leave("w-1")
-    settled(w, 0.5)
+    elapse(w, 0.5)
     refused = [answer.req for answer in w.got("c-0", Answer) if not answer.ok]
     assert (refused, is_dismissed(w)) == (([6], False) if data else ([], True))
 
@@ -226,13 +226,13 @@ def test_who_is_restarted_stays_if_the_one_that_is_to_have_its_data_is_retired()
     w = World(workers=2)
     put(w, "w-1", "data", 1)
     w.send("c-0", restart("W-1"))
-    settled(w, 0.05)
+    elapse(w, 0.05)
     assert w.rows("w-0", Replicate) and not is_dismissed(w, "w-1")
     w.send("c-0", Ask(6, "retire", ("W-0",)))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert dict.fromkeys(went(w)) == {("w-0",): None}
     w.send("n-0", Adjusted(0, 1))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert [answer.req for answer in w.got("c-0", Answer) if not answer.ok] == [5]
 
 
@@ -241,10 +241,10 @@ def test_who_is_restarted_stays_if_the_last_is_retired() -> None:
     for gen, (session, key) in enumerate((("w-0", "d0"), ("w-0", "d00"), ("w-1", "d1")), 1):
         put(w, session, key, gen)
     w.send("c-0", restart("W-0", "W-1"))
-    settled(w, 0.05)
+    elapse(w, 0.05)
     assert w.rows("w-0", Replicate) and not is_dismissed(w, "w-1")
     w.send("c-0", Ask(6, "retire", ("W-0",)))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert not went(w) and len(w.rows("w-1", Replicate)) == 2
 
 
@@ -252,14 +252,14 @@ def test_the_last_stays_if_the_replacement_that_has_come_is_retired() -> None:
     w = World(workers=2)
     put(w, "w-0", "d0", 1)
     w.send("c-0", restart("W-0", "W-1"))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     w.send("n-0", ordered("w-1"))
     w.worker("w-2")
-    settled(w, 0.05)
+    elapse(w, 0.05)
     assert w.rows("w-2", Replicate)
     went(w)
     w.send("c-0", Ask(6, "retire", ("W-2",)))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert ("w-0",) not in went(w)
 
 
@@ -268,10 +268,10 @@ def test_who_is_restarted_stays_if_its_node_keeps_fewer_than_the_last() -> None:
     for gen, (session, key) in enumerate((("w-1", "d1"), ("w-1", "d11"), ("w-0", "d0")), 1):
         put(w, session, key, gen)
     w.send("c-0", restart("W-0", "W-1"))
-    settled(w, 0.05)
+    elapse(w, 0.05)
     assert w.rows("w-1", Replicate)
     w.send("n-0", Leaving(("w-1",), True, "the node keeps fewer workers", 1))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert not went(w) and len(w.rows("w-0", Replicate)) == 2
 
 
@@ -282,9 +282,9 @@ def test_who_is_restarted_stays_if_the_node_of_the_last_drains() -> None:
     put(w, "w-0", "d0", 1)
     put(w, "w-1", "d1", 3)
     w.send("c-0", restart("W-0", "W-1"))
-    settled(w, 0.05)
+    elapse(w, 0.05)
     w.send("n-0", Leaving(("w-0",), True, "drained", 0))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert not went(w, "n-1") and w.rows("w-1", Replicate)
 
 
@@ -295,10 +295,10 @@ def test_who_is_restarted_and_drained_is_not_kept() -> None:
     w.worker("w-1", node="n-1")
     put(w, "w-0", "d0", 1)
     w.send("c-0", restart("W-0"))
-    settled(w, 0.05)
+    elapse(w, 0.05)
     w.send("n-0", Leaving(("w-0",), True, "drained", 0))
     w.send("n-1", Leaving(("w-1",), True, "drained", 0))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert is_dismissed(w)
 
 
@@ -307,15 +307,15 @@ def test_the_last_that_was_given_up_and_comes_back_is_restarted() -> None:
     w.join("n-1", "node", workers=1)
     w.worker("w-1", node="n-1")
     w.send("c-0", restart("W-0", "W-1"))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     w.send("n-1", ordered("w-1"))
     w.leave("w-0")
     w.leave("n-0")
-    settled(w, 1.0)
+    elapse(w, 1.0)
     w.join("n-0", "node", workers=1)
     w.worker("w-0")
     w.worker("w-2", node="n-1")
-    settled(w, 5.0)
+    elapse(w, 5.0)
     assert is_dismissed(w)
 
 
@@ -323,7 +323,7 @@ def test_two_orders_for_all_are_carried_out() -> None:
     w = World(workers=2)
     scattered(w, "w-0")
     w.send("c-0", restart("W-0", "W-1"))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     w.send("n-0", ordered("w-1"))
     w.worker("w-2")
     for gen in range(3):
@@ -331,7 +331,7 @@ def test_two_orders_for_all_are_carried_out() -> None:
     w.send("c-0", restart("W-0", "W-2", req=6))
     alive, answers = {"w-0": None, "w-2": None}, []
     for number in range(3, 63):
-        settled(w, 0.05)
+        elapse(w, 0.05)
         for session in alive:
             if session in w.broker.tables.workers and (rows := w.rows(session, Replicate)):
                 w.send(session, Held(tuple((row[0], row[1], row[2], "bytes") for row in rows)))
@@ -348,7 +348,7 @@ def test_two_orders_for_all_are_carried_out() -> None:
 def test_an_order_with_an_unknown_name_begins_nothing() -> None:
     w = World(workers=2)
     w.send("c-0", restart("W-0", "W-1", "nobody"))
-    settled(w, 0.2)
+    elapse(w, 0.2)
     (answer,) = w.got("c-0", Answer)
     assert not answer.ok and not w.broker.departures.leaves and not went(w)
 
@@ -358,19 +358,19 @@ def test_the_last_waits_for_the_next_if_the_replacement_dies(when: str) -> None:
     w = World(workers=2)
     scattered(w, "w-0")
     w.send("c-0", restart("W-0", "W-1"))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     w.send("n-0", ordered("w-1"))
     w.worker("w-2")
     if when == "after":
-        settled(w, 0.1)
+        elapse(w, 0.1)
         assert w.rows("w-2", Replicate)
     went(w)
     w.send("n-0", WorkerDied("w-2", -9, "", (), False))
-    settled(w, 0.5)
+    elapse(w, 0.5)
     assert not is_dismissed(w)
     w.worker("w-3")
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert w.rows("w-3", Replicate)
     w.send("w-3", Held((("data", 0, 5, "bytes"),)))
-    settled(w, 0.1)
+    elapse(w, 0.1)
     assert is_dismissed(w)
