@@ -203,8 +203,8 @@ class Ledger(Replay):
         self._want(self._tell_again([entry for entry in due if entry.work is not None]))
 
     def deadline(self) -> float | None:
-        """When `tick` is next needed; at once while there is more to submit or to let go of."""
-        if not self.ahead and (self.dropping or (self.queue and self._may_submit())):
+        """When `tick` is next needed; at once while there is more to submit, to let go of or to tell."""
+        if self.resolved or (not self.ahead and (self.dropping or (self.queue and self._may_submit()))):
             return 0.0
         first = self.fetcher.deadline()
         second = self.calls.deadline()

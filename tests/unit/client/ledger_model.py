@@ -136,7 +136,7 @@ class ModelBroker:
         now = 1.0
         self.flush()
         while True:
-            while self.up or self.down or self.ledger.notes:
+            while self.up or self.down or self.ledger.notes or self.ledger.resolved:
                 if self.ledger.notes:
                     now = max(now, self.ledger.notes_at)
                 self.flush(now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +45,19 @@ def test_a_result_that_was_computed_anew_while_it_is_fetched_is_fetched_from_whe
     assert asked(ledger) == [("w-2", "a")] and not collection.ready()
     finish(ledger, "a", b"came inline now")
     assert collection.ready() and collection.left == 0 and not ledger.fetcher.wants("a")
+
+
+def test_who_waits_for_what_is_found_to_be_orphaned_when_it_is_submitted_is_told_at_once() -> None:
+    ledger = connected()
+    told: list[Any] = []
+    (parent,) = ledger.submit(PURE, [("p", b"", ())])
+    (child,) = ledger.submit(PURE, [("a", b"", ("p",))])
+    child.waiters = [SimpleNamespace(resolved=told.append)]
+    ledger.cancel([parent], False)
+    turn(ledger)
+    assert child.status == CANCELLED and (told or ledger.deadline() == 0.0)
+    turn(ledger)
+    assert told == [child] and ledger.deadline() is None
 
 
 @pytest.mark.parametrize("overdue, kind", [(True, "timeout"), (False, "killed")])
