@@ -259,3 +259,19 @@ def test_all_workers_are_replaced_and_lose_nothing(client: Client) -> None:
     assert client.restart_workers(workers) == dict.fromkeys(workers, "OK")
     assert not set(before.values()) & set(client.run(os.getpid).values())
     assert client.gather(data) == [bytes([n]) * 1000 for n in range(8)]
+
+
+def test_the_only_worker_is_replaced_unless_that_would_lose_data() -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=1) as alone, Client(alone, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=WITHIN)
+        (worker,) = client.scheduler_info()["workers"]
+        made = client.submit(functions.filled, 7, 40_000)
+        (data,) = client.scatter([b"x" * 1000])
+        wait(made)
+        with pytest.raises(ZdistError, match=f"the only worker, and {data.key} could not be computed again: add one"):
+            client.restart_workers(worker)
+        assert client.gather(data) == b"x" * 1000 and client.submit(here).result(timeout=WITHIN)
+        before = client.run(os.getpid)
+        data.release()
+        assert client.restart_workers(worker) == {worker: "OK"}
+        assert client.run(os.getpid) != before and int(client.gather(made)[0]) == 7
