@@ -169,7 +169,8 @@ class Data:
         """When `tick` is needed."""
         return self.look_at if self.tables.placing else None
 
-    def _advance_all(self) -> None:
+    def advance_all(self) -> None:
+        """Workers have come or gone that could take copies."""
         for placing in list(self.tables.placing.values()):
             self.advance(placing)
 
@@ -285,7 +286,7 @@ class Data:
         worker.subscribed = True
         worker.budget = AHEAD_MICROS * worker.threads
         self.placement.fit(worker)
-        self._advance_all()
+        self.advance_all()
 
     def returned(self, worker: Worker, message: Returned, now: float) -> None:
         if message.rows:
@@ -346,7 +347,7 @@ class Data:
             fn.workers.difference_update(w.session for w in workers)
         for peer in (*tables.clients.values(), *tables.workers.values()):
             peer.known.difference_update(w.session for w in workers)
-        self._advance_all()
+        self.advance_all()
 
     def leave(self, client: Client) -> None:
         """A client is gone, and with it what it held itself; its wants have been taken off before."""

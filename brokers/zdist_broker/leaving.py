@@ -174,6 +174,7 @@ class Departures:
         worker.leaving = False
         worker.paused = not worker.threads
         self.data.placement.touched[worker] = None
+        self.data.advance_all()
 
     # --- until it may go ----------------------------------------------------------------------------------
 

@@ -64,6 +64,7 @@ class Lineage(Machine[Route]):
         self.placing: dict[Key, tuple[tuple[str, ...], int]] = {}  # workers, copies
         self.again: dict[Key, tuple[float, int]] = {}  # what the broker lacks: when to ask or submit again, times done
         self.again_at = float("inf")  # when the first of them is due
+        self.inputs: dict[Entry, bool] | None = None  # what those are made of, until one is refused or said again
         self.store = Store(self.send, token, _nothing_to_freeze, self.log)
         self.fetcher = Fetcher(self.send, session, token, paths=paths, fallback=fallback, host=host, map=self._map)
         self.collections = Collections(self.fetcher, self.store, self._missing)
@@ -122,6 +123,7 @@ class Lineage(Machine[Route]):
 
     def _tell_again(self, entries: list[Entry]) -> list[Entry]:
         """The same for some that the broker lacks, and with them maybe what they are made of."""
+        self.inputs = None
         stack = list(entries)
         while stack:
             for parent in stack.pop().parents:
@@ -227,15 +229,16 @@ class Lineage(Machine[Route]):
 
     def _inputs(self) -> dict[Entry, bool]:
         """What refused tasks are made of, as far back as no future is held: whether one is still to be said again."""
-        inputs: dict[Entry, bool] = {}
-        stack = [(p, when < float("inf")) for key, (when, _) in self.again.items() for p in self.entries[key].parents]
-        while stack:
-            entry, unsaid = stack.pop()
-            if entry not in inputs or (unsaid and not inputs[entry]):
-                inputs[entry] = unsaid
-                if not entry.refs:
-                    stack += [(parent, unsaid) for parent in entry.parents]
-        return inputs
+        if self.inputs is None or not self.again:
+            inputs = self.inputs = {}
+            stack = [(p, at < float("inf")) for key, (at, _) in self.again.items() for p in self.entries[key].parents]
+            while stack:
+                entry, unsaid = stack.pop()
+                if entry not in inputs or (unsaid and not inputs[entry]):
+                    inputs[entry] = unsaid
+                    if not entry.refs:
+                        stack += [(parent, unsaid) for parent in entry.parents]
+        return self.inputs
 
     def _leave(self, req: int) -> None:
         """The broker has taken in, or refused, what depended on these when it was asked."""

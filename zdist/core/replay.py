@@ -114,4 +114,5 @@ class Replay(Wants):
         when = now + ASK_AGAIN * 2 ** min(times, DOUBLINGS)
         self.again[entry.key] = (when, times + 1)
         self.again_at = min(self.again_at, when)
+        self.inputs = None
         return times < limits.LOST_RETRIES or now < self.patient_until or self._sought(entry)

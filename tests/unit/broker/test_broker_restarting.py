@@ -288,6 +288,25 @@ def test_who_is_restarted_stays_if_the_node_of_the_last_drains() -> None:
     assert not went(w, "n-1") and w.rows("w-1", Replicate)
 
 
+def test_who_stays_after_all_takes_what_others_were_to_take() -> None:
+    """Two are restarted while a third stays, whose node is lost (seed 4114749)."""
+    w = World(workers=2)
+    w.join("n-1", "node", workers=1)
+    w.worker("w-2", node="n-1")
+    put(w, "w-0", "d0", 1)
+    put(w, "w-1", "d1", 2)
+    w.send("c-0", Hold(3, (("d2", 0, 5, "bytes"),)))
+    w.send("c-0", restart("W-0", "W-1", seconds=20.0))
+    elapse(w, 0.1)
+    w.send("c-0", Place(("d2",), (), 0))
+    assert len(w.rows("w-2", Replicate)) == 3
+    w.leave("w-2")
+    w.leave("n-1")
+    elapse(w, 0.2)
+    (stays,) = [worker for worker in w.broker.tables.workers.values() if not worker.leaving]
+    assert {row[0] for row in w.rows(stays.session, Replicate)} == {"d0", "d1", "d2"} - set(stays.held)
+
+
 def test_who_is_restarted_and_drained_is_not_kept() -> None:
     """Its node ends it anyway."""
     w = World(workers=1)
