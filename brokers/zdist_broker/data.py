@@ -83,6 +83,8 @@ class Data:
                 reason = "the key is in use for " + ("a task" if task.fn is not None else "other data")
                 note(client, key, True)
                 tables.post(client, Rejected, (key, reason))
+                if key not in client.held:  # if its future is gone by then, it is kept there for others
+                    tables.post(client, Drop, key)
                 continue
             else:
                 task.state = MEMORY  # also data that had been released, of which others were made

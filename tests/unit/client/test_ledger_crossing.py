@@ -327,3 +327,16 @@ def test_what_a_refused_task_is_made_of_is_not_submitted_anew_with_each_try(late
     ledger.dropped.extend([made, theirs])
     rig.wait(1.0)
     assert not ledger.entries and list(rig.broker.tables.tasks) == ["c-0-x"]
+
+
+def test_data_that_is_refused_when_its_future_is_gone_is_not_kept() -> None:
+    """Another client has other data of that name (seed 4115886)."""
+    rig = Rig(clients=2)
+    theirs, ledger = rig.ledgers.values()
+    kept = scatter(theirs, "x")
+    rig.settle()
+    refused = scatter(ledger, "x", b"other")
+    rig.up()
+    ledger.dropped.append(refused)
+    rig.settle()
+    assert not ledger.entries and not ledger.store.entries and kept.status == FINISHED
