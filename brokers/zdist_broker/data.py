@@ -282,6 +282,7 @@ class Data:
         worker.tags = message.tags
         worker.resources = message.resources
         worker.free = {name: amount - used.get(name, 0.0) for name, amount in message.resources.items()}
+        worker.full = message.paused
         worker.paused = message.paused or worker.leaving or not worker.threads
         if message.paused and worker.subscribed:
             self.placement.take_all_back(worker)

@@ -15,7 +15,7 @@ from zdist_broker import parse
 from zdist_broker.data import Data
 from zdist_broker.lifecycle import Lifecycle
 from zdist_broker.queries import Queries, Request, Restart
-from zdist_broker.state import MEMORY, RELEASED, Client, Node, Placing, Tables, Task, Worker
+from zdist_broker.state import FAILED, MEMORY, RELEASED, Client, Node, Placing, Tables, Task, Worker
 
 HELD = 20_000  # keys that a look at leaving workers may go through without a longer pause
 
@@ -143,11 +143,8 @@ class Departures:
                     return True
                 kept = self._irreplaceable(worker, dict.fromkeys((worker, *self.leaves)))
                 if kept is not None:
-                    text = (
-                        f"{worker.name} is the only worker, and {kept.key} could not be computed again: add one first"
-                    )
                     for order in ordered:
-                        self.queries.restarted(order, False, text)
+                        self.queries.restarted(order, False, _last(worker, kept))
                     return False
             staying = [other for other in staying if other is not worker]
             self._restart(worker, ordered[0].client.name, now)
@@ -168,11 +165,12 @@ class Departures:
         self.look_at = now
         return leave
 
-    def _put_off(self, worker: Worker) -> None:
-        """It stays, until others have come if it is still to be restarted."""
-        del self.leaves[worker]
+    def _put_off(self, worker: Worker, why: str) -> None:
+        """It stays, until others have come if it is still to be restarted; it is not retired."""
+        for req in self.leaves.pop(worker).reqs:
+            self.queries.failed(req, why)
         worker.leaving = False
-        worker.paused = not worker.threads
+        worker.paused = worker.full or not worker.threads
         self.data.placement.touched[worker] = None
         self.data.advance_all()
 
@@ -183,7 +181,8 @@ class Departures:
         if self.look_at is None or now < self.look_at:
             return
         waits = self._restart_in_turn(now)
-        for worker, leave in list(self.leaves.items()):
+        leaves = list(self.leaves.items())
+        for worker, leave in leaves:
             if not self._copy(worker, leave, now) and not (leave.stay and worker.assigned):
                 node = self.tables.nodes.get(worker.node)
                 leave.dismissed = True
@@ -192,7 +191,7 @@ class Departures:
                 else:
                     self.tables.tell(worker, Stop(leave.reason))
         held = sum(len(worker.held) for worker in self.leaves)
-        self.look_at = now + LEAVE_PAUSE * (1 + held / HELD) if self.leaves or waits else None
+        self.look_at = now + LEAVE_PAUSE * (1 + held / HELD) if leaves or waits else None  # also for who was put off
 
     def _copy(self, worker: Worker, leave: Leave, now: float) -> bool:
         """Have everything that only leaving workers hold copied; whether something of that is still to come."""
@@ -204,10 +203,10 @@ class Departures:
         staying = self._staying()
         if not staying and (leave.stay or leave.replace) and not self._coming(worker):
             # nobody could take what it holds, and nobody is about to come before it goes
-            if leave.announced or leave.dismissed or self._irreplaceable(worker, self.leaves) is None:
+            kept = None if leave.announced or leave.dismissed else self._irreplaceable(worker, self.leaves)
+            if kept is None:
                 return left
-            if leave.replace and not leave.retire:
-                self._put_off(worker)
+            self._put_off(worker, _last(worker, kept))
             return True
         for task in list(worker.held.values()):
             if not self._only_here(task, self.leaves):
@@ -235,8 +234,9 @@ class Departures:
         """Whether a worker that stays has come and takes nothing yet, or is about to be started by its node."""
         if any(not worker.leaving for worker in self.tables.workers.values()):
             return True
-        late = self.leaves[waiting].replace  # two that clients have ordered to be replaced do not wait for each other
-        ordered = [w for w, leave in self.leaves.items() if leave.replace and (late or w is waiting)]
+        # two that clients have ordered to be replaced do not wait for each other; who was announced is not kept anyway
+        replaced = [worker for worker, leave in self.leaves.items() if leave.replace and not leave.announced]
+        ordered = [worker for worker in replaced if waiting in replaced or worker is waiting]
         return self._starts(dict.fromkeys((*ordered, *self._retiring())))
 
     def _others_come(self, last: Worker) -> bool:
@@ -264,15 +264,16 @@ class Departures:
         return needed and all(holder in leaving for holder in task.holders)
 
     def _irreplaceable(self, worker: Worker, leaving: Any) -> Task | None:
-        """Something that no worker would have, and that could not be computed again."""
+        """Something that no worker would have, and that could not be computed again; not actors, which end with it."""
         seen: dict[Task, None] = {}
         for kept in worker.held.values():
-            stack = [kept] if self._only_here(kept, leaving) else []
+            needed = kept.state == MEMORY and bool(kept.who or kept.users) and not kept.lives
+            stack = [kept] if needed and all(holder in leaving for holder in kept.holders) else []
             while stack:
                 task = stack.pop()
-                if task.fn is None:
+                if task.fn is None or task.state == FAILED or task.lives:
                     return kept
-                new = [dep for dep in task.deps if dep.state == RELEASED and dep not in seen]
+                new = [dep for dep in task.deps if dep.state in (RELEASED, FAILED) and dep not in seen]
                 seen.update(dict.fromkeys(new))
                 stack += new
         return None
@@ -282,6 +283,10 @@ class Departures:
         leave = self.leaves.pop(worker, None)
         for req in leave.reqs if leave is not None else ():
             self.queries.answered(worker, req, worker.name)
+
+
+def _last(worker: Worker, kept: Task) -> str:
+    return f"{worker.name} is the only worker, and {kept.key} could not be computed again: add one first"
 
 
 def _names_and_seconds(args: Any) -> tuple[Any, float | None]:

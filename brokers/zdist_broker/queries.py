@@ -355,6 +355,13 @@ class Queries:
         pending.results[address] = result
         self._settle(req)
 
+    def failed(self, req: int, why: str) -> None:
+        """It cannot be done, whatever others answer."""
+        pending = self.pending.pop(req, None)
+        if pending is not None:
+            pending.client.asking -= 1
+            self.tables.tell(pending.client, Answer(pending.req, False, why))
+
     def _settle(self, req: int) -> None:
         pending = self.pending[req]
         if not pending.addresses:
@@ -411,8 +418,9 @@ class Queries:
             self.waiting = [w for w in self.waiting if w[2] > there]
         if self.restarts:
             fresh = {w.session: None for w in self._there()}
+            kept = sum(node.keeps for node in tables.nodes.values())  # no more than these come
             for restart in list(self.restarts):
-                back = len(fresh) >= restart.number and not any(session in fresh for session in restart.old)
+                back = len(fresh) >= min(restart.number, kept) and not any(session in fresh for session in restart.old)
                 if back or (restart.deadline is not None and now >= restart.deadline):
                     text = f"restart: {len(fresh)} of {restart.number} workers were back in time"
                     self.restarted(restart, back, len(fresh) if back else text)

@@ -229,7 +229,7 @@ class Worker(Peer):
     """A worker: what it can take, what it was given, what it holds."""
 
     __slots__ = (
-        "address", "alone", "asked_back", "assigned", "budget", "completed", "count", "fence", "free", "held",
+        "address", "alone", "asked_back", "assigned", "budget", "completed", "count", "fence", "free", "full", "held",
         "inlined", "lane", "late", "leaving", "load", "memory_limit", "node", "paused", "pools", "resources", "row",
         "runs", "sessions", "subscribed", "tags", "threads", "victim", "withdrawn",
     )  # fmt: skip
@@ -243,7 +243,7 @@ class Worker(Peer):
         self.sessions = (session,)
         self.row = (session, self.address, self.name, self.host, self.node)
         self.subscribed = False
-        self.paused = False
+        self.paused = self.full = False  # full: it has said so, as its memory is
         self.completed = 0
         self.leaving = False  # in good order: paused until it goes
         self.threads = 0

@@ -175,8 +175,8 @@ class Ledger(Replay):
             self._pump()
         if not self.queue and (self.spent or self.parting or self.claims) and not self.resume_at:
             self._release_spent(now)
-            if now >= self.patient_until and self.claims:  # what had been finished may have to be said again
-                self.claims = {e: claim for e, claim in self.claims.items() if claim >= 0 and e.key in self.again}
+            if now >= self.patient_until and len(self.claims) != self.claimed:
+                self._trim_claims()
         if self.calls.due:
             self.calls.turn(now)
         if self.notes:

@@ -40,6 +40,7 @@ class Lineage(Machine[Route]):
         self.dropping = False  # there were more than one turn takes
         self.queue: deque[Entry] = deque()  # not submitted yet, parents first
         self.claims: dict[Entry, int] = {}  # what is said of these to the next broker: see m.Claim
+        self.claimed = 0  # so many were left when they were last looked through
         self.imports: dict[Key, int] = {}  # imported and finished under an earlier broker: the attempt
         self.later: list[Entry] = []  # to be asked for when workers have come to the new one
         self.resume_at = 0.0  # when that is, and when what is queued goes on; 0: nothing waits
@@ -213,7 +214,7 @@ class Lineage(Machine[Route]):
         spent, self.spent = self.spent, []
         lazily = (m.SPEC, m.ANY_SPEC)
         self._want([entry for entry in spent if entry.refs and entry.gen and self.claims.get(entry) in lazily])
-        if not spent and self.again_at < float("inf"):
+        if not spent and (not self.parting or self.leaving or self.again_at < float("inf")):
             return
         stays = now < self.patient_until
         inputs = self._inputs()
@@ -226,6 +227,11 @@ class Lineage(Machine[Route]):
                 self.req += 1
                 self.leaving[self.req] = [entry for entry in parting if not inputs.get(entry)]
                 self.send(CONTROL, m.Ask(self.req, "fence", None))
+
+    def _trim_claims(self) -> None:
+        """Nothing is claimed for longer than a successor is patient, but what had been finished and is refused."""
+        self.claims = {e: claim for e, claim in self.claims.items() if claim >= 0 and e.key in self.again}
+        self.claimed = len(self.claims)
 
     def _inputs(self) -> dict[Entry, bool]:
         """What refused tasks are made of, as far back as no future is held: whether one is still to be said again."""

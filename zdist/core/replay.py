@@ -24,6 +24,8 @@ class Replay(Wants):
     def _replay(self, now: float, wait: float | None) -> None:
         """Announce everything: data held here at once; imported keys, then specs, parents first, after ``wait``
         seconds, in which workers tell a broker that has taken another's place what they hold; None: it has not."""
+        if now >= self.patient_until and not self.queue:
+            self._trim_claims()
         for table in (self.defined, self.fences, self.fenced, self.queue, self.again, self.spent):
             table.clear()
         self.parting.clear()

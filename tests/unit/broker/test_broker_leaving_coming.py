@@ -21,6 +21,7 @@ from zdist.protocol.messages import (
     Options,
     Place,
     Replicate,
+    Run,
     Subscribe,
     Welcome,
     WorkerDied,
@@ -145,7 +146,7 @@ def test_one_of_fewer_workers_waits_until_another_has_been_replaced(how: str) ->
     assert w.rows("w-2", Replicate)
 
 
-def test_one_that_is_retired_while_the_others_leave_waits_for_another() -> None:
+def test_one_that_is_retired_stays_if_all_others_leave() -> None:
     w = World(workers=1)
     scattered(w, "w-0")
     w.join("n-1", "node", workers=1)
@@ -156,9 +157,10 @@ def test_one_that_is_retired_while_the_others_leave_waits_for_another() -> None:
     w.send("n-1", WorkerDied("w-1", -15, "", (), True))
     elapse(w, 0.5)
     assert not is_dismissed(w)
-    w.worker("w-2", node="n-1")
-    elapse(w, 0.1)
-    assert w.rows("w-2", Replicate)
+    (answer,) = w.got("c-0", Answer)
+    assert not answer.ok and "W-0 is the only worker, and data could not" in answer.value
+    w.submit("b")
+    assert w.rows("w-0", Run)
 
 
 def test_a_draining_node_waits_for_one_with_a_retired_and_a_dead_worker() -> None:

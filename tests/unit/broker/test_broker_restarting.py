@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from broker_world import World, elapse, is_dismissed, scattered
 
@@ -11,6 +13,7 @@ from zdist.protocol.messages import (
     Ask,
     Cancelled,
     Dismiss,
+    Erred,
     Held,
     Hold,
     Leaving,
@@ -18,8 +21,10 @@ from zdist.protocol.messages import (
     Place,
     Replicate,
     Run,
+    Subscribe,
     WorkerDied,
 )
+from zdist_broker.state import Trouble
 
 
 def ordered(session: str) -> WorkerDied:
@@ -305,6 +310,132 @@ def test_who_stays_after_all_takes_what_others_were_to_take() -> None:
     elapse(w, 0.2)
     (stays,) = [worker for worker in w.broker.tables.workers.values() if not worker.leaving]
     assert {row[0] for row in w.rows(stays.session, Replicate)} == {"d0", "d1", "d2"} - set(stays.held)
+
+
+@pytest.mark.parametrize("how", ["its node dies", "it dies and its node keeps none"])
+def test_an_order_is_refused_if_who_was_to_take_the_data_is_lost(how: str) -> None:
+    w = World(workers=1)
+    put(w, "w-0", "d", 1)
+    w.join("n-1", "node", workers=1)
+    w.worker("w-1", node="n-1")
+    w.send("c-0", restart("W-0"))
+    elapse(w, 0.05)
+    assert w.rows("w-1", Replicate)
+    if how == "its node dies":
+        w.leave("n-1")
+    else:
+        w.send("n-1", Adjusted(0, 0))
+        w.die("w-1")
+    elapse(w, 0.2)
+    assert not is_dismissed(w) and [answer.ok for answer in w.got("c-0", Answer)] == [False]
+    assert w.broker.departures.look_at is None
+
+
+def test_an_order_is_done_though_fewer_workers_are_kept_by_then() -> None:
+    w = World(workers=2)
+    w.send("c-0", restart("W-0"))
+    elapse(w, 0.1)
+    w.send("n-0", Adjusted(0, 1))
+    w.send("n-0", ordered("w-0"))
+    elapse(w, 0.1)
+    (answer,) = w.got("c-0", Answer)
+    assert answer.ok
+
+
+def test_an_order_is_done_though_the_last_is_retired_while_it_waits() -> None:
+    w = World(workers=2)
+    put(w, "w-0", "d", 1)
+    w.send("c-0", restart("W-0", "W-1"))
+    elapse(w, 0.1)
+    w.send("n-0", ordered("w-1"))
+    elapse(w, 0.1)
+    w.send("c-0", Ask(6, "retire", ("W-0",)))
+    elapse(w, 0.1)
+    w.worker("w-2")
+    elapse(w, 0.1)
+    w.send("w-2", Held((("d", 0, 5, "bytes"),)))
+    elapse(w, 0.1)
+    w.send("n-0", Adjusted(0, 1))
+    w.send("n-0", ordered("w-0"))
+    elapse(w, 0.1)
+    assert {answer.req for answer in w.got("c-0", Answer) if answer.ok} == {5, 6}
+
+
+def test_one_that_leaves_is_not_restarted_before_who_comes_has_its_data() -> None:
+    w = World(workers=2)
+    put(w, "w-0", "d", 1)
+    w.send("n-0", Leaving(("w-0",), True, "the node keeps fewer workers", 1))
+    w.send("c-0", restart("W-0", "W-1"))
+    elapse(w, 0.2)
+    assert dict.fromkeys(went(w)) == {("w-1",): None}
+    w.send("n-0", ordered("w-1"))
+    w.worker("w-2")
+    elapse(w, 0.2)
+    assert w.rows("w-2", Replicate) and not is_dismissed(w)
+
+
+def test_a_worker_without_memory_that_stays_after_all_gets_no_task() -> None:
+    w = World(workers=1)
+    put(w, "w-0", "d", 1)
+    w.join("n-1", "node", workers=1)
+    w.worker("w-1", node="n-1")
+    w.send("w-0", Subscribe(1, (), {}, True))
+    w.send("c-0", restart("W-0"))
+    elapse(w, 0.05)
+    w.send("n-1", Leaving(("w-1",), True, "drained", 0))
+    elapse(w, 0.2)
+    w.submit("b", options=tuple(Options(workers=("W-0",))))
+    assert not w.broker.tables.workers["w-0"].leaving and not w.rows("w-0", Run)
+    w.send("w-0", Subscribe(1, (), {}, False))
+    assert w.rows("w-0", Run)
+
+
+def failed_since(w: World) -> str:
+    """A result whose input was lost since, and fails."""
+    w.join("n-1", "node", workers=1)
+    w.worker("w-1", node="n-1")
+    w.submit("a")
+    at = w.finish("a", value=None)
+    holder, node = {"w-0": ("w-1", "n-0"), "w-1": ("w-0", "n-1")}[at]
+    w.submit("b", deps=("a",), options=tuple(Options(workers=(holder.upper(),))))
+    w.finish("b", value=None)
+    w.leave(node)
+    assert w.where("a") == holder
+    w.send(holder, Erred((("a", w.task("a").attempt, 1, b"e", "boom"),)))
+    return holder
+
+
+def of_an_actor(w: World) -> str:
+    """The result of a call of an actor that was let go of."""
+    gen = w.submit("act", options=tuple(Options(actor=True)))
+    w.finish("act", value=None)
+    w.submit("b", deps=("act",))
+    w.finish("b", value=None)
+    w.release("act", gen)
+    return "w-0"
+
+
+def stuck(w: World) -> str:
+    """A result that cannot be pickled, of data that is gone."""
+    put(w, "w-0", "d", 1)
+    w.submit("b", deps=("d",))
+    w.finish("b", value=None)
+    w.release("d", 1)
+    w.turn()
+    task = w.task("b")
+    task.trouble = Trouble()
+    task.trouble.stuck = (task.attempt, "cannot be pickled")
+    return "w-0"
+
+
+@pytest.mark.parametrize("made", [failed_since, of_an_actor, stuck])
+def test_the_only_worker_is_not_restarted_with_what_could_not_be_computed_again(made: Callable[[World], str]) -> None:
+    w = World(workers=1)
+    holder = made(w)
+    w.send("c-0", restart(holder.upper()))
+    elapse(w, 0.2)
+    (answer,) = w.got("c-0", Answer)
+    assert not answer.ok and "b could not" in answer.value
 
 
 def test_who_is_restarted_and_drained_is_not_kept() -> None:
