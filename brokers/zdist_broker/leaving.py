@@ -236,7 +236,8 @@ class Departures:
             return True
         # two that clients have ordered to be replaced do not wait for each other; who was announced is not kept anyway
         replaced = [worker for worker, leave in self.leaves.items() if leave.replace and not leave.announced]
-        ordered = [worker for worker in replaced if waiting in replaced or worker is waiting]
+        own = self.leaves[waiting]
+        ordered = replaced if own.replace and not own.announced else ()
         return self._starts(dict.fromkeys((*ordered, *self._retiring())))
 
     def _others_come(self, last: Worker) -> bool:
