@@ -311,12 +311,14 @@ class Schedule:
         foreign |= {(who, key) for who, key in self.taken if key in late or not sound(self, alone=True)}
         if entry.work is not None:  # it knows how it is computed
             foreign = foreign - {(script.client.name, entry.key)}
+        makers = [s.client.name for s in self.scripts if spec.key.startswith(f"{s.client.name}-")]
+        whose = dict.fromkeys((script.client.name, *makers))  # the maker may have made it of what it had from others
         stack, seen = [spec], {spec.key}
         while stack:  # scattered data, or data of a client that was given up, is not computed again
             spec = stack.pop()
             given_up = spec.key.startswith("arg-") and self.report.faults["partition"] + self.report.faults["pause"]
             lost = (self.data_at_risk or self.cluster.undismissed) and spec.key.startswith("data-")
-            if given_up or lost or (script.client.name, spec.key) in foreign:
+            if given_up or lost or any((who, spec.key) in foreign for who in whose):
                 return True
             new = [dep for dep in spec.deps if dep not in seen]
             seen.update(new)
