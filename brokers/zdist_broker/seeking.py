@@ -1,18 +1,19 @@
 """Keys that are asked for before anybody has told a successor of them. PURE.
 
 A client that has a future from another may ask for it sooner than that other, or a worker that runs it, has come back.
-Its want is kept until the key is known. What workers hold and nobody has claimed by then it is given as it is.
+Its want is kept until the key is known, and it is told that this may be in vain, as the broker may not live to say that
+it is. What workers hold and nobody has claimed by then it is given as it is.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zdist.core.machine import require
 from zdist.limits import SOUGHT
-from zdist.protocol.messages import ANY
+from zdist.protocol.messages import ANY, Unheard
 from zdist_broker.parse import fit_key
-from zdist_broker.recovery import Recovery, is_gone, is_stub
+from zdist_broker.recovery import LATE, Recovery, is_gone, is_stub
 from zdist_broker.state import PINS, Claimed, Client, Tables
 
 if TYPE_CHECKING:
@@ -24,23 +25,31 @@ LOOK, LOOK_KEY = 0.02, 1e-5  # seconds between looks whether they are known, and
 MOST: Final = 100_000
 
 
+class Seeker(NamedTuple):
+    """Of one client and key: the want's generation, what is claimed of it, whether `Unheard` has been said."""
+
+    gen: int
+    claim: Claimed | None
+    told: bool
+
+
 class Sought:
     """Who wants keys that are in no table: under which generation, and what is claimed of it."""
 
     def __init__(self, tables: Tables, recovery: Recovery) -> None:
         self.tables = tables
         self.recovery = recovery
-        self.keys: dict[str, dict[Client, tuple[int, Claimed | None]]] = {}
+        self.keys: dict[str, dict[Client, Seeker]] = {}
         self.look_at: float | None = None
 
     def keep(self, client: Client, key: str, gen: int, claim: Claimed | None, now: float) -> bool:
         """Whether somebody may still tell of the key; then the want waits for that."""
-        began = self.recovery.began
-        if began is None or client.session == PINS or (now >= began + SOUGHT and not self.recovery.absent):
+        if client.session == PINS or self._lived(SOUGHT, now):
             return False
         if len(self.keys) >= MOST or fit_key(key):
             return False
-        self.keys.setdefault(key, {})[client] = (gen, claim)
+        wants = self.keys.setdefault(key, {})
+        wants[client] = Seeker(gen, claim, client in wants and wants[client].told)
         if self.look_at is None:
             self.look_at = now + LOOK
         return True
@@ -48,7 +57,7 @@ class Sought:
     def drop(self, client: Client, key: str, gen: int | None = None) -> None:
         """The client does not want it any more, at least not under this generation."""
         wants = self.keys.get(key, {})
-        if client in wants and gen in (None, wants[client][0]):
+        if client in wants and gen in (None, wants[client].gen):
             del wants[client]
             if not wants:
                 del self.keys[key]
@@ -62,20 +71,34 @@ class Sought:
         """See which are known by now; in the end those that are not are answered."""
         if self.look_at is None or now < self.look_at:
             return
-        began = self.recovery.began
-        over = began is None or (now >= began + SOUGHT and not self.recovery.absent)
+        over = self._lived(SOUGHT, now)
         for key in list(self.keys):
             self._take(key, now)
             if not self.settle(intake, key) and over:
-                for client, (gen, _) in self.keys.pop(key).items():
-                    intake.unknown(client, key, gen)
+                for client, seeker in self.keys.pop(key).items():
+                    intake.unknown(client, key, seeker.gen)
+        if self._lived(LATE, now):
+            self._tell()
         self.look_at = now + LOOK + LOOK_KEY * len(self.keys) if self.keys else None
+
+    def _tell(self) -> None:
+        """Those who wait hear, once, that they may do so in vain."""
+        for key, wants in self.keys.items():
+            for client, seeker in wants.items():
+                if not seeker.told:
+                    self.tables.post(client, Unheard, (key, seeker.gen))
+                    wants[client] = seeker._replace(told=True)
+
+    def _lived(self, seconds: float, now: float) -> bool:
+        """Whether those who were here before this broker, if anybody was, have had so long to come back."""
+        began = self.recovery.began
+        return began is None or (now >= began + seconds and not self.recovery.absent)
 
     def _take(self, key: str, now: float) -> None:
         """Make data of what workers hold, if one of those who ask knows that it counts, or nobody will."""
         recovery, task = self.recovery, self.tables.tasks.get(key)
         if key in recovery.copies and (task is None or is_stub(task)):
-            claims = [claim for _, claim in self.keys[key].values() if claim is not None]
+            claims = [seeker.claim for seeker in self.keys[key].values() if seeker.claim is not None]
             there = next((claim for claim in claims if recovery.holds(key, claim)), None)
             if there is not None or (not claims and recovery.late(now)):
                 recovery.data(key, there or Claimed(ANY))
@@ -85,9 +108,9 @@ class Sought:
         task = self.tables.tasks.get(key)
         if task is None or is_gone(task):
             return False
-        for client, (gen, _) in self.keys.pop(key, {}).items():
+        for client, seeker in self.keys.pop(key, {}).items():
             if key not in client.wants:  # else it has submitted it meanwhile
-                intake.want_known(client, task, gen, blind=True)
+                intake.want_known(client, task, seeker.gen, blind=True)
         return True
 
     def check(self) -> None:

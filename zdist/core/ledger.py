@@ -75,6 +75,7 @@ class Ledger(Replay):
             m.Starved: self._starved,
             m.Lane: self._lane_told,
             m.Specs: self._learn,
+            m.Unheard: self._unheard,
             m.ActorReply: partial(self.calls.reply, CONTROL),
             m.ActorGone: self._actor_gone,
         }
@@ -277,6 +278,7 @@ class Ledger(Replay):
                 if entry.work is None:
                     self.placing.pop(row[0], None)
                     self.imports.pop(row[0], None)
+                    entry.sought = 0
                 if entry.waiters is not None:
                     resolved.append(entry)
             elif entry.status == FINISHED:
@@ -292,11 +294,6 @@ class Ledger(Replay):
                 self.collections.unsettled(entry, now)
             elif self.fetcher.wants(entry.key):
                 self.fetcher.relocate(entry.key, row[4], row[2], now, row[1])
-
-    def _current(self, key: Key) -> Entry | None:
-        """The entry that news of a key is about; None if it is about a want that is over."""
-        entry = self.entries.get(key)
-        return None if entry is None or not entry.gen or key in self.fences else entry
 
     def _failed(self, message: m.Failed, now: float) -> None:
         for key, payload, origin, text in message.rows:

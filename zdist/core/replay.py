@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from zdist import limits
-from zdist.core.entry import FINISHED, PENDING, UNHELD, UNKNOWN, Entry
+from zdist.core.entry import CANCELLED, FINISHED, PENDING, UNHELD, UNKNOWN, Entry
 from zdist.core.machine import CONTROL
 from zdist.core.wants import Wants
 from zdist.protocol import messages as m
@@ -26,6 +26,9 @@ class Replay(Wants):
         seconds, in which workers tell a broker that has taken another's place what they hold; None: it has not."""
         if now >= self.patient_until and not self.queue:
             self._trim_claims()
+        if now >= self.patient_until + limits.SOUGHT:  # the broker before this one has answered for what it sought
+            for entry in self.entries.values():
+                entry.sought = 0
         for table in (self.defined, self.fences, self.fenced, self.queue, self.again, self.spent):
             table.clear()
         self.parting.clear()
@@ -101,6 +104,25 @@ class Replay(Wants):
             places.setdefault(place, []).append(key)
         for (workers, copies), keys in places.items():
             self.send(CONTROL, m.Place(tuple(keys), workers, copies))
+
+    def _current(self, key: Key) -> Entry | None:
+        """The entry that news of a key is about; None if it is about a want that is over."""
+        entry = self.entries.get(key)
+        return None if entry is None or not entry.gen or key in self.fences else entry
+
+    def _unheard(self, message: m.Unheard, now: float) -> None:
+        """A successor seeks these. In the end it says whether anybody has them; if none lives that long, those that
+        have begun to seek them decide."""
+        rows = []
+        for key, gen in message.rows:
+            entry = self._current(key)
+            if entry is not None and entry.gen == gen and entry.status == PENDING:
+                entry.sought += 1
+                if entry.sought >= limits.SOUGHT_BY:
+                    rows.append((key, gen))
+                    self._end(entry, CANCELLED, UNKNOWN + self._lacking(entry, UNKNOWN))
+        if rows:
+            self._send_release(rows)
 
     @staticmethod
     def _early(entry: Entry, reason: str) -> bool:

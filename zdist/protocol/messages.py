@@ -44,6 +44,14 @@ from zdist.protocol.nodes import Mirrored as Mirrored
 from zdist.protocol.nodes import NodeEnded as NodeEnded
 from zdist.protocol.nodes import Overdue as Overdue
 from zdist.protocol.nodes import WorkerDied as WorkerDied
+from zdist.protocol.succession import ANY as ANY
+from zdist.protocol.succession import ANY_SPEC as ANY_SPEC
+from zdist.protocol.succession import SPEC as SPEC
+from zdist.protocol.succession import TOLD as TOLD
+from zdist.protocol.succession import Adopt as Adopt
+from zdist.protocol.succession import Claim as Claim
+from zdist.protocol.succession import Unheard as Unheard
+from zdist.protocol.succession import Unowned as Unowned
 
 PROTOCOL: Final = 1
 
@@ -135,20 +143,6 @@ class Want(NamedTuple):
 
     gen: int
     keys: tuple[Key, ...]
-
-
-SPEC, ANY, ANY_SPEC, TOLD = -1, -2, -3, -4  # in place of attempts
-
-
-class Claim(NamedTuple):
-    """Goes before a Submit or Want: keys of it that an earlier broker knew, and which attempt had finished them.
-
-    ANY: whichever finished it counts; TOLD: the one that others claim; SPEC: need not be started, others were
-    made of it; ANY_SPEC: ANY and SPEC. Values here come along: key, attempt, bytes, value, type name.
-    """
-
-    rows: tuple[tuple[Key, Attempt], ...]
-    values: tuple[tuple[Key, Attempt, int, Payload, str], ...] = ()
 
 
 class Release(NamedTuple):
@@ -346,19 +340,6 @@ class Held(NamedTuple):
     rows: tuple[tuple[Key, Attempt, int, str], ...]
 
 
-class Unowned(NamedTuple):
-    """What this worker runs for a broker that is no more: key, attempt."""
-
-    rows: tuple[tuple[Key, Attempt], ...]
-
-
-class Adopt(NamedTuple):
-    """Broker to worker: these Unowned attempts are this broker's from now on. Those that do not run are Returned,
-    unless their results have been announced as Held."""
-
-    rows: tuple[tuple[Key, Attempt], ...]
-
-
 class Missing(NamedTuple):
     """Keys that could not be had from these holders, who answered that they do not have them."""
 
@@ -433,7 +414,7 @@ Message: TypeAlias = (
     | TimeLimit | Interrupt | Overdue | Leaving | Dismiss
     | Unowned | Adopt | Mirror | Mirrored | NoCopy
     | ActorCall | ActorReply | ActorGone
-    | Specs | Alive
+    | Specs | Alive | Unheard
 )  # fmt: skip
 
 # The position is the code on the wire: append only, never reorder within a protocol version.

@@ -6,7 +6,22 @@ import pytest
 from broker_world import World
 
 from zdist.limits import COPIES_KEPT, SOUGHT
-from zdist.protocol.messages import SPEC, Cancel, Cancelled, Claim, Drop, Finished, Held, Hold, Rejected, Release, Want
+from zdist.protocol.messages import (
+    SPEC,
+    Alive,
+    Cancel,
+    Cancelled,
+    Claim,
+    Drop,
+    Finished,
+    Held,
+    Hold,
+    Rejected,
+    Release,
+    Subscribe,
+    Unheard,
+    Want,
+)
 from zdist_broker.recovery import LATE
 from zdist_broker.state import MEMORY
 
@@ -127,6 +142,22 @@ def test_a_key_that_says_what_it_is_may_be_submitted_when_others_have_brought_it
     w.submit("a", "x", named=False)
     assert finished(w, "c-0") == ["a", "a"] and w.task("a").fn is not None
     assert [row[0] for row in w.rows("c-0", Rejected)] == ["x"]  # data
+
+
+def test_who_waits_for_long_is_told_so_once(w: World) -> None:
+    w.send("n-0", Alive(("w-9",)))
+    gen = want(w, "a")
+    tick(w, LATE)
+    assert not w.rows("c-1", Unheard)  # a worker that lives may have it
+    w.worker("w-9")
+    w.send("w-9", Subscribe(1, (), {}, False))
+    tick(w, 0.5)
+    assert w.rows("c-1", Unheard) == [("a", gen)]
+    tick(w, 1.0)
+    want(w, "a")
+    want(w, "b", "c-0")
+    tick(w, 0.1)
+    assert not w.rows("c-1", Unheard) and [key for key, _ in w.rows("c-0", Unheard)] == ["b"]
 
 
 def test_nobody_waits_for_ever(w: World) -> None:
