@@ -53,9 +53,7 @@ class State:
         for key in value[-1] if value is not None and kind in WITH_FUTURES else ():
             self.pins[key] = self.pins.get(key, 0) + 1
             if self.pinner is None or key not in self.pinner.wants:
-                self.loose[key] = None
-                if self._known(key):  # at once, before its client lets go of it
-                    self._want(key)
+                self.loose[key] = None  # until the end of the turn, or until its client lets go of it
         self.store.set(kind, name, item, value)
         for key in old[-1] if old is not None and kind in WITH_FUTURES else ():
             self.pins[key] -= 1
@@ -117,3 +115,4 @@ class State:
         require(counted == pins, "shared: pins are not those of the cells")
         wanted = self.pinner.wants if self.pinner is not None else {}
         require(all(key in self.pins for key in wanted), "shared: something is wanted for no cell")
+        require(not any(key in wanted for key in self.loose), "shared: something is wanted, and is to be wanted")

@@ -77,6 +77,10 @@ EQUIVALENT = {
     "all((link.path == PEER for link in plan))": "whatever takes a relay ends later, and is not taken",
     "zdist.core.gather._unshared: without 'return [_single(keys, sum(sizes), ways[holders[0]], links, direct)]' if "
     "len(holders) == 1": "`_best` finds the same, but for rounding",
+    "zdist_broker.data.Data.tick: without 'return' if not self.tables.placing or now < self.look_at": "who is silent "
+    "is found out sooner, by the same measure",
+    "zdist.core.lineage.Lineage._release_spent: without 'return' if not spent and (not self.parting or self.leaving or "
+    "self.again_at < float('inf'))": "what is still to be said again keeps its inputs in the rest of the function, too",
     "zdist_broker.endpoint.BrokerEndpoint._accept: without 'return' if fresh is None": "who owes a confirmation is in "
     "`due` already, and what is not fresh goes no further",
     "zdist_broker.intake.Intake._create: without 'return' if not waiting": "all "

@@ -289,3 +289,44 @@ def test_a_pong_that_does_not_come_is_asked_for_once_a_heartbeat() -> None:
     assert 1.0 < asked[0] <= 1.25 * limits.HEARTBEAT
     assert [later - earlier <= limits.HEARTBEAT for earlier, later in pairwise(asked)] == [True] * (len(asked) - 1)
     assert 3.0 < w.now - heard <= 4.0
+
+
+# --- time, and what comes late -------------------------------------------------------------------------------
+
+
+def test_a_welcome_to_an_earlier_life_is_too_late() -> None:
+    w = World()
+    w.turn()
+    w.turn(WELCOME._replace(info={"life": 4}))
+    base = w.endpoint.session.base
+    w.machine.send(CONTROL, Ping())
+    w.turn(WELCOME._replace(info={"life": 3}))
+    assert w.endpoint.session.base == base and w.endpoint.session.sent == base + 1 and not w.machine.given_up
+
+
+def test_what_came_is_confirmed_when_nothing_else_is_said_for_a_while() -> None:
+    w = World()
+    w.turn()
+    w.turn(WELCOME)
+    w.endpoint.receive(CONTROL, Packet("w-1", w.endpoint.session.base + 1, 0, ()), w.now)
+    w.endpoint.turn(w.now)
+    assert w.endpoint.flush(w.now) == []
+    w.now += limits.ACK_DELAY
+    w.endpoint.turn(w.now)
+    ((_, packet),) = w.endpoint.flush(w.now)
+    assert packet.ack == w.endpoint.session.base + 1 and not packet.messages
+    assert w.endpoint.flush(w.now) == []
+
+
+def test_the_machine_is_called_when_its_time_has_come_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = World()
+    w.turn()
+    w.turn(WELCOME)
+    called: list[float] = []
+    monkeypatch.setattr(w.machine, "tick", called.append)
+    monkeypatch.setattr(w.machine, "deadline", lambda: 105.0)
+    for now in (104.0, 105.0, 106.0):
+        w.endpoint.turn(now)
+    monkeypatch.setattr(w.machine, "deadline", lambda: None)
+    w.endpoint.turn(107.0)
+    assert called == [105.0, 106.0]

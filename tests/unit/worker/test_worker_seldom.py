@@ -10,7 +10,7 @@ from test_worker_memory import LIMIT, MIB, Bench
 
 from zdist import limits
 from zdist.core.links import Host
-from zdist.core.machine import Route
+from zdist.core.machine import CONTROL, Route
 from zdist.core.reports import DoneRow, Reports
 from zdist.core.slot import HEADER, RECORD, read
 from zdist.core.store import BUSY_AFTER
@@ -93,3 +93,11 @@ def test_what_stands_behind_the_first_record_that_was_never_used_is_not_read() -
     used = HEADER.pack(7, 0.0, 1, 1).ljust(24, b"\0") + b"k"
     file = used.ljust(RECORD, b"\0") + bytes(RECORD) + used.ljust(RECORD, b"\0")
     assert [running.key for running in read(lambda length, offset: file[offset : offset + length])] == ["k"]
+
+
+def test_a_copy_that_is_to_be_dropped_is_not_announced() -> None:
+    worker = machine()
+    for key in ("a", "b"):
+        worker.inputs.held.append((key, 1, 5, "int"))
+    worker.handle(CONTROL, m.Drop(("b", "c")), 0.0)
+    assert [row[0] for row in worker.inputs.held] == ["a"]
