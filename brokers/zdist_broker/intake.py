@@ -12,6 +12,7 @@ from zdist.protocol.messages import (
     Cancelled,
     Claim,
     Interrupt,
+    Lost,
     Payload,
     Rejected,
     Release,
@@ -310,10 +311,13 @@ class Intake:
                 task = self.recovery.data(key, claims[key])
             elif (task is None or is_stub(task)) and key in self.recovery.copies and self.recovery.late(now):
                 task = self.recovery.data(key, Claimed(ANY))  # nobody else has claimed it
-            if task is not None and (task.fn is not None or task.state != RELEASED):
-                self.want_known(client, task, message.gen, blind=True)
-            elif not self.sought.keep(client, key, message.gen, claims.get(key), now):
+            here = self.sought.here(self.lifecycle, task)
+            if not here and self.sought.keep(client, key, message.gen, claims.get(key), now):
+                continue
+            if task is None or is_gone(task):
                 self.unknown(client, key, message.gen)
+            else:
+                self.want_known(client, task, message.gen, blind=True)
 
     def unknown(self, client: Client, key: str, gen: int) -> None:
         """The client wants a key that is in no table."""
@@ -337,6 +341,8 @@ class Intake:
             self.lifecycle.revive(task, "its inputs were released")
         else:
             self.lifecycle.announce(client, task)
+        if blind and task.state <= ASSIGNED and self.recovery.began is not None:
+            self.tables.post(client, Lost, task.key)  # so it need not be sought: see `seeking`
 
     def release(self, client: Client, message: Release, now: float) -> None:
         tasks, wants, alone, lifecycle = self.tables.tasks, client.wants, client.alone, self.lifecycle

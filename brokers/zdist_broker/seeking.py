@@ -1,8 +1,8 @@
 """Keys that are asked for before anybody has told a successor of them. PURE.
 
 A client that has a future from another may ask for it sooner than that other, or a worker that runs it, has come back.
-Its want is kept until the key is known, and it is told that this may be in vain, as the broker may not live to say that
-it is. What workers hold and nobody has claimed by then it is given as it is.
+Its want is kept until the key is known, and all that it may have to be made of again. It is told that this may be in
+vain, as the broker may not live to say that it is. What workers hold and nobody has claimed by then it gets as it is.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from zdist.limits import SOUGHT
 from zdist.protocol.messages import ANY, Unheard
 from zdist_broker.parse import fit_key
 from zdist_broker.recovery import LATE, Recovery, is_gone, is_stub
-from zdist_broker.state import PINS, Claimed, Client, Tables
+from zdist_broker.state import PINS, RELEASED, Claimed, Client, Tables, Task
 
 if TYPE_CHECKING:
     from zdist_broker.intake import Intake
+    from zdist_broker.lifecycle import Lifecycle
 
 __all__ = ["Sought"]
 
@@ -41,6 +42,7 @@ class Sought:
         self.recovery = recovery
         self.keys: dict[str, dict[Client, Seeker]] = {}
         self.look_at: float | None = None
+        self.looked = 0  # tasks that the last look went over
 
     def keep(self, client: Client, key: str, gen: int, claim: Claimed | None, now: float) -> bool:
         """Whether somebody may still tell of the key; then the want waits for that."""
@@ -72,14 +74,14 @@ class Sought:
         if self.look_at is None or now < self.look_at:
             return
         over = self._lived(SOUGHT, now)
+        self.looked = 0
         for key in list(self.keys):
-            self._take(key, now)
-            if not self.settle(intake, key) and over:
-                for client, seeker in self.keys.pop(key).items():
-                    intake.unknown(client, key, seeker.gen)
+            if key in self.keys:
+                self._take(key, now)
+                self.settle(intake, key, over=over)
         if self._lived(LATE, now):
             self._tell()
-        self.look_at = now + LOOK + LOOK_KEY * len(self.keys) if self.keys else None
+        self.look_at = now + LOOK + LOOK_KEY * (len(self.keys) + self.looked) if self.keys else None
 
     def _tell(self) -> None:
         """Those who wait hear, once, that they may do so in vain."""
@@ -103,15 +105,27 @@ class Sought:
             if there is not None or (not claims and recovery.late(now)):
                 recovery.data(key, there or Claimed(ANY))
 
-    def settle(self, intake: Intake, key: str) -> bool:
-        """Whether it is known by now, and those who wait have it."""
-        task = self.tables.tasks.get(key)
+    def settle(self, intake: Intake, key: str, *, over: bool = False) -> None:
+        """Those who wait have it if it is known by now, or are told what is lacking if the time is over."""
+        while wants := self.keys.get(key):
+            task = self.tables.tasks.get(key)  # what the one before was told may have been its end
+            if not over and not self.here(intake.lifecycle, task):
+                return
+            client, seeker = wants.popitem()
+            if not wants:
+                del self.keys[key]
+            if task is None or is_gone(task):
+                intake.unknown(client, key, seeker.gen)
+            elif key not in client.wants:  # else it has submitted it meanwhile
+                intake.want_known(client, task, seeker.gen, blind=True)
+
+    def here(self, lifecycle: Lifecycle, task: Task | None) -> bool:
+        """Whether it is known, and there, or made of nothing that somebody has yet to tell of."""
         if task is None or is_gone(task):
             return False
-        for client, seeker in self.keys.pop(key, {}).items():
-            if key not in client.wants:  # else it has submitted it meanwhile
-                intake.want_known(client, task, seeker.gen, blind=True)
-        return True
+        lineage = lifecycle.lineage(task) if task.state == RELEASED else ()
+        self.looked += len(lineage)
+        return not any(map(is_gone, lineage))
 
     def check(self) -> None:
         """Raise InvariantError if the books do not agree."""

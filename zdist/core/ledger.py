@@ -278,7 +278,7 @@ class Ledger(Replay):
                 if entry.work is None:
                     self.placing.pop(row[0], None)
                     self.imports.pop(row[0], None)
-                    entry.sought = 0
+                    entry.sought = ()
                 if entry.waiters is not None:
                     resolved.append(entry)
             elif entry.status == FINISHED:
@@ -342,11 +342,12 @@ class Ledger(Replay):
             self._send_release(rows)
 
     def _lost(self, message: m.Lost, now: float) -> None:
-        """Computed again: values that are here stay, everything else is pending."""
+        """Computed again, or known after all: values that are here stay, everything else is pending."""
         for key in message.keys:
             entry = self._current(key)
             if entry is None:
                 continue
+            entry.sought = ()
             if entry.status == ERROR or (entry.status == FINISHED and entry.outcome[3] is None):
                 entry.status, entry.outcome = PENDING, None
                 self.collections.unsettled(entry, now)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from zdist import limits
@@ -355,16 +355,12 @@ class Lineage(Machine[Route]):
     @staticmethod
     def _sought(entry: Entry) -> bool:
         """Whether it is made of something of others that the broker was asked for and has not denied yet."""
-        stack, seen = list(entry.parents), dict.fromkeys(entry.parents)
-        while stack:
-            parent = stack.pop()
-            if parent.status == PENDING:
-                if parent.work is None and parent.gen:
-                    return True
-                new = [other for other in parent.parents if other not in seen]
-                seen.update(dict.fromkeys(new))
-                stack += new
-        return False
+        return any(part.status == PENDING and part.work is None and part.gen for part in _parts(entry))
+
+    @staticmethod
+    def _in_vain(entry: Entry) -> bool:
+        """Whether something that it is made of was sought, and given up."""
+        return any(part.status == CANCELLED and part.outcome.startswith(UNKNOWN) for part in _parts(entry))
 
     def _lacking(self, entry: Entry, reason: str) -> str:
         """What this client knows, and the broker does not, of a key that nobody has: added to the reason."""
@@ -402,6 +398,18 @@ class Lineage(Machine[Route]):
         for key in keys:
             self.fences[key] = self.req
         self.send(CONTROL, m.Ask(self.req, "fence", None))
+
+
+def _parts(entry: Entry) -> Iterator[Entry]:
+    """What it is made of, seen through what is pending."""
+    stack, seen = list(entry.parents), dict.fromkeys(entry.parents)
+    while stack:
+        part = stack.pop()
+        yield part
+        if part.status == PENDING:
+            new = [other for other in part.parents if other not in seen]
+            seen.update(dict.fromkeys(new))
+            stack += new
 
 
 def _nothing_to_freeze(key: Key, attempt: int) -> None:

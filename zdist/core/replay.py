@@ -26,9 +26,6 @@ class Replay(Wants):
         seconds, in which workers tell a broker that has taken another's place what they hold; None: it has not."""
         if now >= self.patient_until and not self.queue:
             self._trim_claims()
-        if now >= self.patient_until + limits.SOUGHT:  # the broker before this one has answered for what it sought
-            for entry in self.entries.values():
-                entry.sought = 0
         for table in (self.defined, self.fences, self.fenced, self.queue, self.again, self.spent):
             table.clear()
         self.parting.clear()
@@ -116,20 +113,19 @@ class Replay(Wants):
         rows = []
         for key, gen in message.rows:
             entry = self._current(key)
-            if entry is not None and entry.gen == gen and entry.status == PENDING:
-                entry.sought += 1
-                if entry.sought >= limits.SOUGHT_BY:
+            if entry is not None and entry.gen == gen and entry.status == PENDING and self.epoch not in entry.sought:
+                entry.sought += (self.epoch,)
+                if len(entry.sought) >= limits.SOUGHT_BY:
                     rows.append((key, gen))
                     self._end(entry, CANCELLED, UNKNOWN + self._lacking(entry, UNKNOWN))
         if rows:
             self._send_release(rows)
 
-    @staticmethod
-    def _early(entry: Entry, reason: str) -> bool:
+    def _early(self, entry: Entry, reason: str) -> bool:
         """Whether another client may only just be submitting the key, or one that it depends on; or this one is to,
         which has asked for it before it knew how it is computed."""
         lacks = reason.endswith(UNHELD) and any(parent.status in (PENDING, FINISHED) for parent in entry.parents)
-        return entry.status == PENDING and (lacks or reason == UNKNOWN)
+        return entry.status == PENDING and ((lacks and not self._in_vain(entry)) or reason == UNKNOWN)
 
     def _once_more(self, entry: Entry, now: float) -> bool:
         """What was submitted elsewhere may have come here before it reached the broker: try a few times, and as long as

@@ -7,6 +7,7 @@ from broker_world import World
 
 from zdist.limits import COPIES_KEPT, SOUGHT
 from zdist.protocol.messages import (
+    ANY_SPEC,
     SPEC,
     Alive,
     Cancel,
@@ -16,6 +17,7 @@ from zdist.protocol.messages import (
     Finished,
     Held,
     Hold,
+    Lost,
     Rejected,
     Release,
     Subscribe,
@@ -142,6 +144,31 @@ def test_a_key_that_says_what_it_is_may_be_submitted_when_others_have_brought_it
     w.submit("a", "x", named=False)
     assert finished(w, "c-0") == ["a", "a"] and w.task("a").fn is not None
     assert [row[0] for row in w.rows("c-0", Rejected)] == ["x"]  # data
+
+
+def test_several_who_seek_what_turns_out_to_be_made_of_what_is_gone_are_all_told(w: World) -> None:
+    w.client("c-2")
+    for client in ("c-1", "c-2"):
+        want(w, "mid", client)
+    w.send("c-0", Claim((("mid", ANY_SPEC),)))  # only what others were made of
+    w.submit("mid", deps=("data",))
+    tick(w, 0.1)
+    assert not cancelled(w)  # its data may yet come
+    want(w, "mid", "c-2")
+    w.worker("w-9")
+    tick(w, SOUGHT)
+    assert cancelled(w) == cancelled(w, "c-2") == ["mid"]
+    tick(w, 0.1)
+    want(w, "mid")
+    assert cancelled(w) == ["mid"]
+
+
+def test_who_seeks_what_runs_is_told_that_it_is_known(w: World) -> None:
+    want(w, "a")
+    w.submit("a")
+    want(w, "a", "c-0")
+    tick(w, 0.1)
+    assert w.rows("c-1", Lost) == ["a"] and w.rows("c-0", Lost) == ["a"] and w.where("a")
 
 
 def test_who_waits_for_long_is_told_so_once(w: World) -> None:

@@ -394,9 +394,9 @@ def test_a_broker_that_had_given_the_session_up_is_told_everything_again() -> No
     assert claim.values == (("b", 1, 100, b"v", "int"),)  # nobody need hold it, nor compute it again
 
 
-def succeeded(ledger: Ledger, now: float = 10.0) -> list[Any]:
+def succeeded(ledger: Ledger, now: float = 10.0, epoch: int = 2) -> list[Any]:
     """Another broker takes over and gives its workers 2 s; what is said to it after these."""
-    ledger.welcomed(m.Welcome(2, 0, True, {"recover": 2.0}), now)
+    ledger.welcomed(m.Welcome(epoch, 0, True, {"recover": 2.0}), now)
     ledger.turn(now)
     assert not [x for x in ledger.take().pop(CONTROL, []) if not isinstance(x, m.Hold)]
     assert ledger.deadline() == now + 2.0

@@ -109,18 +109,20 @@ def test_what_others_were_made_of_is_released_while_one_is_tried_again(crashed: 
     ledger.dropped.append(tried)
     if crashed:
         crash(rig)
-    rig.wait(30.0)
-    assert ledger.again and theirs
+    rig.wait(2.0 if crashed else 0.5)
     made = []
-    for number in range(30):
+    for number in range(8):
         part = submit(ledger, OTHER, f"c-1-p{number}")
         data = hold(ledger, f"c-1-d{number}")
         made.append(submit(ledger, PLAIN, f"c-1-m{number}", f"c-1-p{number}", f"c-1-d{number}"))
         ledger.dropped.extend([part, data])
-        rig.wait(2.0)
+        rig.wait(0.75 if crashed else 0.25, 0.05)
         assert made[-1].status == FINISHED
-    rig.wait(10.0)
-    assert of_it.status == PENDING and len(stored(rig, "c-1-p")) < 3 and len(stored(rig, "c-1-d")) < 3
+    assert ledger.again and theirs and of_it.status == PENDING
+    waiting = 8 if crashed else 3  # at a successor all that may be finished stays for its first 10 s
+    assert len(stored(rig, "c-1-p")) <= waiting and len(stored(rig, "c-1-d")) <= waiting
+    rig.wait(20.0)
+    assert not stored(rig, "c-1-p") and not stored(rig, "c-1-d") and of_it.status == CANCELLED
     assert len(ledger.parting) < 5 and len(ledger.claims) < 5
 
 

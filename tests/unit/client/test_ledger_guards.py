@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import pytest
 from test_ledger import connected, deny, finish, kinds, succeeded, turn
 
 from zdist import limits
@@ -96,7 +97,7 @@ def sought() -> tuple[Ledger, Entry]:
     turn(ledger)
     finish(ledger, "x", None)
     ledger.handle(CONTROL, m.Drop(("x",)), 0.0)
-    succeeded(ledger, 10.0)
+    succeeded(ledger, 10.0, 2)
     return ledger, entry
 
 
@@ -109,8 +110,9 @@ def test_brokers_in_a_row_that_were_not_told_of_data_are_enough_to_give_it_up() 
     ledger, entry = sought()
     for n in range(1, limits.SOUGHT_BY):
         assert unheard(ledger, entry.gen) == [] and entry.status == PENDING
+        assert unheard(ledger, entry.gen) == []  # once more
+        succeeded(ledger, 10.0 + 5 * n, 2 + n)
         assert unheard(ledger, entry.gen - 1) == []  # it was said of an earlier want
-        succeeded(ledger, 10.0 + 5 * n)
     gen = entry.gen
     ledger.handle(CONTROL, m.Unheard((("x", gen),)), 0.0)
     assert entry.status == CANCELLED and entry.outcome == f"{UNKNOWN}: scattered data lost"
@@ -118,20 +120,15 @@ def test_brokers_in_a_row_that_were_not_told_of_data_are_enough_to_give_it_up() 
     assert release == m.Release((("x", gen),)) and not ledger.entries
 
 
-def test_what_one_of_them_has_found_is_sought_anew() -> None:
+@pytest.mark.parametrize("how", ["finished", "pending"])
+def test_what_one_of_them_has_found_is_sought_anew(how: str) -> None:
     ledger, entry = sought()
     for n in range(1, 2 * limits.SOUGHT_BY):
         unheard(ledger, entry.gen)
-        if n % 2:
+        if n % 2 and how == "finished":
             finish(ledger, "x", None)
             unheard(ledger, entry.gen)  # it was under way
-        succeeded(ledger, 10.0 + 5 * n)
-        assert entry.status == PENDING
-
-
-def test_brokers_that_lived_for_long_do_not_count() -> None:
-    ledger, entry = sought()
-    for n in range(1, 2 * limits.SOUGHT_BY):
-        unheard(ledger, entry.gen)
-        succeeded(ledger, 10.0 + 2.1 * limits.SOUGHT * n)
+        elif n % 2:
+            ledger.handle(CONTROL, m.Lost(("x",)), 0.0)
+        succeeded(ledger, 10.0 + 5 * n, 2 + n)
         assert entry.status == PENDING
