@@ -69,11 +69,10 @@ class Intake:
     # --- submissions --------------------------------------------------------------------------------
 
     def submit(self, client: Client, message: Submit, now: float) -> None:
-        digest, named, gen, options, rows = message
-        tables = self.tables
-        fn = tables.functions.get(digest)
+        digest, rows = message.fn, message.rows
+        fn = self.tables.functions.get(digest)
         try:
-            terms = self.placement.terms_for(parse_options(options))
+            terms = self.placement.terms_for(parse_options(message.options))
         except (ValueError, TypeError) as error:
             return self._decline(client, message, Cancelled, f"bad options: {error}")
         if fn is None:
@@ -81,9 +80,20 @@ class Intake:
             if reason:
                 return self._decline(client, message, Rejected, reason)
             client.parked = (digest, [message])
-            return tables.tell(client, WhichFunction(digest))
+            return self.tables.tell(client, WhichFunction(digest))
+        lacked = [row[0] for row in rows if row[0] in client.untaken] if client.untaken else ()
         if client.claims or self.recovery.copies or self.recovery.going:
-            return self._again(client, fn, message, terms)
+            self._again(client, fn, message, terms)
+        else:
+            self._anew(client, fn, message, terms)
+        for key in lacked:
+            if key in client.wants:
+                self._known(client, self.tables.tasks[key])
+
+    def _anew(self, client: Client, fn: Function, message: Submit, terms: Terms) -> None:
+        """A submission when all that there is is in the tables."""
+        _, named, gen, _, rows = message
+        tables = self.tables
         tasks, wants, alone, forget = tables.tasks, client.wants, client.alone, terms.forget
         settle(client, [row[0] for row in rows] if client.untaken else ())
         root, push, order, before = terms.root, terms.pool.push, tables.order, len(tables.tasks)
@@ -341,8 +351,13 @@ class Intake:
             self.lifecycle.revive(task, "its inputs were released")
         else:
             self.lifecycle.announce(client, task)
-        if blind and task.state <= ASSIGNED and self.recovery.began is not None:
-            self.tables.post(client, Lost, task.key)  # so it need not be sought: see `seeking`
+        if blind:
+            self._known(client, task)
+
+    def _known(self, client: Client, task: Task) -> None:
+        """Who has been told that a successor lacked something need not seek it any more."""
+        if task.state <= ASSIGNED and self.recovery.began is not None:
+            self.tables.post(client, Lost, task.key)
 
     def release(self, client: Client, message: Release, now: float) -> None:
         tasks, wants, alone, lifecycle = self.tables.tasks, client.wants, client.alone, self.lifecycle

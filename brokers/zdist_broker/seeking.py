@@ -2,7 +2,8 @@
 
 A client that has a future from another may ask for it sooner than that other, or a worker that runs it, has come back.
 Its want is kept until the key is known, and all that it may have to be made of again. It is told that this may be in
-vain, as the broker may not live to say that it is. What workers hold and nobody has claimed by then it gets as it is.
+vain, as the broker may not live to say that it is. What workers hold and nobody has claimed by then it gets as it is,
+and what they still run when that ends.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Sought:
         for key in list(self.keys):
             if key in self.keys:
                 self._take(key, now)
-                self.settle(intake, key, over=over)
+                self.settle(intake, key, over=over and key not in self.recovery.runs)
         if self._lived(LATE, now):
             self._tell()
         self.look_at = now + LOOK + LOOK_KEY * (len(self.keys) + self.looked) if self.keys else None
@@ -87,7 +88,7 @@ class Sought:
         """Those who wait hear, once, that they may do so in vain."""
         for key, wants in self.keys.items():
             for client, seeker in wants.items():
-                if not seeker.told:
+                if not seeker.told and key not in self.recovery.runs:
                     self.tables.post(client, Unheard, (key, seeker.gen))
                     wants[client] = seeker._replace(told=True)
 

@@ -64,6 +64,21 @@ def test_it_is_there_when_the_worker_that_has_it_comes_late(away: float) -> None
     assert data.status == his.status == FINISHED
 
 
+def test_what_still_runs_outlives_the_client_that_has_submitted_it_and_the_broker() -> None:
+    cluster = cluster_of()
+    one, two = cluster.clients
+    mine, his = submit(one, "c-client-0-k", b"hang"), want(two, "c-client-0-k")
+    cluster.run(lambda: any(worker.running for worker in cluster.workers()), 1.0)
+    (worker,) = [worker for worker in cluster.workers() if worker.running]
+    one.crash()
+    cluster.replace_broker(DOWN)
+    pass_time(cluster, 15.0)
+    assert his.status == mine.status == PENDING
+    (task,) = worker.running
+    worker._finish(task, 15.0)
+    assert comes_to(cluster, FINISHED, his)
+
+
 def test_what_is_made_of_it_and_of_what_another_has_running_is_told_at_last() -> None:
     cluster = cluster_of()
     one, two = cluster.clients

@@ -113,19 +113,18 @@ class Replay(Wants):
         rows = []
         for key, gen in message.rows:
             entry = self._current(key)
-            if entry is not None and entry.gen == gen and entry.status == PENDING and self.epoch not in entry.sought:
-                entry.sought += (self.epoch,)
-                if len(entry.sought) >= limits.SOUGHT_BY:
-                    rows.append((key, gen))
-                    self._end(entry, CANCELLED, UNKNOWN + self._lacking(entry, UNKNOWN))
+            if entry is not None and entry.gen == gen and entry.status == PENDING and self._sought_by_all(entry):
+                rows.append((key, gen))
+                self._end(entry, CANCELLED, UNKNOWN + self._lacking(entry, UNKNOWN))
         if rows:
             self._send_release(rows)
 
-    def _early(self, entry: Entry, reason: str) -> bool:
+    @staticmethod
+    def _early(entry: Entry, reason: str) -> bool:
         """Whether another client may only just be submitting the key, or one that it depends on; or this one is to,
         which has asked for it before it knew how it is computed."""
         lacks = reason.endswith(UNHELD) and any(parent.status in (PENDING, FINISHED) for parent in entry.parents)
-        return entry.status == PENDING and ((lacks and not self._in_vain(entry)) or reason == UNKNOWN)
+        return entry.status == PENDING and (lacks or reason == UNKNOWN)
 
     def _once_more(self, entry: Entry, now: float) -> bool:
         """What was submitted elsewhere may have come here before it reached the broker: try a few times, and as long as
@@ -135,4 +134,13 @@ class Replay(Wants):
         self.again[entry.key] = (when, times + 1)
         self.again_at = min(self.again_at, when)
         self.inputs = None
-        return times < limits.LOST_RETRIES or now < self.patient_until or self._sought(entry)
+        if now < self.patient_until:
+            lived = limits.SOUGHT - (self.patient_until - now)
+            return lived < 2 * limits.RECOVERY or not self._sought_by_all(entry)
+        return times < limits.LOST_RETRIES or (self._sought(entry) and not self._in_vain(entry))
+
+    def _sought_by_all(self, entry: Entry) -> bool:
+        """This broker has not been told of it, or of what it is made of: whether it is the last that may say so."""
+        if self.epoch not in entry.sought:
+            entry.sought += (self.epoch,)
+        return len(entry.sought) >= limits.SOUGHT_BY

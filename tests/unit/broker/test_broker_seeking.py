@@ -22,6 +22,7 @@ from zdist.protocol.messages import (
     Release,
     Subscribe,
     Unheard,
+    Unowned,
     Want,
 )
 from zdist_broker.recovery import LATE
@@ -169,6 +170,25 @@ def test_who_seeks_what_runs_is_told_that_it_is_known(w: World) -> None:
     want(w, "a", "c-0")
     tick(w, 0.1)
     assert w.rows("c-1", Lost) == ["a"] and w.rows("c-0", Lost) == ["a"] and w.where("a")
+
+
+def test_what_a_worker_still_runs_is_waited_for(w: World) -> None:
+    w.send("w-0", Unowned((("a", 7),)))
+    want(w, "a")
+    tick(w, LATE)
+    tick(w, SOUGHT)
+    assert not w.rows("c-1", Unheard) and not cancelled(w)
+    w.send("w-0", Held((("a", 7, 5, "int"),)))
+    tick(w, 0.1)
+    assert finished(w) == ["a"]
+
+
+def test_but_not_for_ever(w: World) -> None:
+    w.send("w-0", Unowned((("a", 7),)))
+    want(w, "a")
+    tick(w, COPIES_KEPT)
+    tick(w, 0.1)
+    assert cancelled(w) == ["a"]
 
 
 def test_who_waits_for_long_is_told_so_once(w: World) -> None:
