@@ -87,6 +87,22 @@ def test_data_that_is_cancelled_is_not_kept() -> None:
     assert entry.status == CANCELLED and not ledger.placing and ledger.store.get("x") is None
 
 
+def test_who_waits_for_a_key_hears_when_this_client_itself_brings_it() -> None:
+    ledger = connected()
+    (entry,) = ledger.want(["x"])
+    turn(ledger)
+    told: list[Entry] = []
+
+    class Waiter:
+        def resolved(self, entry: Entry, /) -> None:
+            told.append(entry)
+
+    entry.waiters = [Waiter()]
+    ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=True)
+    turn(ledger)
+    assert told == [entry] and entry.status == FINISHED
+
+
 # --- brokers that do not live for long -------------------------------------------------------------------------
 
 
