@@ -131,7 +131,7 @@ CANCELLED_KEPT: Final = 1024  # cancelled keys whose reason a client remembers
 RECOVERY: Final = 1.5  # seconds that a broker gives to those who were here before it to come back,
 SOUGHT: Final = 10.0  # in which keys that nobody has told it of may yet become known,
 COPIES_KEPT: Final = LEASE_CLIENT + 2.0  # and for which it keeps what their workers hold: a client may be late
-SOUGHT_BY: Final = 4  # brokers in a row that began to seek a key and did not live so long: then nobody has it
+SOUGHT_TOLD: Final = 1.0  # seconds between two words to those who wait for a key that is sought
 COPIES_MOST: Final = 1_000_000
 LOST_RETRIES: Final = 5  # times a want for an unknown key is asked again: its maker may have to connect anew
 

@@ -1,9 +1,9 @@
 """Keys that are asked for before anybody has told a successor of them. PURE.
 
 A client that has a future from another may ask for it sooner than that other, or a worker that runs it, has come back.
-Its want is kept until the key is known, and all that it may have to be made of again. It is told that this may be in
-vain, as the broker may not live to say that it is. What workers hold and nobody has claimed by then it gets as it is,
-and what they still run when that ends.
+Its want is kept until the key is known, and all that it may have to be made of again. It is told for how long that has
+been in vain, as the broker may not live to say that it is. What workers hold and nobody has claimed by then it gets as
+it is, and what they still run when that ends.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zdist.core.machine import require
-from zdist.limits import SOUGHT
+from zdist.limits import RECOVERY, SOUGHT, SOUGHT_TOLD
 from zdist.protocol.messages import ANY, Unheard
 from zdist_broker.parse import fit_key
-from zdist_broker.recovery import LATE, Recovery, is_gone, is_stub
+from zdist_broker.recovery import Recovery, is_gone, is_stub
 from zdist_broker.state import PINS, RELEASED, Claimed, Client, Tables, Task
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ MOST: Final = 100_000
 
 
 class Seeker(NamedTuple):
-    """Of one client and key: the want's generation, what is claimed of it, whether `Unheard` has been said."""
+    """Of one client and key: the want's generation, what is claimed of it, when `Unheard` is next said."""
 
     gen: int
     claim: Claimed | None
-    told: bool
+    tell_at: float
 
 
 class Sought:
@@ -47,12 +47,12 @@ class Sought:
 
     def keep(self, client: Client, key: str, gen: int, claim: Claimed | None, now: float) -> bool:
         """Whether somebody may still tell of the key; then the want waits for that."""
-        if client.session == PINS or self._lived(SOUGHT, now):
+        if client.session == PINS or self._over(now):
             return False
         if len(self.keys) >= MOST or fit_key(key):
             return False
-        wants = self.keys.setdefault(key, {})
-        wants[client] = Seeker(gen, claim, client in wants and wants[client].told)
+        tell_at = max(now, (self.recovery.began or 0.0) + RECOVERY) + SOUGHT_TOLD
+        self.keys.setdefault(key, {})[client] = Seeker(gen, claim, tell_at)
         if self.look_at is None:
             self.look_at = now + LOOK
         return True
@@ -74,28 +74,28 @@ class Sought:
         """See which are known by now; in the end those that are not are answered."""
         if self.look_at is None or now < self.look_at:
             return
-        over = self._lived(SOUGHT, now)
+        over = self._over(now)
         self.looked = 0
         for key in list(self.keys):
             if key in self.keys:
                 self._take(key, now)
                 self.settle(intake, key, over=over and key not in self.recovery.runs)
-        if self._lived(LATE, now):
-            self._tell()
+        if not self.recovery.absent:
+            self._tell(now)
         self.look_at = now + LOOK + LOOK_KEY * (len(self.keys) + self.looked) if self.keys else None
 
-    def _tell(self) -> None:
-        """Those who wait hear, once, that they may do so in vain."""
+    def _tell(self, now: float) -> None:
+        """Those who wait hear how long it has been in vain."""
         for key, wants in self.keys.items():
             for client, seeker in wants.items():
-                if not seeker.told and key not in self.recovery.runs:
+                if now >= seeker.tell_at and key not in self.recovery.runs:
                     self.tables.post(client, Unheard, (key, seeker.gen))
-                    wants[client] = seeker._replace(told=True)
+                    wants[client] = seeker._replace(tell_at=now + SOUGHT_TOLD)
 
-    def _lived(self, seconds: float, now: float) -> bool:
-        """Whether those who were here before this broker, if anybody was, have had so long to come back."""
+    def _over(self, now: float) -> bool:
+        """Whether those who were here before this broker, if anybody was, have had the time to tell of everything."""
         began = self.recovery.began
-        return began is None or (now >= began + seconds and not self.recovery.absent)
+        return began is None or (now >= began + SOUGHT and not self.recovery.absent)
 
     def _take(self, key: str, now: float) -> None:
         """Make data of what workers hold, if one of those who ask knows that it counts, or nobody will."""

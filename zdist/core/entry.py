@@ -78,7 +78,7 @@ class Entry:
         self.was = 0  # generation of the want that a submission replaces, unless it is refused
         self.heard = False  # it was finished when it was let go of
         self.told = 0  # epoch of the broker that was given this spec
-        self.sought: tuple[int, ...] = ()  # epochs of brokers in a row that lacked it, or what it is made of
+        self.sought = 0.0  # seconds for which brokers in a row have lacked it, or what it is made of
         self.load = 0  # its share of the submission window while the broker works on it
         self.parents: tuple[Entry, ...] = ()
         self.waiters: list[Waiter] | None = None

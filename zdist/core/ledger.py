@@ -278,7 +278,7 @@ class Ledger(Replay):
                 if entry.work is None:
                     self.placing.pop(row[0], None)
                     self.imports.pop(row[0], None)
-                    entry.sought = ()
+                    entry.sought = 0.0
                 if entry.waiters is not None:
                     resolved.append(entry)
             elif entry.status == FINISHED:
@@ -347,7 +347,7 @@ class Ledger(Replay):
             entry = self._current(key)
             if entry is None:
                 continue
-            entry.sought = ()
+            entry.sought = 0.0
             if entry.status == ERROR or (entry.status == FINISHED and entry.outcome[3] is None):
                 entry.status, entry.outcome = PENDING, None
                 self.collections.unsettled(entry, now)

@@ -16,6 +16,9 @@ __all__ = ["Replay"]
 ASK_AGAIN: Final = 0.1  # seconds before a want for an unknown key is repeated; doubles
 DOUBLINGS: Final = 5  # so often at most
 LONGEST: Final = 60.0  # seconds that a broker may ask for
+ENOUGH: Final = (
+    limits.SOUGHT - limits.RECOVERY
+)  # seconds of being sought by brokers in a row, as one that lives on does
 
 
 class Replay(Wants):
@@ -108,14 +111,16 @@ class Replay(Wants):
         return None if entry is None or not entry.gen or key in self.fences else entry
 
     def _unheard(self, message: m.Unheard, now: float) -> None:
-        """A successor seeks these. In the end it says whether anybody has them; if none lives that long, those that
-        have begun to seek them decide."""
+        """A successor seeks these. In the end it says whether anybody has them; if none lives that long, the time for
+        which all have sought them decides."""
         rows = []
         for key, gen in message.rows:
             entry = self._current(key)
-            if entry is not None and entry.gen == gen and entry.status == PENDING and self._sought_by_all(entry):
-                rows.append((key, gen))
-                self._end(entry, CANCELLED, UNKNOWN + self._lacking(entry, UNKNOWN))
+            if entry is not None and entry.gen == gen and entry.status == PENDING:
+                entry.sought += limits.SOUGHT_TOLD
+                if entry.sought >= ENOUGH:
+                    rows.append((key, gen))
+                    self._end(entry, CANCELLED, UNKNOWN + self._lacking(entry, UNKNOWN))
         if rows:
             self._send_release(rows)
 
@@ -135,12 +140,6 @@ class Replay(Wants):
         self.again_at = min(self.again_at, when)
         self.inputs = None
         if now < self.patient_until:
-            lived = limits.SOUGHT - (self.patient_until - now)
-            return lived < 2 * limits.RECOVERY or not self._sought_by_all(entry)
+            entry.sought += ASK_AGAIN * 2 ** min(times - 1, DOUBLINGS) if times else 0.0
+            return entry.sought < ENOUGH
         return times < limits.LOST_RETRIES or (self._sought(entry) and not self._in_vain(entry))
-
-    def _sought_by_all(self, entry: Entry) -> bool:
-        """This broker has not been told of it, or of what it is made of: whether it is the last that may say so."""
-        if self.epoch not in entry.sought:
-            entry.sought += (self.epoch,)
-        return len(entry.sought) >= limits.SOUGHT_BY

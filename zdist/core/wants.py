@@ -179,7 +179,7 @@ class Wants(Lanes):
             self.gen += 1
             for key, *_ in part:
                 entry = self.entries[key]
-                entry.gen, entry.told, entry.sought = self.gen, self.epoch, ()
+                entry.gen, entry.told, entry.sought = self.gen, self.epoch, 0.0
             self.send(CONTROL, m.Hold(self.gen, part))
 
     def place(self, entries: Iterable[Entry], workers: tuple[str, ...], copies: int) -> None:

@@ -26,7 +26,7 @@ class Claim(NamedTuple):
 
 
 class Unheard(NamedTuple):
-    """Broker to client: nobody who has come back has told of these keys, which are sought on: key, generation."""
+    """Broker to client: nobody has told of these keys for another second, and they are sought on: key, generation."""
 
     rows: tuple[tuple[Key, int], ...]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from broker_world import World
 
-from zdist.limits import COPIES_KEPT, SOUGHT
+from zdist.limits import COPIES_KEPT, SOUGHT, SOUGHT_TOLD
 from zdist.protocol.messages import (
     ANY_SPEC,
     SPEC,
@@ -191,7 +191,7 @@ def test_but_not_for_ever(w: World) -> None:
     assert cancelled(w) == ["a"]
 
 
-def test_who_waits_for_long_is_told_so_once(w: World) -> None:
+def test_who_waits_is_told_so_every_second(w: World) -> None:
     w.send("n-0", Alive(("w-9",)))
     gen = want(w, "a")
     tick(w, LATE)
@@ -200,11 +200,13 @@ def test_who_waits_for_long_is_told_so_once(w: World) -> None:
     w.send("w-9", Subscribe(1, (), {}, False))
     tick(w, 0.5)
     assert w.rows("c-1", Unheard) == [("a", gen)]
-    tick(w, 1.0)
-    want(w, "a")
+    tick(w, SOUGHT_TOLD - 0.1)
     want(w, "b", "c-0")
+    assert not w.rows("c-1", Unheard)
     tick(w, 0.1)
-    assert not w.rows("c-1", Unheard) and [key for key, _ in w.rows("c-0", Unheard)] == ["b"]
+    assert w.rows("c-1", Unheard) == [("a", gen)] and not w.rows("c-0", Unheard)
+    tick(w, SOUGHT_TOLD)
+    assert [key for key, _ in w.rows("c-0", Unheard)] == ["b"]
 
 
 def test_nobody_waits_for_ever(w: World) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import gc
 
 import pytest
-from test_ledger import connected, deny, finish, kinds, succeeded, turn
+from test_ledger import NAMED_BY_HAND, connected, deny, finish, kinds, succeeded, turn
 
-from zdist import limits
-from zdist.core.entry import CANCELLED, FINISHED, PENDING, UNKNOWN, Entry, Work
+from zdist.core.entry import CANCELLED, FINISHED, PENDING, UNHELD, UNKNOWN, Entry, Work
 from zdist.core.ledger import Ledger
 from zdist.core.machine import CONTROL
 from zdist.core.store import Pieces
@@ -117,19 +116,20 @@ def sought() -> tuple[Ledger, Entry]:
     return ledger, entry
 
 
-def unheard(ledger: Ledger, gen: int) -> list[str]:
-    ledger.handle(CONTROL, m.Unheard((("x", gen), ("of-another", 1))), 0.0)
+def unheard(ledger: Ledger, gen: int, seconds: int = 1) -> list[str]:
+    for _ in range(seconds):
+        ledger.handle(CONTROL, m.Unheard((("x", gen), ("of-another", 1))), 0.0)
     return kinds(turn(ledger))
 
 
-def test_brokers_in_a_row_that_were_not_told_of_data_are_enough_to_give_it_up() -> None:
+def test_data_is_given_up_that_brokers_in_a_row_have_sought_for_as_long_as_one_would() -> None:
     ledger, entry = sought()
-    for n in range(1, limits.SOUGHT_BY):
-        assert unheard(ledger, entry.gen) == [] and entry.status == PENDING
-        assert unheard(ledger, entry.gen) == []  # once more
+    for n in range(1, 3):
+        assert unheard(ledger, entry.gen, 3) == [] and entry.status == PENDING
         succeeded(ledger, 10.0 + 5 * n, 2 + n)
-        assert unheard(ledger, entry.gen - 1) == []  # it was said of an earlier want
+        assert unheard(ledger, entry.gen - 1, 9) == []  # it was said of an earlier want
     gen = entry.gen
+    assert unheard(ledger, gen, 2) == []
     ledger.handle(CONTROL, m.Unheard((("x", gen),)), 0.0)
     assert entry.status == CANCELLED and entry.outcome == f"{UNKNOWN}: scattered data lost"
     (release, *_) = turn(ledger)
@@ -139,8 +139,8 @@ def test_brokers_in_a_row_that_were_not_told_of_data_are_enough_to_give_it_up() 
 @pytest.mark.parametrize("how", ["finished", "pending"])
 def test_what_one_of_them_has_found_is_sought_anew(how: str) -> None:
     ledger, entry = sought()
-    for n in range(1, 2 * limits.SOUGHT_BY):
-        unheard(ledger, entry.gen)
+    for n in range(1, 8):
+        unheard(ledger, entry.gen, 4)
         if n % 2 and how == "finished":
             finish(ledger, "x", None)
             unheard(ledger, entry.gen)  # it was under way
@@ -148,3 +148,24 @@ def test_what_one_of_them_has_found_is_sought_anew(how: str) -> None:
             ledger.handle(CONTROL, m.Lost(("x",)), 0.0)
         succeeded(ledger, 10.0 + 5 * n, 2 + n)
         assert entry.status == PENDING
+
+
+def test_a_task_is_given_up_that_they_have_refused_for_so_long() -> None:
+    ledger = connected()
+    ledger.want(["a"])
+    (entry,) = ledger.submit(NAMED_BY_HAND, [("b", b"", ("a",))])
+    turn(ledger)
+    tries, now, epoch = 0, 10.0, 2
+    while entry.status == PENDING:
+        succeeded(ledger, now, epoch)
+        until = now + 6.0
+        while now < until and entry.status == PENDING:
+            if entry.gen:
+                deny(ledger, now, ("b", f"depends on a{UNHELD}"))
+                tries += 1
+            now = max(now, ledger.deadline() or now)
+            ledger.tick(now)
+            ledger.turn(now)
+            ledger.take()
+        epoch += 1
+    assert entry.status == CANCELLED and epoch - 2 == 3 and tries > 12
