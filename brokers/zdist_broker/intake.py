@@ -28,7 +28,7 @@ from zdist_broker.parse import fit_key
 from zdist_broker.parse import options as parse_options
 from zdist_broker.placement import Placement
 from zdist_broker.recovery import LAZILY, NOTHING, Recovery, is_gone, is_stub
-from zdist_broker.seeking import Sought
+from zdist_broker.seeking import Lacking, Sought
 from zdist_broker.state import (
     ASSIGNED,
     LAZY,
@@ -81,7 +81,7 @@ class Intake:
                 return self._decline(client, message, Rejected, reason)
             client.parked = (digest, [message])
             return self.tables.tell(client, WhichFunction(digest))
-        lacked = [row[0] for row in rows if row[0] in client.untaken] if client.untaken else ()
+        lacked = [row[0] for row in rows if row[0] in client.untaken or row[0] in client.claims]
         if client.claims or self.recovery.copies or self.recovery.going:
             self._again(client, fn, message, terms)
         else:
@@ -314,6 +314,7 @@ class Intake:
 
     def want(self, client: Client, message: Want, now: float) -> None:
         claims, client.claims = client.claims, {}
+        lacking = Lacking(self.recovery)
         settle(client, message.keys)
         for key in message.keys:
             task = self.tables.tasks.get(key)
@@ -321,8 +322,8 @@ class Intake:
                 task = self.recovery.data(key, claims[key])
             elif (task is None or is_stub(task)) and key in self.recovery.copies and self.recovery.late(now):
                 task = self.recovery.data(key, Claimed(ANY))  # nobody else has claimed it
-            here = self.sought.here(self.lifecycle, task)
-            if not here and self.sought.keep(client, key, message.gen, claims.get(key), now):
+            seeks = key not in client.wants and lacking(key, task)  # who has submitted it does that again
+            if seeks and self.sought.keep(client, key, message.gen, claims.get(key), now):
                 continue
             if task is None or is_gone(task):
                 self.unknown(client, key, message.gen)

@@ -8,6 +8,7 @@ it is, and what they still run when that ends.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zdist.core.machine import require
@@ -19,12 +20,12 @@ from zdist_broker.state import PINS, RELEASED, Claimed, Client, Tables, Task
 
 if TYPE_CHECKING:
     from zdist_broker.intake import Intake
-    from zdist_broker.lifecycle import Lifecycle
 
-__all__ = ["Sought"]
+__all__ = ["Lacking", "Sought"]
 
-LOOK, LOOK_KEY = 0.02, 1e-5  # seconds between looks whether they are known, and more for each key
+LOOK, LOOK_KEY, LOOK_TASK = 0.02, 1e-5, 2e-6  # seconds between looks, and more for each key and task
 MOST: Final = 100_000
+COMES, LACKS = 1, 2
 
 
 class Seeker(NamedTuple):
@@ -35,6 +36,38 @@ class Seeker(NamedTuple):
     tell_at: float
 
 
+class Lacking:
+    """Whether keys can be had: there, or made of nothing that somebody has yet to tell of. Each task is looked at once.
+
+    0; COMES: not yet, but somebody runs or tries to submit all that is lacking; LACKS.
+    """
+
+    def __init__(self, recovery: Recovery, tried: Set[str] = frozenset()) -> None:
+        self.comes = (recovery.runs.keys(), tried)
+        self.tasks: dict[Task, int] = {}
+
+    def __call__(self, key: str, task: Task | None) -> int:
+        if task is None:
+            return self._unknown(key)
+        if task.state != RELEASED:
+            return 0
+        known, stack = self.tasks, [task]
+        while stack:
+            part = stack[-1]
+            released = [dep for dep in part.deps if dep.state == RELEASED]
+            new = [dep for dep in released if dep not in known]
+            if new and part not in known:
+                stack += new
+                continue
+            gone = self._unknown(part.key) if is_gone(part) else 0
+            known[part] = max([gone, *[known[dep] for dep in released]])
+            stack.pop()
+        return known[task]
+
+    def _unknown(self, key: str) -> int:
+        return COMES if any(key in some for some in self.comes) else LACKS
+
+
 class Sought:
     """Who wants keys that are in no table: under which generation, and what is claimed of it."""
 
@@ -43,7 +76,6 @@ class Sought:
         self.recovery = recovery
         self.keys: dict[str, dict[Client, Seeker]] = {}
         self.look_at: float | None = None
-        self.looked = 0  # tasks that the last look went over
 
     def keep(self, client: Client, key: str, gen: int, claim: Claimed | None, now: float) -> bool:
         """Whether somebody may still tell of the key; then the want waits for that."""
@@ -74,43 +106,61 @@ class Sought:
         """See which are known by now; in the end those that are not are answered."""
         if self.look_at is None or now < self.look_at:
             return
-        over = self._over(now)
-        self.looked = 0
+        over, lacking = self._over(now), Lacking(self.recovery, self._tried(now))
         for key in list(self.keys):
             if key in self.keys:
                 self._take(key, now)
-                self.settle(intake, key, over=over and key not in self.recovery.runs)
+                self._settle(intake, key, lacking, over)
         if not self.recovery.absent:
-            self._tell(now)
-        self.look_at = now + LOOK + LOOK_KEY * (len(self.keys) + self.looked) if self.keys else None
+            self._tell(lacking, now)
+        pause = LOOK + LOOK_KEY * len(self.keys) + LOOK_TASK * len(lacking.tasks)
+        self.look_at = now + pause if self.keys else None
 
-    def _tell(self, now: float) -> None:
+    def _tell(self, lacking: Lacking, now: float) -> None:
         """Those who wait hear how long it has been in vain."""
         for key, wants in self.keys.items():
-            for client, seeker in wants.items():
-                if now >= seeker.tell_at and key not in self.recovery.runs:
-                    self.tables.post(client, Unheard, (key, seeker.gen))
-                    wants[client] = seeker._replace(tell_at=now + SOUGHT_TOLD)
+            if any(now >= seeker.tell_at for seeker in wants.values()) and lacking(key, self._task(key)) == LACKS:
+                for client, seeker in wants.items():
+                    if now >= seeker.tell_at:
+                        self.tables.post(client, Unheard, (key, seeker.gen))
+                        wants[client] = seeker._replace(tell_at=now + SOUGHT_TOLD)
 
     def _over(self, now: float) -> bool:
         """Whether those who were here before this broker, if anybody was, have had the time to tell of everything."""
         began = self.recovery.began
         return began is None or (now >= began + SOUGHT and not self.recovery.absent)
 
+    def _tried(self, now: float) -> Set[str]:
+        """Keys that clients could not submit yet, for want of others, and may try again."""
+        until = self.recovery.until
+        some = [client.untaken for client in self.tables.clients.values() if client.untaken]
+        if until is None or now >= until or not some:
+            return frozenset()
+        return {key for untaken in some for key, rejected in untaken.items() if not rejected}
+
+    def _task(self, key: str) -> Task | None:
+        return self.tables.tasks.get(key)
+
     def _take(self, key: str, now: float) -> None:
         """Make data of what workers hold, if one of those who ask knows that it counts, or nobody will."""
-        recovery, task = self.recovery, self.tables.tasks.get(key)
+        recovery, task = self.recovery, self._task(key)
         if key in recovery.copies and (task is None or is_stub(task)):
             claims = [seeker.claim for seeker in self.keys[key].values() if seeker.claim is not None]
             there = next((claim for claim in claims if recovery.holds(key, claim)), None)
             if there is not None or (not claims and recovery.late(now)):
                 recovery.data(key, there or Claimed(ANY))
 
-    def settle(self, intake: Intake, key: str, *, over: bool = False) -> None:
-        """Those who wait have it if it is known by now, or are told what is lacking if the time is over."""
+    def settle(self, intake: Intake, key: str) -> None:
+        """Those who wait have it if it is known by now."""
+        if key in self.keys:
+            self._settle(intake, key, Lacking(self.recovery), False)
+
+    def _settle(self, intake: Intake, key: str, lacking: Lacking, over: bool) -> None:
+        """``over``: those who wait in vain are told what is lacking."""
         while wants := self.keys.get(key):
-            task = self.tables.tasks.get(key)  # what the one before was told may have been its end
-            if not over and not self.here(intake.lifecycle, task):
+            task = self._task(key)  # what the one before was told may have been its end
+            lacks = lacking(key, task)
+            if lacks and not (over and lacks == LACKS):
                 return
             client, seeker = wants.popitem()
             if not wants:
@@ -119,14 +169,6 @@ class Sought:
                 intake.unknown(client, key, seeker.gen)
             elif key not in client.wants:  # else it has submitted it meanwhile
                 intake.want_known(client, task, seeker.gen, blind=True)
-
-    def here(self, lifecycle: Lifecycle, task: Task | None) -> bool:
-        """Whether it is known, and there, or made of nothing that somebody has yet to tell of."""
-        if task is None or is_gone(task):
-            return False
-        lineage = lifecycle.lineage(task) if task.state == RELEASED else ()
-        self.looked += len(lineage)
-        return not any(map(is_gone, lineage))
 
     def check(self) -> None:
         """Raise InvariantError if the books do not agree."""

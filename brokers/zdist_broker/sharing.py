@@ -53,7 +53,9 @@ class State:
         for key in value[-1] if value is not None and kind in WITH_FUTURES else ():
             self.pins[key] = self.pins.get(key, 0) + 1
             if self.pinner is None or key not in self.pinner.wants:
-                self.loose[key] = None  # until the end of the turn, or until its client lets go of it
+                self.loose[key] = None
+                if self._known(key):  # at once, before its client lets go of it
+                    self._want(key)
         self.store.set(kind, name, item, value)
         for key in old[-1] if old is not None and kind in WITH_FUTURES else ():
             self.pins[key] -= 1

@@ -278,7 +278,6 @@ class Ledger(Replay):
                 if entry.work is None:
                     self.placing.pop(row[0], None)
                     self.imports.pop(row[0], None)
-                    entry.sought = 0.0
                 if entry.waiters is not None:
                     resolved.append(entry)
             elif entry.status == FINISHED:

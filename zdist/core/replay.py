@@ -54,6 +54,8 @@ class Replay(Wants):
                 elif entry.told or entry in known:
                     self.claims[entry] = m.ANY if entry.heard or self._unique(entry) else m.TOLD
             entry.gen = entry.load = entry.told = entry.was = 0  # also if it is the same broker, which had given us up
+            if entry.status == FINISHED:
+                entry.sought = 0.0
             own = entry.work is None and self.store.get(entry.key) is not None
             if entry.status == FINISHED and entry.outcome[3] is None and not own:
                 self.claims[entry] = imports[entry.key] = entry.outcome[1]
@@ -124,11 +126,11 @@ class Replay(Wants):
         if rows:
             self._send_release(rows)
 
-    @staticmethod
-    def _early(entry: Entry, reason: str) -> bool:
+    def _early(self, entry: Entry, reason: str) -> bool:
         """Whether another client may only just be submitting the key, or one that it depends on; or this one is to,
-        which has asked for it before it knew how it is computed."""
-        lacks = reason.endswith(UNHELD) and any(parent.status in (PENDING, FINISHED) for parent in entry.parents)
+        which has asked for it before it knew how it is computed; or a worker may bring it, as it had been finished."""
+        parents = any(parent.status in (PENDING, FINISHED) for parent in entry.parents)
+        lacks = reason.endswith(UNHELD) and (parents or self.claims.get(entry, m.SPEC) >= 0)
         return entry.status == PENDING and (lacks or reason == UNKNOWN)
 
     def _once_more(self, entry: Entry, now: float) -> bool:
@@ -141,5 +143,8 @@ class Replay(Wants):
         self.inputs = None
         if now < self.patient_until:
             entry.sought += ASK_AGAIN * 2 ** min(times - 1, DOUBLINGS) if times else 0.0
-            return entry.sought < ENOUGH
-        return times < limits.LOST_RETRIES or (self._sought(entry) and not self._in_vain(entry))
+            if entry.sought < ENOUGH:
+                return True
+        elif times < limits.LOST_RETRIES:
+            return True
+        return self._sought(entry) and not self._in_vain(entry)

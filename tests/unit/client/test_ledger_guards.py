@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 import pytest
-from test_ledger import NAMED_BY_HAND, connected, deny, finish, kinds, succeeded, turn
+from test_ledger import connected, deny, finish, kinds, succeeded, turn
 
 from zdist.core.entry import CANCELLED, FINISHED, PENDING, UNHELD, UNKNOWN, Entry, Work
 from zdist.core.ledger import Ledger
@@ -150,22 +150,26 @@ def test_what_one_of_them_has_found_is_sought_anew(how: str) -> None:
         assert entry.status == PENDING
 
 
-def test_a_task_is_given_up_that_they_have_refused_for_so_long() -> None:
+def test_a_result_is_given_up_that_they_have_not_been_told_of_for_so_long() -> None:
     ledger = connected()
-    ledger.want(["a"])
-    (entry,) = ledger.submit(NAMED_BY_HAND, [("b", b"", ("a",))])
+    ledger.hold([("x", Pieces([b"data"]), "bytes")], finished=False)
+    (entry,) = ledger.submit(work(), [("a", b"", ("x",))])
     turn(ledger)
-    tries, now, epoch = 0, 10.0, 2
-    while entry.status == PENDING:
-        succeeded(ledger, now, epoch)
-        until = now + 6.0
-        while now < until and entry.status == PENDING:
-            if entry.gen:
-                deny(ledger, now, ("b", f"depends on a{UNHELD}"))
-                tries += 1
-            now = max(now, ledger.deadline() or now)
-            ledger.tick(now)
-            ledger.turn(now)
-            ledger.take()
+    for key in ("x", "a"):
+        finish(ledger, key, None)
+    ledger.handle(CONTROL, m.Drop(("x",)), 0.0)
+    ledger.cancel([ledger.entries["x"]], force=False)
+    turn(ledger)
+    now, epoch = 10.0, 1
+    while entry.status != CANCELLED and epoch < 9:
         epoch += 1
-    assert entry.status == CANCELLED and epoch - 2 == 3 and tries > 12
+        succeeded(ledger, now, epoch)
+        until, now = now + 6.0, now + 2.0
+        while now < until and entry.status != CANCELLED:
+            deny(ledger, now, ("a", f"depends on x{UNHELD}"))
+            if entry.status != CANCELLED:
+                now = ledger.deadline() or until
+                ledger.tick(now)
+                turn(ledger, now)
+        now = until
+    assert entry.status == CANCELLED and epoch == 4
