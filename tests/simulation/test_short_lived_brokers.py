@@ -155,3 +155,86 @@ def test_data_that_is_scattered_anew_is_sought_anew() -> None:
     cluster.network.heal()
     pass_time(cluster, 4.0)
     assert mine.status == FINISHED
+
+
+def late(cluster: SimCluster, *names: str, away: float = 4.0, lives: float = 5.0) -> None:
+    """A broker to which these come later than it says what it seeks."""
+    cluster.network.partition(set(names))
+    cluster.replace_broker(DOWN)
+    pass_time(cluster, DOWN + away)
+    cluster.network.heal()
+    pass_time(cluster, lives)
+
+
+def test_a_result_that_each_of_them_finds_late_is_not_given_up() -> None:
+    cluster = cluster_of()
+    one, two = cluster.clients
+    part, his = submit(two, "c-client-1-x", b"lazy"), want(one, "c-client-1-x")
+    assert comes_to(cluster, FINISHED, part, his)
+    made = submit(one, "c-client-0-made", b"lazy", "c-client-1-x")
+    assert comes_to(cluster, FINISHED, made)
+    pass_time(cluster, 0.5)
+    away = [process.name for process in (*cluster.workers(), *cluster.nodes, two)]
+    for _ in range(6):
+        late(cluster, *away)
+        assert made.status == FINISHED
+
+
+@pytest.mark.parametrize("middle", [False, True])
+def test_nor_is_what_is_to_be_made_of_what_they_find_late(middle: bool) -> None:
+    cluster = cluster_of()
+    one, two = cluster.clients
+    part, his = submit(two, "c-client-1-x", b"hang"), want(one, "c-client-1-x")
+    made = submit(one, "c-client-0-made", b"hang", "c-client-1-x")
+    end = submit(one, "c-client-0-end", b"hang", "c-client-0-made") if middle else made
+    if middle:
+        let_go(one, made)
+    pass_time(cluster, 0.5)
+    for _ in range(6):
+        late(cluster, two.name, lives=4.0)
+        assert end.status == his.status == part.status == PENDING
+
+
+def test_nor_what_every_second_of_them_has_taken_at_once() -> None:
+    cluster = cluster_of()
+    one, two = cluster.clients
+    submit(two, "c-client-1-x", b"hang")
+    his = want(one, "c-client-1-x")
+    made = submit(one, "c-client-0-made", b"hang", "c-client-1-x")
+    pass_time(cluster, 0.5)
+    for _ in range(5):
+        late(cluster, two.name, away=LIVES, lives=0.0)
+        assert made.status == his.status == PENDING
+        late(cluster, one.name, away=3.5, lives=3.5)  # what it is made of is there before it is submitted
+        assert "c-client-0-made" in tables(cluster).tasks
+
+
+def test_nor_what_is_to_be_made_of_what_still_runs() -> None:
+    cluster = cluster_of()
+    one, two = cluster.clients
+    submit(one, "c-client-0-k", b"hang")
+    his, end = want(two, "c-client-0-k"), submit(two, "c-client-1-end", b"inline", "c-client-0-k")
+    cluster.run(lambda: any(worker.running for worker in cluster.workers()), 1.0)
+    (worker,) = [worker for worker in cluster.workers() if worker.running]
+    one.crash()
+    brokers(cluster, 6)
+    assert his.status == PENDING
+    worker._finish(worker.running[0], 15.0)
+    assert comes_to(cluster, FINISHED, his, end, limit=20.0)
+
+
+@pytest.mark.parametrize("chain", [False, True])
+def test_a_finished_result_on_a_late_worker_is_there_though_its_input_was_given_up(chain: bool) -> None:
+    cluster = cluster_of()
+    one, _ = cluster.clients
+    data = scatter(cluster, one, "data")
+    made = submit(one, "c-client-0-t", b"lazy", "data")
+    assert comes_to(cluster, FINISHED, made)
+    pass_time(cluster, 0.5)
+    for worker in cluster.workers():
+        worker.machine.store.drop("data", cluster.network.now)
+    (holder,) = [worker for worker in cluster.workers() if worker.machine.store.get(made.key) is not None]
+    brokers(cluster, 5 if chain else 1, lives=5.5 if chain else 40.0)
+    assert data.status == CANCELLED and made.status == FINISHED
+    late(cluster, holder.name, holder.node.name, lives=20.0)
+    assert made.status == FINISHED

@@ -92,3 +92,103 @@ def test_what_is_made_of_it_and_of_what_another_has_running_is_told_at_last() ->
     cluster.replace_broker(DOWN)
     pass_time(cluster, 30.0)
     assert running.status == his.status == PENDING and data.status == end.status == CANCELLED
+
+
+K = "c-client-2-k"
+
+
+@pytest.mark.parametrize("lives", [None, 5.5])
+def test_what_is_to_be_made_of_what_still_runs_is_waited_for(lives: float | None) -> None:
+    cluster = cluster_of(clients=3)
+    one, two, three = cluster.clients
+    submit(three, K, b"hang")
+    running = want(one, K)
+    mid = submit(one, MID, b"inline", K)
+    end = submit(one, "c-client-0-end", b"inline", MID)
+    pass_time(cluster, 0.5)
+    his = want(two, MID)
+    pass_time(cluster, 0.5)
+    (worker,) = [worker for worker in cluster.workers() if worker.running]
+    three.crash()
+    cluster.replace_broker(DOWN)
+    let_go(one, mid)
+    pass_time(cluster, lives or 20.0)
+    for _ in range(4 if lives else 0):
+        cluster.replace_broker(DOWN)
+        pass_time(cluster, lives or 0.0)
+    worker._finish(worker.running[0], 15.0)
+    assert comes_to(cluster, FINISHED, running, his, end, limit=10.0)
+
+
+@pytest.mark.parametrize("lives", [None, 5.0])
+def test_what_its_maker_waits_to_submit_is_not_lost_to_others(lives: float | None) -> None:
+    cluster = cluster_of(clients=3)
+    one, two, three = cluster.clients
+    submit(one, "c-client-0-k", b"hang")
+    running = want(two, "c-client-0-k")
+    made = submit(two, "c-client-1-t", b"inline", "c-client-0-k")
+    pass_time(cluster, 0.5)
+    hers = want(three, "c-client-1-t")
+    pass_time(cluster, 0.5)
+    (worker,) = [worker for worker in cluster.workers() if worker.running]
+    one.crash()
+    for _ in range(5 if lives else 1):
+        cluster.replace_broker(DOWN)
+        pass_time(cluster, lives or 20.0)
+    worker._finish(worker.running[0], 15.0)
+    assert comes_to(cluster, FINISHED, running, made, hers, limit=20.0)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_its_own_client_may_want_it_again_meanwhile(gone: bool) -> None:
+    cluster = cluster_of(clients=3)
+    one, two, three = cluster.clients
+    scatter(cluster, three, "data")
+    hers = want(one, "data")
+    submit(two, "c-client-1-x", b"hang")
+    want(one, "c-client-1-x")
+    mid = submit(one, MID, b"frozen", "data")
+    assert comes_to(cluster, FINISHED, hers, mid)
+    submit(one, "c-client-0-end", b"inline", MID, "c-client-1-x")
+    pass_time(cluster, 0.5)
+    for entry in (mid, hers):
+        let_go(one, entry)
+    pass_time(cluster, 0.5)
+    for worker in cluster.workers():
+        for key in (MID, "data") if gone or worker is not far(cluster) else (MID,):
+            worker.machine.store.drop(key, cluster.network.now)
+    two.crash()
+    for worker in cluster.workers():
+        if worker.running:
+            worker.end(-9)
+    cluster.replace_broker(DOWN)
+    cluster.network.partition({three.name, cluster.nodes[1].name, far(cluster).name})
+    assert cluster.run(lambda: bool(mid.gen), 8.0)
+    pass_time(cluster, 0.5)
+    assert want(one, MID) is mid
+    pass_time(cluster, 1.0)
+    cluster.network.heal()
+    pass_time(cluster, 60.0)
+    assert mid.status == (CANCELLED if gone else FINISHED)
+
+
+def test_that_shared_state_refers_to_it_takes_it_from_nobody() -> None:
+    cluster = cluster_of(clients=3)
+    one, _, three = cluster.clients
+    scatter(cluster, three, "data")
+    want(one, "data")
+    mid = submit(one, MID, b"hang", "data")
+    end = submit(one, "c-client-0-end", b"hang", MID)
+    pass_time(cluster, 0.5)
+    one.ledger.ask("shared", ((), "variable", "v", "set", (b"future", (MID,)), None))
+    one.soon()
+    pass_time(cluster, 0.5)
+    let_go(one, mid)
+    pass_time(cluster, 0.5)
+    for _ in range(6):
+        cluster.replace_broker(DOWN)
+        cluster.network.partition({three.name, cluster.nodes[1].name, far(cluster).name})
+        pass_time(cluster, 5.0)
+        cluster.network.heal()
+        pass_time(cluster, 5.0)
+        assert end.status == PENDING

@@ -26,6 +26,7 @@ from zdist.protocol.messages import (
     Want,
 )
 from zdist_broker.recovery import LATE
+from zdist_broker.seeking import COMES, LACKS, Lacking
 from zdist_broker.state import MEMORY
 
 
@@ -162,6 +163,52 @@ def test_several_who_seek_what_turns_out_to_be_made_of_what_is_gone_are_all_told
     tick(w, 0.1)
     want(w, "mid")
     assert cancelled(w) == ["mid"]
+
+
+def test_who_has_submitted_what_lacks_something_does_not_seek_it(w: World) -> None:
+    w.send("c-0", Claim((("mid", SPEC),)))
+    w.submit("mid", deps=("data",))
+    want(w, "mid", "c-0")  # it is told, and says again what it is made of
+    assert cancelled(w, "c-0") == ["mid"] and not w.broker.tables.tasks
+
+
+def test_what_would_be_made_of_what_runs_is_waited_for(w: World) -> None:
+    w.send("w-0", Unowned((("k", 7),)))
+    w.send("c-0", Claim((("mid", SPEC),)))
+    w.submit("mid", deps=("k",))
+    want(w, "mid")
+    want(w, "k")
+    tick(w, LATE)
+    tick(w, SOUGHT)
+    assert not cancelled(w) and not w.rows("c-1", Unheard)
+    w.send("w-0", Held((("k", 7, 5, "int"),)))
+    tick(w, 0.1)
+    tick(w, 0.1)
+    assert w.where("mid")
+
+
+def test_what_somebody_tries_to_submit_is_waited_for_as_long_as_copies_are_kept(w: World) -> None:
+    want(w, "a")
+    w.submit("a", deps=("k",))
+    assert cancelled(w, "c-0") == ["a"]
+    tick(w, LATE)
+    tick(w, SOUGHT)
+    assert not cancelled(w) and not w.rows("c-1", Unheard)
+    tick(w, COPIES_KEPT)
+    assert cancelled(w) == ["a"]
+
+
+def test_a_look_goes_over_each_task_once(w: World) -> None:
+    chain = [f"m{number}" for number in range(50)]
+    for number, key in enumerate(chain):
+        w.send("c-0", Claim(((key, SPEC),)))
+        w.submit(key, deps=(chain[number - 1] if number else "data",))
+    lacking = Lacking(w.broker.recovery)
+    assert [lacking(key, w.task(key)) for key in chain] == [LACKS] * 50
+    assert len(lacking.tasks) == 51
+    w.send("w-0", Unowned((("data", 7),)))
+    assert Lacking(w.broker.recovery)("m49", w.task("m49")) == COMES
+    assert lacking("new", None) == LACKS and Lacking(w.broker.recovery, {"new"})("new", None) == COMES
 
 
 def test_who_seeks_what_runs_is_told_that_it_is_known(w: World) -> None:

@@ -9,7 +9,7 @@ from broker_world import World
 
 from zdist.core.mirror import Copy
 from zdist.limits import LEASE_CLIENT, MIRROR_PATIENCE, RECOVERY, SHARED_VALUE
-from zdist.protocol.messages import Answer, Ask, Mirror, Mirrored, Want
+from zdist.protocol.messages import Answer, Ask, Cancel, Mirror, Mirrored, Want
 
 
 class Shared(World):
@@ -222,6 +222,16 @@ def test_a_future_lives_while_it_travels_in_a_queue() -> None:
     w.turn()
     assert w.states() == {}
     assert "shared" not in w.broker.tables.clients
+
+
+def test_a_future_outlives_the_cancellation_of_what_it_is_made_of() -> None:
+    w = Shared(workers=1)
+    w.submit("x")
+    w.submit("y", deps=("x",))
+    w.op("c-0", "variable", "set", *item("future", "y"))
+    w.send("c-0", Cancel(("x",), False, ""))  # in the same turn
+    w.turn()
+    assert "y" in w.states()
 
 
 def test_a_future_whose_submission_comes_after_it_is_kept() -> None:
