@@ -81,8 +81,9 @@ class Intake:
                 return self._decline(client, message, Rejected, reason)
             client.parked = (digest, [message])
             return self.tables.tell(client, WhichFunction(digest))
-        lacked = [row[0] for row in rows if row[0] in client.untaken or row[0] in client.claims]
-        if client.claims or self.recovery.copies or self.recovery.going:
+        claims, untaken = client.claims, client.untaken
+        lacked = [row[0] for row in rows if row[0] in untaken or row[0] in claims] if untaken or claims else ()
+        if claims or self.recovery.copies or self.recovery.going:
             self._again(client, fn, message, terms)
         else:
             self._anew(client, fn, message, terms)
