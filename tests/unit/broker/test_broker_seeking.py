@@ -211,6 +211,23 @@ def test_a_look_goes_over_each_task_once(w: World) -> None:
     assert lacking("new", None) == LACKS and Lacking(w.broker.recovery, {"new"})("new", None) == COMES
 
 
+def test_who_was_refused_is_told_that_it_is_taken_and_nobody_else(w: World) -> None:
+    w.submit("a", "b", deps=("k",), client="c-1")
+    assert cancelled(w) == ["a", "b"]
+    w.submit("k")
+    assert w.where("k") and not w.rows("c-0", Lost)
+    w.submit("a", "c", deps=("k",), client="c-1")
+    assert w.rows("c-1", Lost) == ["a"]
+
+
+def test_what_is_there_is_had_though_its_input_is_gone(w: World) -> None:
+    w.send("c-0", Claim((("mid", 7),)))
+    w.send("w-0", Held((("mid", 7, 5, "int"),)))
+    w.submit("mid", deps=("data",))
+    want(w, "mid")
+    assert finished(w) == ["mid"] and not w.broker.intake.sought.keys
+
+
 def test_who_seeks_what_runs_is_told_that_it_is_known(w: World) -> None:
     want(w, "a")
     w.submit("a")
