@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_recovery_stories import DOWN, cluster_of, comes_to, let_go, pass_time, submit, tables, want
+from test_recovery_stories import DOWN, cluster_of, comes_to, holder_of, let_go, pass_time, submit, tables, want
 
-from zdist.core.entry import FINISHED, Entry
+from zdist.core.entry import CANCELLED, FINISHED, Entry
 from zdist.protocol.fields import content_attempt
 from zdist.testing.cluster import SimCluster, joined, value_of
 
@@ -147,3 +147,23 @@ def test_a_worker_that_was_cut_off_does_not_bring_back_what_had_the_name_before(
         reader.soon()
         pass_time(cluster, 10.0)
         assert [joined(data) for _, data in collection.arrived] == [b"again"]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_was_made_of_data_is_not_computed_again_of_other_data_of_that_name(lost: bool) -> None:
+    """Seed 8089732: the data is cancelled, and its name given to other data, while no broker is there."""
+    cluster = cluster_of()
+    one, _ = cluster.clients
+    (old,) = one.ledger.hold([("config", one.snapshot("config", b"old"), "bytes")], finished=True)
+    made = submit(one, "c-client-0-made", b"lazy", "config")
+    assert comes_to(cluster, FINISHED, made)
+    pass_time(cluster, 0.5)
+    holder = holder_of(cluster, made.key)
+    cluster.replace_broker(1.0)
+    one.ledger.cancel([old], force=False)
+    (new,) = one.ledger.hold([("config", one.snapshot("config", b"new"), "bytes")], finished=True)
+    assert made.status == FINISHED and new is not old
+    if lost:
+        holder.end(-9)
+    pass_time(cluster, 30.0)
+    assert new.status == FINISHED and made.status == (CANCELLED if lost else FINISHED)

@@ -328,7 +328,7 @@ class Wants(Lanes):
             if entry.gen:
                 continue  # queued by each of several that depend on it
             entry.gen, entry.told = gen, epoch
-            rows.append(entry.row)
+            rows.append(self._row(entry) if entry.parents and (self.claims or entry.status == FINISHED) else entry.row)
             if entry.status == FINISHED:  # under a broker that is gone
                 values.append(entry.value_row())
             elif self.claims and (claim := self.claims.get(entry)) is not None:
@@ -344,6 +344,12 @@ class Wants(Lanes):
         if claims or values:
             self.send(CONTROL, m.Claim(tuple(claims), tuple(values)))
         self.send(CONTROL, m.Submit(work.fn, work.named, gen, work.options, tuple(rows)))
+
+    def _row(self, entry: Entry) -> Row:
+        """What it was made of may be gone, and its key stand for something else by now: that is named otherwise."""
+        key, args, needs = entry.row  # type: ignore[misc]
+        other = [part.key for part in entry.parents if self.entries.get(part.key, part) is not part]
+        return (key, args, tuple([f"{need[:200]}-before-{self.session}" if need in other else need for need in needs]))
 
     def _define(self, work: Work) -> None:
         """The broker is to know the function."""
