@@ -188,7 +188,7 @@ class Departures:
                 leave.dismissed = True
                 if node is not None:
                     self.tables.tell(node, Dismiss((worker.session,), leave.retire))
-                else:
+                elif not (leave.retire and worker.node):  # its node, which is still to come, would replace it
                     self.tables.tell(worker, Stop(leave.reason))
         held = sum(len(worker.held) for worker in self.leaves)
         self.look_at = now + LEAVE_PAUSE * (1 + held / HELD) if leaves or waits else None  # also for who was put off

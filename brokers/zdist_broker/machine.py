@@ -222,6 +222,7 @@ class BrokerMachine(Machine[str]):
         elif role == "node":
             peer = self.tables.nodes[session] = Node(session, info, now)
             peer.handlers = self.node_handlers
+            self.queries.node_joined(peer)
         else:
             return Refused("role", f"{role!r} is no role; there are client, worker and node")
         self.peers[session] = peer

@@ -287,9 +287,18 @@ class Queries:
         number = sum(not w.leaving for w in self._there())
         self.restarts.append(Restart(client, req, old, number, deadline))
         for node in tables.nodes.values():
-            self.req += 1
-            tables.tell(node, Adjust(self.req, -1, True))
+            self._replace_all(node)
         return self
+
+    def _replace_all(self, node: Node) -> None:
+        self.req += 1
+        self.tables.tell(node, Adjust(self.req, -1, True))
+
+    def node_joined(self, node: Node) -> None:
+        """A node has come, maybe later than its workers: those that are to be replaced are so now."""
+        old = {session for restart in self.restarts if not restart.gently for session in restart.old}
+        if any(worker.node == node.session for session, worker in self.tables.workers.items() if session in old):
+            self._replace_all(node)
 
     def _scale(self, client: Client, req: int, args: Any, now: float) -> Any:
         nodes = list(self.tables.nodes.values())

@@ -246,6 +246,19 @@ def test_ordered_restarts_are_answered_when_the_next_workers_are_there() -> None
     assert w.got("c-0", Answer) == [Answer(5, True, 2)]
 
 
+def test_a_worker_is_retired_by_its_node_also_if_that_is_slower_to_come() -> None:
+    w = World(workers=1)
+    w.worker("w-1", node="n-1")
+    w.send("c-0", Ask(5, "retire", ("W-1",)))
+    later(w)
+    assert w.got("w-1", Stop) == [] and w.got("c-0", Answer) == []  # by itself it would be replaced
+    w.join("n-1", "node", workers=1)
+    later(w)
+    assert w.got("n-1", Dismiss) == [Dismiss(("w-1",), True)]
+    w.die("w-1", ordered=True)
+    assert w.got("c-0", Answer) == [Answer(5, True, {"tcp://w-1": "W-1"})]
+
+
 def test_ordered_restarts_are_given_up_in_time() -> None:
     w = World(workers=2)
     w.send("c-0", Ask(5, "restart_workers", (("W-0",), 3.0)))
@@ -259,7 +272,7 @@ def test_ordered_restarts_are_given_up_in_time() -> None:
 
 def test_a_worker_without_a_node_is_told_to_stop() -> None:
     w = World(workers=2)
-    w.worker("w-9", node="n-9")
+    w.worker("w-9", node="")
     w.send("c-0", Ask(5, "retire", ("W-9",)))
     later(w, 0)
     assert len(w.got("w-9", Stop)) == 1

@@ -128,6 +128,27 @@ def test_restart_cancels_everything_and_answers_when_as_many_are_back() -> None:
     assert [(a.ok, a.value) for a in w.got("c-0", Answer)] == [(True, 2)]
 
 
+@pytest.mark.parametrize("ordered", ["restart", "restart_workers"])
+def test_workers_are_replaced_also_if_their_node_is_slower_to_come_than_they(ordered: str) -> None:
+    w = World(workers=1)
+    w.worker("w-1", node="n-1")
+    assert ask(w, ordered, None if ordered == "restart" else (("W-0", "W-1"), None)) is None
+    w.got("n-0", Adjust)
+    w.join("n-2", "node", workers=1)
+    w.join("n-1", "node", workers=1)
+    if ordered == "restart":
+        ((_, workers, restart),) = w.got("n-1", Adjust)
+        assert (workers, restart) == (-1, True)
+        assert w.got("n-0", Adjust) == w.got("n-2", Adjust) == []
+    else:
+        assert w.got("n-1", Adjust) == []
+    w.die("w-1", ordered=True)
+    w.worker("w-3", node="n-1")
+    w.leave("n-1")
+    w.join("n-1", "node", workers=1)
+    assert w.got("n-1", Adjust) == []
+
+
 def test_restart_gives_up_after_its_timeout() -> None:
     w = World(workers=1)
     assert ask(w, "restart", (5,)) is None
