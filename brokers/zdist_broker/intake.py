@@ -323,8 +323,10 @@ class Intake:
                 task = self.recovery.data(key, claims[key])
             elif (task is None or is_stub(task)) and key in self.recovery.copies and self.recovery.late(now):
                 task = self.recovery.data(key, Claimed(ANY))  # nobody else has claimed it
-            seeks = key not in client.wants and lacking(key, task)  # who has submitted it does that again
+            mine = key in client.wants and not self.sought.kept(client, key)  # who has submitted it does that again
+            seeks = not mine and lacking(key, task)
             if seeks and self.sought.keep(client, key, message.gen, claims.get(key), now):
+                self.sought.retain(self, key)
                 continue
             if task is None or is_gone(task):
                 self.unknown(client, key, message.gen)
@@ -346,6 +348,11 @@ class Intake:
                 self.heirs.asked(client, task)
         client.wants[task.key] = gen
 
+    def keep(self, client: Client, task: Task, gen: int) -> None:
+        """The client wants a task that lacks what it is made of; it is had when that has come."""
+        task.flags |= LAZY
+        self._add_want(client, task, gen, blind=True)
+
     def want_known(self, client: Client, task: Task, gen: int, blind: bool = False) -> None:
         """The client wants a task that exists. ``blind``: it may not know how it is computed."""
         self._add_want(client, task, gen, blind)
@@ -365,12 +372,12 @@ class Intake:
         tasks, wants, alone, lifecycle = self.tables.tasks, client.wants, client.alone, self.lifecycle
         for key, gen in message.rows:
             if self.sought.keys:
-                self.sought.settle(self, key)
+                self.sought.settle(self, key, client if wants.get(key) == gen else None)
+                self.sought.drop(client, key, gen)
             if self.shared.loose and client is not self.shared.pinner:
                 self.shared.settle(key)
             if wants.get(key) != gen:
                 self.tables.ignored += 1
-                self.sought.drop(client, key, gen)
                 continue
             del wants[key]
             task = tasks[key]
@@ -398,7 +405,7 @@ class Intake:
         stack = [(t, reason) for t in map(self.tables.tasks.get, message.keys) if t is not None]
         for key in message.keys:
             self.sought.drop(client, key)
-            self.sought.settle(self, key)
+            self.sought.settle(self, key, client)
             self.shared.settle(key)
         while stack:
             task, why = stack.pop()
@@ -428,7 +435,7 @@ class Intake:
         self.heirs.gone(client)
         self.sought.gone(client)
         for key in [key for key in self.sought.keys if key in client.wants]:
-            self.sought.settle(self, key)
+            self.sought.settle(self, key, client)
         for key in [key for key in self.shared.loose if key in client.wants]:
             self.shared.settle(key)
         wants, client.wants = client.wants, {}

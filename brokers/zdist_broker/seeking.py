@@ -29,11 +29,13 @@ COMES, LACKS = 1, 2
 
 
 class Seeker(NamedTuple):
-    """Of one client and key: the want's generation, what is claimed of it, when `Unheard` is next said."""
+    """Of one client and key: the want's generation, what is claimed of it, when `Unheard` is next said; ``kept``: it is
+    on the books as a want already, as nobody else's keeps what is known of the key."""
 
     gen: int
     claim: Claimed | None
     tell_at: float
+    kept: bool = False
 
 
 class Lacking:
@@ -84,10 +86,18 @@ class Sought:
         if len(self.keys) >= MOST or fit_key(key):
             return False
         tell_at = max(now, (self.recovery.began or 0.0) + RECOVERY) + SOUGHT_TOLD
-        self.keys.setdefault(key, {})[client] = Seeker(gen, claim, tell_at)
+        kept = key in client.wants
+        if kept:
+            client.wants[key] = gen
+        self.keys.setdefault(key, {})[client] = Seeker(gen, claim, tell_at, kept)
         if self.look_at is None:
             self.look_at = now + LOOK
         return True
+
+    def kept(self, client: Client, key: str) -> bool:
+        """Whether the client's want is on the books, and yet it seeks the key."""
+        seeker = self.keys.get(key, {}).get(client)
+        return seeker is not None and seeker.kept and client.wants.get(key) == seeker.gen
 
     def drop(self, client: Client, key: str, gen: int | None = None) -> None:
         """The client does not want it any more, at least not under this generation."""
@@ -108,6 +118,9 @@ class Sought:
             return
         over, lacking = self._over(now), Lacking(self.recovery, self._tried(now))
         for key in list(self.keys):
+            for client in [client for client, seeker in self.keys.get(key, {}).items() if seeker.kept]:
+                if not self.kept(client, key):  # it has heard what became of it, or has submitted it
+                    self.drop(client, key)
             if key in self.keys:
                 self._take(key, now)
                 self._settle(intake, key, lacking, over)
@@ -150,10 +163,20 @@ class Sought:
             if there is not None or (not claims and recovery.late(now)):
                 recovery.data(key, there or Claimed(ANY))
 
-    def settle(self, intake: Intake, key: str) -> None:
-        """Those who wait have it if it is known by now."""
+    def settle(self, intake: Intake, key: str, leaving: Client | None = None) -> None:
+        """Those who wait have it if it can be had by now, before one who wants it lets go."""
         if key in self.keys:
             self._settle(intake, key, Lacking(self.recovery), False)
+            self.retain(intake, key, leaving)
+
+    def retain(self, intake: Intake, key: str, leaving: Client | None = None) -> None:
+        """What is known of the key is kept by those who wait, if nobody else wants it."""
+        task, wants = self._task(key), self.keys.get(key, {})
+        if task is not None and task.fn is not None and all(client is leaving for client in task.who):
+            for client, seeker in wants.items():
+                if client is not leaving:
+                    intake.keep(client, task, seeker.gen)
+                    wants[client] = seeker._replace(kept=True)
 
     def _settle(self, intake: Intake, key: str, lacking: Lacking, over: bool) -> None:
         """``over``: those who wait in vain are told what is lacking."""
@@ -165,9 +188,11 @@ class Sought:
             client, seeker = wants.popitem()
             if not wants:
                 del self.keys[key]
+            if client.wants.get(key) != (seeker.gen if seeker.kept else None):
+                continue  # it has submitted it meanwhile, or has heard what became of it
             if task is None or is_gone(task):
                 intake.unknown(client, key, seeker.gen)
-            elif key not in client.wants:  # else it has submitted it meanwhile
+            else:
                 intake.want_known(client, task, seeker.gen, blind=True)
 
     def check(self) -> None:

@@ -192,3 +192,36 @@ def test_that_shared_state_refers_to_it_takes_it_from_nobody() -> None:
         cluster.network.heal()
         pass_time(cluster, 5.0)
         assert end.status == PENDING
+
+
+@pytest.mark.parametrize("lives", [None, 5.5])
+@pytest.mark.parametrize("how", ["lets go", "crashes"])
+def test_it_can_be_made_again_though_all_who_knew_how_have_gone_before_what_it_is_made_of_comes(
+    how: str, lives: float | None
+) -> None:
+    cluster = cluster_of(clients=3)
+    one, two, three = cluster.clients
+    data, hers = scatter(cluster, three, "data"), want(one, "data")
+    mid = submit(one, MID, b"frozen", "data")
+    end = submit(one, "c-client-0-end", b"inline", MID)
+    assert comes_to(cluster, FINISHED, hers, mid, end)
+    for entry in (hers, mid):
+        let_go(one, entry)
+    pass_time(cluster, 0.5)
+    cluster.replace_broker(DOWN)
+    cluster.network.partition({three.name, cluster.nodes[1].name, far(cluster).name})
+    pass_time(cluster, 3.0)
+    his = want(two, MID)  # one who has its future sends it on only now
+    pass_time(cluster, 0.5)
+    assert MID in tables(cluster).tasks and MID in cluster.broker.machine.intake.sought.keys
+    if how == "crashes":
+        one.crash()
+    else:
+        let_go(one, end)
+    if lives:  # what its heir was told outlives the broker as well
+        pass_time(cluster, 0.5)
+        cluster.replace_broker(DOWN)
+    pass_time(cluster, lives or 2.5)
+    assert his.status == PENDING
+    cluster.network.heal()
+    assert comes_to(cluster, FINISHED, his, data, limit=20.0)

@@ -20,6 +20,7 @@ from zdist.protocol.messages import (
     Lost,
     Rejected,
     Release,
+    Specs,
     Subscribe,
     Unheard,
     Unowned,
@@ -163,6 +164,102 @@ def test_several_who_seek_what_turns_out_to_be_made_of_what_is_gone_are_all_told
     tick(w, 0.1)
     want(w, "mid")
     assert cancelled(w) == ["mid"]
+
+
+def lineage(w: World, client: str = "c-0") -> int:
+    """It brings what others were made of, before what that is made of has come."""
+    w.send(client, Claim((("mid", SPEC),)))
+    return w.submit("mid", deps=("data",), client=client)
+
+
+def comes(w: World) -> None:
+    """The data that was lacking; and a look."""
+    w.gen += 1
+    w.send("c-0", Hold(w.gen, (("data", 0, 5, "int"),)))
+    tick(w, 0.1)
+
+
+@pytest.mark.parametrize("first", ["wanted", "told of"])
+@pytest.mark.parametrize("how", ["release", "leave", "cancel"])
+def test_what_is_known_of_it_is_kept_when_all_who_knew_let_go(w: World, first: str, how: str) -> None:
+    w.client("c-2")
+    gens = [want(w, "mid")] if first == "wanted" else []
+    gen = lineage(w, "c-2")
+    gens = gens or [want(w, "mid")]
+    if how == "release":
+        w.send("c-2", Release((("mid", gen - 1),)))
+        assert w.task("mid").who == (w.broker.peers["c-2"],)
+        w.send("c-2", Release((("mid", gen),)))
+    elif how == "leave":
+        w.leave("c-2")
+    else:
+        w.send("c-2", Cancel(("mid",), False, "for the test"))
+    assert w.task("mid").who == (w.broker.peers["c-1"],) and w.broker.peers["c-1"].wants == {"mid": gens[0]}
+    (specs,) = w.got("c-1", Specs)
+    assert [row[0] for row in specs.rows] == ["data", "mid"]
+    tick(w, 0.1)
+    assert not cancelled(w) and not w.where("mid")
+    comes(w)
+    tick(w, 0.1)
+    assert not w.broker.intake.sought.keys
+    w.finish("mid")
+    assert finished(w) == ["mid"]
+
+
+def test_it_is_kept_also_if_what_was_made_of_it_is_all_that_kept_it(w: World) -> None:
+    w.client("c-2")
+    gen = lineage(w, "c-2")
+    w.send("c-2", Claim((("end", SPEC),)))
+    last = w.submit("end", deps=("mid",), client="c-2")
+    w.send("c-2", Release((("mid", gen),)))
+    want(w, "mid")
+    w.send("c-2", Release((("end", last),)))
+    comes(w)
+    tick(w, 0.1)
+    assert w.where("mid") and not cancelled(w)
+
+
+def test_it_is_kept_for_the_next_when_the_one_who_kept_it_lets_go(w: World) -> None:
+    w.client("c-2")
+    gen, last = lineage(w), want(w, "mid")
+    w.send("c-0", Release((("mid", gen),)))
+    want(w, "mid", "c-2")
+    assert w.task("mid").who == (w.broker.peers["c-1"],)
+    w.send("c-1", Release((("mid", last),)))
+    assert w.task("mid").who == (w.broker.peers["c-2"],) and list(w.broker.intake.sought.keys["mid"]) == [
+        w.broker.peers["c-2"]
+    ]
+    w.leave("c-2")
+    assert not w.broker.tables.tasks and not w.broker.intake.sought.keys
+
+
+def test_who_keeps_it_may_want_it_again(w: World) -> None:
+    gen = lineage(w)
+    want(w, "mid")
+    w.send("c-0", Release((("mid", gen),)))
+    again = want(w, "mid")
+    tick(w, 0.1)
+    assert not cancelled(w) and w.broker.peers["c-1"].wants == {"mid": again}
+    tick(w, SOUGHT)
+    assert [(key, gen) for key, _, gen in w.rows("c-1", Cancelled)] == [("mid", again)]
+    assert not w.broker.tables.tasks and not w.broker.intake.sought.keys
+
+
+@pytest.mark.parametrize("how", ["submits", "cancelled"])
+def test_who_keeps_it_seeks_it_no_longer(w: World, how: str) -> None:
+    gen = lineage(w)
+    want(w, "mid")
+    w.send("c-0", Release((("mid", gen),)))
+    if how == "submits":
+        last = lineage(w, "c-1")
+        assert w.broker.peers["c-1"].wants == {"mid": last}
+    else:
+        w.send("c-0", Cancel(("mid",), True, "for the test"))
+        assert cancelled(w) == ["mid"] and not w.broker.tables.tasks
+    tick(w, 0.1)
+    assert not w.broker.intake.sought.keys and not w.rows("c-1", Unheard)
+    tick(w, SOUGHT)
+    assert not cancelled(w)
 
 
 def test_who_has_submitted_what_lacks_something_does_not_seek_it(w: World) -> None:
