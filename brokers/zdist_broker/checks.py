@@ -106,7 +106,7 @@ def _check_task(machine: BrokerMachine, task: Task, dependents: dict[Task, None]
     if state >= MEMORY:
         if task.flags & ~(LAZY if state == RELEASED else 0):
             raise InvariantError(f"{task} has flags {task.flags}")
-        if not (bool(task.who or dependents)):
+        if not (bool(task.who or dependents) or (state == RELEASED and task.fn and task.key in tables.sought)):
             raise InvariantError(f"{task} is kept for nobody")
     if state == RELEASED and (task.users or (task.who and not task.flags & LAZY)):
         raise InvariantError(f"{task} is needed")

@@ -44,7 +44,8 @@ class Heirs:
         blind = self.tables.blind.get(task)
         if blind is None or any(client.session != PINS and client not in blind for client in task.who):
             return
-        heir = next((client for client in blind if task.dependents or client in task.who), None)
+        seekers = self.tables.sought.get(task.key, ())
+        heir = next((one for one in blind if task.dependents or one in task.who or one in seekers), None)
         if heir is not None:
             self._know(heir, task)
             self.due.setdefault(heir, {})[task] = None

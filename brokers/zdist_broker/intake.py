@@ -63,7 +63,7 @@ class Intake:
         self.lifecycle = lifecycle
         self.heirs = Heirs(tables)
         self.functions = Functions(tables)
-        self.sought = Sought(tables, recovery)
+        self.sought = Sought(tables, recovery, lifecycle)
         self.shared: State  # what clients share, which sets it
 
     # --- submissions --------------------------------------------------------------------------------
@@ -81,6 +81,9 @@ class Intake:
                 return self._decline(client, message, Rejected, reason)
             client.parked = (digest, [message])
             return self.tables.tell(client, WhichFunction(digest))
+        if self.sought.keys:
+            for row in rows:
+                self.sought.drop(client, row[0])  # an earlier want of its own
         claims, untaken = client.claims, client.untaken
         lacked = [row[0] for row in rows if row[0] in untaken or row[0] in claims] if untaken or claims else ()
         if claims or self.recovery.copies or self.recovery.going:
@@ -323,15 +326,16 @@ class Intake:
                 task = self.recovery.data(key, claims[key])
             elif (task is None or is_stub(task)) and key in self.recovery.copies and self.recovery.late(now):
                 task = self.recovery.data(key, Claimed(ANY))  # nobody else has claimed it
-            mine = key in client.wants and not self.sought.kept(client, key)  # who has submitted it does that again
-            seeks = not mine and lacking(key, task)
+            seeks = key not in client.wants and lacking(key, task)  # who has submitted it does that again
             if seeks and self.sought.keep(client, key, message.gen, claims.get(key), now):
-                self.sought.retain(self, key)
+                if task is not None:
+                    self.heirs.asked(client, task)
                 continue
             if task is None or is_gone(task):
                 self.unknown(client, key, message.gen)
             else:
                 self.want_known(client, task, message.gen, blind=True)
+            self.sought.drop(client, key)  # under an earlier generation
 
     def unknown(self, client: Client, key: str, gen: int) -> None:
         """The client wants a key that is in no table."""
@@ -347,11 +351,6 @@ class Intake:
             if blind:  # who submits it knows how it is computed
                 self.heirs.asked(client, task)
         client.wants[task.key] = gen
-
-    def keep(self, client: Client, task: Task, gen: int) -> None:
-        """The client wants a task that lacks what it is made of; it is had when that has come."""
-        task.flags |= LAZY
-        self._add_want(client, task, gen, blind=True)
 
     def want_known(self, client: Client, task: Task, gen: int, blind: bool = False) -> None:
         """The client wants a task that exists. ``blind``: it may not know how it is computed."""
@@ -372,12 +371,12 @@ class Intake:
         tasks, wants, alone, lifecycle = self.tables.tasks, client.wants, client.alone, self.lifecycle
         for key, gen in message.rows:
             if self.sought.keys:
-                self.sought.settle(self, key, client if wants.get(key) == gen else None)
-                self.sought.drop(client, key, gen)
+                self.sought.settle(self, key)
             if self.shared.loose and client is not self.shared.pinner:
                 self.shared.settle(key)
             if wants.get(key) != gen:
                 self.tables.ignored += 1
+                self.sought.drop(client, key, gen)
                 continue
             del wants[key]
             task = tasks[key]
@@ -405,13 +404,15 @@ class Intake:
         stack = [(t, reason) for t in map(self.tables.tasks.get, message.keys) if t is not None]
         for key in message.keys:
             self.sought.drop(client, key)
-            self.sought.settle(self, key, client)
+            self.sought.settle(self, key)
             self.shared.settle(key)
         while stack:
             task, why = stack.pop()
             if task in seen:
                 continue
             seen[task] = None
+            if message.force:
+                self.sought.end(task.key, why)
             if message.force or not task.who or task.who == client.alone:
                 stack += [(dependent, f"depends on {task.key}: {reason}") for dependent in task.dependents or ()]
                 task.flags &= ~PINNED
@@ -435,7 +436,7 @@ class Intake:
         self.heirs.gone(client)
         self.sought.gone(client)
         for key in [key for key in self.sought.keys if key in client.wants]:
-            self.sought.settle(self, key, client)
+            self.sought.settle(self, key)
         for key in [key for key in self.shared.loose if key in client.wants]:
             self.shared.settle(key)
         wants, client.wants = client.wants, {}

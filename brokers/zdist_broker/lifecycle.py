@@ -267,7 +267,7 @@ class Lifecycle:
                 self.tables.post(worker, Drop, task.key)
 
     def tidy(self, tasks: Iterable[Task]) -> None:
-        """Withdraw, drop or forget those of the tasks, and of what they stood for, that nobody needs."""
+        """Withdraw, drop or forget those of the tasks, and of what they stood for, that nobody needs or seeks."""
         stack = list(tasks)
         while stack:
             task = stack.pop()
@@ -283,7 +283,7 @@ class Lifecycle:
                         stack.append(dep)
             elif task.state == MEMORY and task.dependents:
                 self._drop(task)
-            if not task.dependents:
+            if not task.dependents and not (task.state == RELEASED and task.fn and task.key in self.tables.sought):
                 stack += task.deps
                 self.forget(task)
 

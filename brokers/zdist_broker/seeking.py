@@ -1,9 +1,9 @@
 """Keys that are asked for before anybody has told a successor of them. PURE.
 
 A client that has a future from another may ask for it sooner than that other, or a worker that runs it, has come back.
-Its want is kept until the key is known, and all that it may have to be made of again. It is told for how long that has
-been in vain, as the broker may not live to say that it is. What workers hold and nobody has claimed by then it gets as
-it is, and what they still run when that ends.
+Its want is kept until the key is known, and all that it may have to be made of again; until then it keeps the spec, if
+there is one. It is told for how long that has been in vain, as the broker may not live to say that it is. What workers
+hold and nobody has claimed by then it gets as it is, and what they still run when that ends.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zdist.core.machine import require
 from zdist.limits import RECOVERY, SOUGHT, SOUGHT_TOLD
-from zdist.protocol.messages import ANY, Unheard
+from zdist.protocol.messages import ANY, Cancelled, Unheard
 from zdist_broker.parse import fit_key
 from zdist_broker.recovery import Recovery, is_gone, is_stub
 from zdist_broker.state import PINS, RELEASED, Claimed, Client, Tables, Task
 
 if TYPE_CHECKING:
     from zdist_broker.intake import Intake
+    from zdist_broker.lifecycle import Lifecycle
 
 __all__ = ["Lacking", "Sought"]
 
@@ -29,13 +30,11 @@ COMES, LACKS = 1, 2
 
 
 class Seeker(NamedTuple):
-    """Of one client and key: the want's generation, what is claimed of it, when `Unheard` is next said; ``kept``: it is
-    on the books as a want already, as nobody else's keeps what is known of the key."""
+    """Of one client and key: the want's generation, what is claimed of it, when `Unheard` is next said."""
 
     gen: int
     claim: Claimed | None
     tell_at: float
-    kept: bool = False
 
 
 class Lacking:
@@ -73,10 +72,11 @@ class Lacking:
 class Sought:
     """Who wants keys that are in no table: under which generation, and what is claimed of it."""
 
-    def __init__(self, tables: Tables, recovery: Recovery) -> None:
+    def __init__(self, tables: Tables, recovery: Recovery, lifecycle: Lifecycle) -> None:
         self.tables = tables
         self.recovery = recovery
-        self.keys: dict[str, dict[Client, Seeker]] = {}
+        self.lifecycle = lifecycle
+        self.keys: dict[str, dict[Client, Seeker]] = tables.sought
         self.look_at: float | None = None
 
     def keep(self, client: Client, key: str, gen: int, claim: Claimed | None, now: float) -> bool:
@@ -86,18 +86,10 @@ class Sought:
         if len(self.keys) >= MOST or fit_key(key):
             return False
         tell_at = max(now, (self.recovery.began or 0.0) + RECOVERY) + SOUGHT_TOLD
-        kept = key in client.wants
-        if kept:
-            client.wants[key] = gen
-        self.keys.setdefault(key, {})[client] = Seeker(gen, claim, tell_at, kept)
+        self.keys.setdefault(key, {})[client] = Seeker(gen, claim, tell_at)
         if self.look_at is None:
             self.look_at = now + LOOK
         return True
-
-    def kept(self, client: Client, key: str) -> bool:
-        """Whether the client's want is on the books, and yet it seeks the key."""
-        seeker = self.keys.get(key, {}).get(client)
-        return seeker is not None and seeker.kept and client.wants.get(key) == seeker.gen
 
     def drop(self, client: Client, key: str, gen: int | None = None) -> None:
         """The client does not want it any more, at least not under this generation."""
@@ -106,6 +98,13 @@ class Sought:
             del wants[client]
             if not wants:
                 del self.keys[key]
+                if (task := self._task(key)) is not None:
+                    self.lifecycle.tidy((task,))
+
+    def end(self, key: str, reason: str) -> None:
+        """Nobody gets it."""
+        for client, seeker in self.keys.pop(key, {}).items():
+            self.tables.post(client, Cancelled, (key, reason, seeker.gen))
 
     def gone(self, client: Client) -> None:
         """Nor anything else."""
@@ -118,9 +117,6 @@ class Sought:
             return
         over, lacking = self._over(now), Lacking(self.recovery, self._tried(now))
         for key in list(self.keys):
-            for client in [client for client, seeker in self.keys.get(key, {}).items() if seeker.kept]:
-                if not self.kept(client, key):  # it has heard what became of it, or has submitted it
-                    self.drop(client, key)
             if key in self.keys:
                 self._take(key, now)
                 self._settle(intake, key, lacking, over)
@@ -163,20 +159,13 @@ class Sought:
             if there is not None or (not claims and recovery.late(now)):
                 recovery.data(key, there or Claimed(ANY))
 
-    def settle(self, intake: Intake, key: str, leaving: Client | None = None) -> None:
-        """Those who wait have it if it can be had by now, before one who wants it lets go."""
+    def settle(self, intake: Intake, key: str) -> None:
+        """Those who wait have it if it can be had by now, before one who wants it lets go; or hear how it is made."""
         if key in self.keys:
             self._settle(intake, key, Lacking(self.recovery), False)
-            self.retain(intake, key, leaving)
-
-    def retain(self, intake: Intake, key: str, leaving: Client | None = None) -> None:
-        """What is known of the key is kept by those who wait, if nobody else wants it."""
-        task, wants = self._task(key), self.keys.get(key, {})
-        if task is not None and task.fn is not None and all(client is leaving for client in task.who):
-            for client, seeker in wants.items():
-                if client is not leaving:
-                    intake.keep(client, task, seeker.gen)
-                    wants[client] = seeker._replace(kept=True)
+            if (task := self._task(key)) is not None:
+                for client in self.keys.get(key, ()):
+                    intake.heirs.asked(client, task)
 
     def _settle(self, intake: Intake, key: str, lacking: Lacking, over: bool) -> None:
         """``over``: those who wait in vain are told what is lacking."""
@@ -188,11 +177,9 @@ class Sought:
             client, seeker = wants.popitem()
             if not wants:
                 del self.keys[key]
-            if client.wants.get(key) != (seeker.gen if seeker.kept else None):
-                continue  # it has submitted it meanwhile, or has heard what became of it
             if task is None or is_gone(task):
                 intake.unknown(client, key, seeker.gen)
-            else:
+            elif key not in client.wants:  # else it has submitted it meanwhile
                 intake.want_known(client, task, seeker.gen, blind=True)
 
     def check(self) -> None:

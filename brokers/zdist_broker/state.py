@@ -309,6 +309,7 @@ class Tables:
         self.nodes: dict[str, Node] = {}
         self.placing: dict[str, Placing] = {}
         self.blind: dict[Task, dict[Client, None]] = {}  # see `heirs`
+        self.sought: dict[str, dict[Client, Any]] = {}  # see `seeking`
         self.cache: dict[Task, None] = {}  # tasks whose value is kept, oldest first
         self.cached = 0  # bytes of those values
         self.attempt = (epoch & 0x7FFFFF) << 40

@@ -10,6 +10,7 @@ from zdist.protocol.messages import (
     ANY_SPEC,
     SPEC,
     Alive,
+    Ask,
     Cancel,
     Cancelled,
     Claim,
@@ -183,25 +184,24 @@ def comes(w: World) -> None:
 @pytest.mark.parametrize("how", ["release", "leave", "cancel"])
 def test_what_is_known_of_it_is_kept_when_all_who_knew_let_go(w: World, first: str, how: str) -> None:
     w.client("c-2")
-    gens = [want(w, "mid")] if first == "wanted" else []
+    if first == "wanted":
+        want(w, "mid")
     gen = lineage(w, "c-2")
-    gens = gens or [want(w, "mid")]
+    if first == "told of":
+        want(w, "mid")
     if how == "release":
-        w.send("c-2", Release((("mid", gen - 1),)))
-        assert w.task("mid").who == (w.broker.peers["c-2"],)
         w.send("c-2", Release((("mid", gen),)))
     elif how == "leave":
         w.leave("c-2")
     else:
         w.send("c-2", Cancel(("mid",), False, "for the test"))
-    assert w.task("mid").who == (w.broker.peers["c-1"],) and w.broker.peers["c-1"].wants == {"mid": gens[0]}
     (specs,) = w.got("c-1", Specs)
     assert [row[0] for row in specs.rows] == ["data", "mid"]
     tick(w, 0.1)
-    assert not cancelled(w) and not w.where("mid")
+    assert not cancelled(w) and not w.where("mid") and not w.task("mid").who
     comes(w)
     tick(w, 0.1)
-    assert not w.broker.intake.sought.keys
+    assert not w.broker.intake.sought.keys and w.task("mid").who == (w.broker.peers["c-1"],)
     w.finish("mid")
     assert finished(w) == ["mid"]
 
@@ -213,53 +213,103 @@ def test_it_is_kept_also_if_what_was_made_of_it_is_all_that_kept_it(w: World) ->
     last = w.submit("end", deps=("mid",), client="c-2")
     w.send("c-2", Release((("mid", gen),)))
     want(w, "mid")
+    assert w.got("c-1", Specs)  # nobody else will tell a successor of this broker
     w.send("c-2", Release((("end", last),)))
     comes(w)
     tick(w, 0.1)
     assert w.where("mid") and not cancelled(w)
 
 
-def test_it_is_kept_for_the_next_when_the_one_who_kept_it_lets_go(w: World) -> None:
+def test_it_is_kept_though_all_that_lacks_its_data_is_cancelled(w: World) -> None:
+    want(w, "mid")
+    lineage(w)
+    want(w, "mid", "c-0")  # as if it were to be computed now
+    assert cancelled(w, "c-0") == ["mid"] and not cancelled(w)
+    lineage(w)
+    w.send("c-0", Cancel(("data",), False, "for the test"))
     w.client("c-2")
-    gen, last = lineage(w), want(w, "mid")
-    w.send("c-0", Release((("mid", gen),)))
-    want(w, "mid", "c-2")
-    assert w.task("mid").who == (w.broker.peers["c-1"],)
-    w.send("c-1", Release((("mid", last),)))
-    assert w.task("mid").who == (w.broker.peers["c-2"],) and list(w.broker.intake.sought.keys["mid"]) == [
-        w.broker.peers["c-2"]
-    ]
-    w.leave("c-2")
-    assert not w.broker.tables.tasks and not w.broker.intake.sought.keys
-
-
-def test_who_keeps_it_may_want_it_again(w: World) -> None:
-    gen = lineage(w)
-    want(w, "mid")
-    w.send("c-0", Release((("mid", gen),)))
-    again = want(w, "mid")
+    w.submit("mid", deps=("data",), client="c-2")
+    assert cancelled(w, "c-2") == ["mid"] and not cancelled(w)
+    comes(w)
     tick(w, 0.1)
-    assert not cancelled(w) and w.broker.peers["c-1"].wants == {"mid": again}
-    tick(w, SOUGHT)
-    assert [(key, gen) for key, _, gen in w.rows("c-1", Cancelled)] == [("mid", again)]
-    assert not w.broker.tables.tasks and not w.broker.intake.sought.keys
+    assert w.where("mid")
 
 
-@pytest.mark.parametrize("how", ["submits", "cancelled"])
-def test_who_keeps_it_seeks_it_no_longer(w: World, how: str) -> None:
+@pytest.mark.parametrize("how", ["release", "leave", "cancel", "again"])
+def test_it_is_forgotten_when_the_last_who_seeks_it_lets_go(w: World, how: str) -> None:
+    w.client("c-2")
     gen = lineage(w)
-    want(w, "mid")
+    last, gone = want(w, "mid"), want(w, "mid", "c-2")
     w.send("c-0", Release((("mid", gen),)))
-    if how == "submits":
-        last = lineage(w, "c-1")
-        assert w.broker.peers["c-1"].wants == {"mid": last}
+    w.send("c-2", Release((("mid", gone),)))
+    assert list(w.broker.tables.tasks) == ["data", "mid"]
+    if how == "again":
+        w.send("c-1", Release((("mid", last - 1),)))
+        again = want(w, "mid")
+        w.send("c-1", Release((("mid", last),)))
+        assert list(w.broker.tables.tasks) == ["data", "mid"]
+        last = again
+    if how == "leave":
+        w.leave("c-1")
+    elif how == "cancel":
+        w.send("c-1", Cancel(("mid",), False, "for the test"))
     else:
-        w.send("c-0", Cancel(("mid",), True, "for the test"))
-        assert cancelled(w) == ["mid"] and not w.broker.tables.tasks
-    tick(w, 0.1)
-    assert not w.broker.intake.sought.keys and not w.rows("c-1", Unheard)
+        w.send("c-1", Release((("mid", last),)))
+    assert not w.broker.tables.tasks and not w.broker.intake.sought.keys
+
+
+def test_it_is_forgotten_when_its_data_does_not_come(w: World) -> None:
+    gen = lineage(w)
+    last = want(w, "mid")
+    w.send("c-0", Release((("mid", gen),)))
+    w.worker("w-9")
     tick(w, SOUGHT)
-    assert not cancelled(w)
+    assert [(key, gen) for key, _, gen in w.rows("c-1", Cancelled)] == [("mid", last)]
+    assert not w.broker.tables.tasks and not w.broker.intake.sought.keys
+
+
+def test_who_submits_it_seeks_it_no_longer(w: World) -> None:
+    gen = lineage(w)
+    want(w, "mid")
+    w.send("c-0", Release((("mid", gen),)))
+    w.submit("mid", deps=("data",), client="c-1")  # it is refused, and would leave a want that nobody releases
+    assert cancelled(w) == ["mid"] and not w.broker.intake.sought.keys
+    last = lineage(w, "c-1")
+    comes(w)
+    assert w.broker.peers["c-1"].wants == {"mid": last} and not w.broker.intake.sought.keys
+
+
+def test_who_has_it_under_a_later_want_seeks_it_no_longer(w: World) -> None:
+    want(w, "a")
+    w.submit("a")
+    again = want(w, "a")
+    assert not w.broker.intake.sought.keys
+    w.send("c-1", Release((("a", again),)))
+    tick(w, 0.1)
+    assert w.task("a").who == (w.broker.peers["c-0"],)
+
+
+def test_who_seeks_it_is_told_at_once_that_it_is_cancelled_by_force(w: World) -> None:
+    gen = lineage(w)
+    last = want(w, "mid")
+    w.send("c-0", Cancel(("mid",), True, "for the test"))
+    assert w.rows("c-1", Cancelled) == [("mid", "for the test", last)] and not w.broker.tables.tasks
+    gen = lineage(w)
+    w.send("c-0", Release((("mid", gen),)))
+    tick(w, SOUGHT)
+    assert not w.broker.tables.tasks and not w.broker.peers["c-1"].wants and not cancelled(w)
+
+
+def test_shared_state_that_refers_to_it_takes_it_from_nobody(w: World) -> None:
+    w.now = 2.0
+    tick(w, 0.0)
+    want(w, "mid")
+    gen = lineage(w)
+    w.broker.shared.opened = True
+    w.send("c-0", Ask(90, "shared", ((), "variable", "v", "set", (b"future", ("mid",)), None)))
+    w.send("c-0", Release((("mid", gen),)))
+    tick(w, 0.1)
+    assert not cancelled(w) and w.task("mid").fn is not None
 
 
 def test_who_has_submitted_what_lacks_something_does_not_seek_it(w: World) -> None:
