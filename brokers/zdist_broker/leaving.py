@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from zdist.limits import LEAVE_COPIES, LEAVE_PAUSE, MAX_REASON, MAX_WORKERS, PLACE_SILENT
+from zdist.limits import LEASE_NODE, LEAVE_COPIES, LEAVE_PAUSE, MAX_REASON, MAX_WORKERS, PLACE_SILENT
 from zdist.protocol.messages import Adjusted, Dismiss, Leaving, Overdue, Stop
 from zdist_broker import parse
 from zdist_broker.data import Data
@@ -23,10 +23,11 @@ HELD = 20_000  # keys that a look at leaving workers may go through without a lo
 class Leave:
     """How one worker leaves."""
 
-    __slots__ = ("announced", "dismissed", "reason", "replace", "reqs", "retire", "stay")
+    __slots__ = ("announced", "dismissed", "reason", "replace", "reqs", "retire", "since", "stay")
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, since: float) -> None:
         self.reason = reason
+        self.since = since
         self.announced = False  # by its node, which ends it whatever becomes of what it holds
         self.dismissed = False
         self.stay = False  # what runs there may come to an end
@@ -156,7 +157,7 @@ class Departures:
     def _begin(self, worker: Worker, reason: str, stay: bool, now: float) -> Leave:
         leave = self.leaves.get(worker)
         if leave is None:
-            leave = self.leaves[worker] = Leave(reason)
+            leave = self.leaves[worker] = Leave(reason, now)
             leave.stay = stay
             worker.leaving = worker.paused = True
             self.data.placement.touched[worker] = None
@@ -184,11 +185,11 @@ class Departures:
         leaves = list(self.leaves.items())
         for worker, leave in leaves:
             if not self._copy(worker, leave, now) and not (leave.stay and worker.assigned):
-                node = self.tables.nodes.get(worker.node)
+                node = self.tables.nodes.get(worker.node)  # it may come later than its workers, whom it replaces
                 leave.dismissed = True
                 if node is not None:
                     self.tables.tell(node, Dismiss((worker.session,), leave.retire))
-                elif not (leave.retire and worker.node):  # its node, which is still to come, would replace it
+                elif not leave.retire or not worker.node or now >= leave.since + LEASE_NODE:
                     self.tables.tell(worker, Stop(leave.reason))
         held = sum(len(worker.held) for worker in self.leaves)
         self.look_at = now + LEAVE_PAUSE * (1 + held / HELD) if leaves or waits else None  # also for who was put off

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from broker_world import World
 
-from zdist.limits import LEAVE_PAUSE
+from zdist.limits import LEASE_NODE, LEAVE_PAUSE
 from zdist.protocol.messages import (
     Abort,
     Answer,
@@ -257,6 +257,16 @@ def test_a_worker_is_retired_by_its_node_also_if_that_is_slower_to_come() -> Non
     assert w.got("n-1", Dismiss) == [Dismiss(("w-1",), True)]
     w.die("w-1", ordered=True)
     assert w.got("c-0", Answer) == [Answer(5, True, {"tcp://w-1": "W-1"})]
+
+
+def test_a_node_that_does_not_come_is_not_waited_for_for_ever() -> None:
+    w = World(workers=1)
+    w.worker("w-1", node="n-1")
+    w.send("c-0", Ask(5, "retire", ("W-1",)))
+    later(w, LEASE_NODE - 0.1)
+    assert w.got("w-1", Stop) == []
+    later(w, 0.1)
+    assert len(w.got("w-1", Stop)) == 1
 
 
 def test_ordered_restarts_are_given_up_in_time() -> None:
