@@ -100,6 +100,8 @@ class Inputs:
             del self.table[source.key]
             if self.fetcher.wants(source.key):
                 self.fetcher.drop(TICKET, (source.key,), now)
+            elif self.fetcher.arrived or self.fetcher.failed:
+                self.fetcher.discard(source.key)  # it may be needed again in this turn, and be other data by then
 
     def _fetch(
         self, key: Key, attempt: Attempt, nbytes: int, holders: tuple[Session, ...], priority: int, now: float

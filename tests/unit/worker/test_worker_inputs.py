@@ -33,6 +33,25 @@ def test_who_ordered_a_copy_that_cannot_be_made_is_told_why(copy: bool) -> None:
     assert start(worker).inputs["dep"].error == "a lock"  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("came", ["data", "nothing"])
+def test_what_came_before_a_key_was_dropped_is_not_taken_for_what_it_is_since(came: str) -> None:
+    """All in one turn, as after a pause (seed 9043857)."""
+    worker = machine()
+    define(worker)
+    for key in ("dep", "other"):
+        control(worker, m.Replicate(((key, 1, 6, (OTHER,)),)))
+        worker.fetcher.drop(0, (key,), 0.0)
+        if came == "data":
+            worker.fetcher.arrived.append(((0,), key, 1, [b"former"], 6, "peer"))
+        else:
+            worker.fetcher.failed.append(((0,), key, "missing", "gone", (OTHER,)))
+    control(worker, m.Drop(("dep",)))
+    run(worker, "a", deps=[("dep", 6, (THIRD,), None)])
+    news = said(worker)
+    assert worker.fetcher.wants("dep") and "dep" not in worker.store.entries
+    assert news == [m.Held((("other", 1, 6, ""),)) if came == "data" else m.Missing((("other", (OTHER,)),))]
+
+
 @pytest.mark.parametrize("nbytes", [limits.SPILL_MIN - 1, limits.SPILL_MIN])
 def test_a_large_value_that_a_task_needs_goes_to_disk_after_others(nbytes: int) -> None:
     worker = machine()
