@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_worker_machine import OTHER, control, define, fail, machine, run, said, start
+from test_worker_machine import OTHER, SMALL, control, define, fail, machine, run, said, start
 
 from zdist import limits
 from zdist.protocol import messages as m
@@ -50,6 +50,22 @@ def test_what_came_before_a_key_was_dropped_is_not_taken_for_what_it_is_since(ca
     news = said(worker)
     assert worker.fetcher.wants("dep") and "dep" not in worker.store.entries
     assert news == [m.Held((("other", 1, 6, ""),)) if came == "data" else m.Missing((("other", (OTHER,)),))]
+
+
+@pytest.mark.parametrize("came", ["data", "nothing"])
+def test_what_came_of_a_key_that_was_computed_here_in_the_same_turn_is_not_told_of(came: str) -> None:
+    worker = machine()
+    define(worker)
+    control(worker, m.Replicate((("dep", 1, 6, (OTHER,)),)))
+    worker.fetcher.drop(0, ("dep",), 0.0)
+    if came == "data":
+        worker.fetcher.arrived.append(((0,), "dep", 1, [b"theirs"], 6, "peer"))
+    else:
+        worker.fetcher.failed.append(((0,), "dep", "missing", "gone", (OTHER,)))
+    run(worker, "dep", attempt=2)
+    worker.finished(start(worker), 7, "ours", "str", SMALL, 0.0)
+    assert said(worker) == [m.Done((("dep", 2, 7, 5, b"bytes", "str"),))]
+    assert worker.store.entries["dep"].attempt == 2
 
 
 @pytest.mark.parametrize("nbytes", [limits.SPILL_MIN - 1, limits.SPILL_MIN])
