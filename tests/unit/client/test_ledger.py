@@ -618,6 +618,22 @@ def test_a_result_is_claimed_though_what_it_was_made_of_is_gone() -> None:
     assert claims == [m.Claim((("b", 1),))] and entry.status == PENDING
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_what_it_was_made_of_is_named_otherwise_once_its_key_stands_for_other_data(again: bool) -> None:
+    ledger = connected()
+    (old,) = ledger.hold([("x", Pieces([b"old"]), "bytes")], finished=True)
+    ledger.submit(PURE, [("b", b"", ("x",))])
+    turn(ledger)
+    finish(ledger, "b", None)
+    ledger.welcomed(m.Welcome(2, 0, True, {"recover": 2.0}), 10.0)
+    if again:
+        ledger.cancel([old], force=False)
+        ledger.hold([("x", Pieces([b"new"]), "bytes")], finished=True)
+    ledger.turn(12.0)
+    (submit,) = [x for x in ledger.take()[CONTROL] if isinstance(x, m.Submit)]
+    assert [row[2] for row in submit.rows] == [(f"x-before-{ledger.session}" if again else "x",)]
+
+
 def test_what_had_finished_is_remembered_over_a_second_crash() -> None:
     ledger = connected()
     ledger.submit(NAMED_BY_HAND, [("a", b"", ())])
