@@ -95,7 +95,8 @@ class Arrivals:
             event = asyncio.Event()
             with self._woken_by(partial(loop.call_soon_threadsafe, event.set)), contextlib.suppress(TimeoutError):
                 if not until():
-                    await asyncio.wait_for(event.wait(), left)
+                    async with asyncio.timeout(left):
+                        await event.wait()
         return True
 
     @contextlib.contextmanager

@@ -224,7 +224,8 @@ class Base:
             if left is not None and left <= 0:
                 return False
             try:
-                await asyncio.wait_for(done, left)
+                async with asyncio.timeout(left):  # until Python 3.12 wait_for loses cancellations
+                    await done
             except TimeoutError:
                 return signal.ready()
             finally:

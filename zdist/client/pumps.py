@@ -230,7 +230,8 @@ class _AsyncPump:
                 if self._stopped:
                     sink.put_nowait(value[0])
                 else:
-                    await asyncio.wait_for(sink.put(value[0]), LOOK)
+                    async with asyncio.timeout(LOOK):
+                        await sink.put(value[0])
                 break
             except asyncio.QueueFull:
                 break

@@ -699,6 +699,31 @@ async def test_asynchronous(broker: FakeBroker) -> None:
     assert client.status == "closed"
 
 
+async def gathered(client: Client, late: Future) -> Any:
+    return await client.gather(late, timeout=60)
+
+
+async def completed(client: Client, late: Future) -> Any:
+    async for future in as_completed([late], timeout=60):
+        return await future
+
+
+@pytest.mark.parametrize("waits", [gathered, completed])
+async def test_a_task_that_is_cancelled_in_the_moment_in_which_its_answer_comes_is_cancelled(
+    broker: FakeBroker, waits: Any
+) -> None:
+    async with Client("tcp://127.0.0.1:7777", asynchronous=True, set_as_default=False) as client:
+        broker.manual = True
+        waiting = asyncio.ensure_future(waits(client, client.submit(inc, 10)))
+        await asyncio.sleep(0)
+        broker.go()
+        turn()
+        await asyncio.sleep(0)
+        assert waiting.cancel(), "the loop was told of it, the task was not"
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
 def test_callbacks_of_a_client_that_outlives_its_loop(broker: FakeBroker) -> None:
     async def made() -> Client:
         return await Client("tcp://127.0.0.1:7777", asynchronous=True, set_as_default=False)
