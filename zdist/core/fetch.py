@@ -194,11 +194,6 @@ class Fetcher(Sharing):
         self.plan(moved, now)
         self.pump(now)
 
-    def discard(self, key: str) -> None:
-        """What has come of a key, and was not taken over yet, is not wanted."""
-        self.arrived[:] = [row for row in self.arrived if row[1] != key]
-        self.failed[:] = [row for row in self.failed if row[1] != key]
-
     def wants(self, key: str) -> bool:
         """Whether the key is being fetched for anybody."""
         return any(key in table for table in self.tables.values())

@@ -47,6 +47,7 @@ class Inputs:
         self.held: list[tuple[Key, Attempt, int, str]] = []
         self.missing: dict[Key, tuple[Session, ...]] = {}
         self.stuck: list[tuple[Key, str]] = []  # copies that nobody can have
+        self.stale: dict[Key, tuple[int, int]] = {}  # forgotten in this turn: what had come, and failed, by then
 
     def tell(self, send: Callable[[Route, Message], None]) -> None:
         """Tell the broker what is held now, and what could not be had."""
@@ -100,8 +101,8 @@ class Inputs:
             del self.table[source.key]
             if self.fetcher.wants(source.key):
                 self.fetcher.drop(TICKET, (source.key,), now)
-            elif self.fetcher.arrived or self.fetcher.failed:
-                self.fetcher.discard(source.key)  # it may be needed again in this turn, and be other data by then
+            else:  # it may be needed again in this turn, and be other data by then
+                self.stale[source.key] = len(self.fetcher.arrived), len(self.fetcher.failed)
 
     def _fetch(
         self, key: Key, attempt: Attempt, nbytes: int, holders: tuple[Session, ...], priority: int, now: float
@@ -140,20 +141,23 @@ class Inputs:
 
     def drain(self, now: float) -> None:
         """Take over what the fetcher has brought, and what it could not have."""
-        fetcher = self.fetcher
+        fetcher, stale = self.fetcher, self.stale
         arrived, failed = fetcher.arrived[:], fetcher.failed[:]
+        self.stale = {}
         fetcher.arrived.clear()
         fetcher.failed.clear()
         fetcher.warnings.clear()
-        for _tickets, key, attempt, data, nbytes, path in arrived:
-            if key not in self.table:
-                continue  # dropped in the same turn
+        for place, (_tickets, key, attempt, data, nbytes, path) in enumerate(arrived):
+            if key not in self.table or (key in stale and place < stale[key][0]):
+                continue  # computed here in the same turn, or forgotten
             entry = self.store.get(key) or self.store.put_blob(key, attempt, data if path == SHM else Pieces(data), "")
             self.held.append((key, entry.attempt, nbytes, entry.type))
             self.stored(entry, now)
-        for _tickets, key, code, text, holders in failed:
+        for place, (_tickets, key, code, text, holders) in enumerate(failed):
             source = self.table.get(key)
             if source is None or (source.payload is not None and not source.replica):
+                continue
+            if key in stale and place < stale[key][1]:
                 continue
             if code == "unpicklable":
                 if source.replica:

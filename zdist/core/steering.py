@@ -351,13 +351,15 @@ class Steering:
         self.plan(moved, now)
 
     def _behind(self, link: Link, now: float) -> None:
-        """A peer path has fallen behind: what it owes and what waits for it goes by relay until it delivers, if that is
-        sooner. The answer to a probe would wait behind what is owed, so one is sent when that should have come."""
+        """A peer path has fallen behind: what it owes and what waits for it goes by relay until it delivers, if what it
+        owes would be sooner that way: meanwhile the relay is all there is. The answer to a probe would wait behind what
+        is owed, so one is sent when that should have come."""
         link.fell_behind(now)
         self.requests.behind[link] = self.requests.behind.get(link, 0) + 1
         self.at(now + link.stall, link)
-        if self._relayed(link) >= SILENCE + (link.inflight + link.backlog) / link.speed:
+        if self._relayed(link) >= SILENCE + link.inflight / link.speed:
             return
+        link.silence = NEVER
         moved = []
         for req in list(link.requests):
             request = self.requests.open[req]
@@ -369,11 +371,10 @@ class Steering:
         self.plan(moved, now)
 
     def _relayed(self, link: Link) -> float:
-        """Seconds until all that a link owes would be here by relay."""
+        """Seconds until what a link owes would be here by relay, beside what is under way there."""
         relay, all_ = self.links.by_relay(link.holder), self.links.relay
-        owed = link.inflight + link.backlog
-        own = (relay.inflight + relay.backlog + owed) / relay.speed
-        return relay.delay + max(own, (self.links.relay_load + owed) / all_.speed)
+        own = (relay.inflight + link.inflight) / relay.speed
+        return relay.delay + max(own, (self.requests.relayed + link.inflight) / all_.speed)
 
     def deadline(self) -> float | None:
         """When ``tick`` is next needed; None when nothing is under way."""

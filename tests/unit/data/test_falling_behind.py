@@ -44,6 +44,22 @@ def test_what_a_stalled_peer_path_owes_comes_by_the_relay(size: int) -> None:
     assert paths(world, 7).get("relay", 0) > 0
 
 
+def test_while_it_is_silent_the_relay_carries_what_it_can_though_nothing_is_known_of_it() -> None:
+    world = World(delay=0.001)
+    world.add("w-1")
+    world.speed = {PEER_ADDRESS: 2e9, "relay": 1e9}
+    world.fetcher.fetch(0, wanted(world, "k", 24, 4 * MIB), direct=True, now=world.now)
+    world.run()
+    world.fetcher.fetch(7, wanted(world, "m", 100, 4 * MIB), now=world.now)
+    stall(world, 8)
+    over = world.last[PEER_ADDRESS]
+    world.run(until=lambda: world.now >= over)
+    carried = 4 * MIB * (len(world.arrived) - 24 - 8)
+    assert carried > 0.5 * LOST * world.speed["relay"]
+    world.run()
+    assert paths(world, 7)["peer"] >= 50  # it delivers again, and is the faster one
+
+
 def test_it_is_used_again_once_it_delivers() -> None:
     world = warmed()
     world.fetcher.fetch(7, wanted(world, "m", 24, 4 * MIB), now=world.now)
@@ -115,7 +131,7 @@ def test_a_path_that_is_only_slow_is_waited_for_by_who_wants_no_other(known: boo
 
 def test_nobody_asks_twice_where_the_relay_would_not_be_sooner() -> None:
     world = warmed()
-    world.speed["relay"] = 100e6
+    world.speed["relay"] = 20e6
     for ticket in range(10, 16):  # that is learned
         world.fetcher.fetch(ticket, wanted(world, f"k{ticket}-", 8, 4 * MIB), direct=False, now=world.now)
         world.run()
