@@ -78,6 +78,7 @@ class BrokerEndpoint:
         self.peers: dict[str, Peer] = {}
         self.lives = 0  # sessions that have begun
         relay.alive = self.peers.__contains__
+        relay.commands = machine.commands
         self.control: dict[bytes, Peer] = {}
         self.bulk: dict[bytes, Peer] = {}
         self.due: dict[str, Peer] = {}  # peers that wait for an acknowledgement

@@ -7,18 +7,21 @@ one host, ``AT_ONCE`` are served at a time: more of them would not bring in more
 A receiver that does not take what it got loses its place in the budget after ``TAKE_TIMEOUT``, but gets nothing more
 until it takes it. What it was sent may still lie in its connection's queue: it counts up to ``RELAY_CEILING`` until the
 receiver takes it, or its connection is found to be gone.
+
+What its holder keeps in the shared memory of the broker's own host is sent from there (`Peek`), without the way through
+the holder's socket: half of the work, and none of it the holder's, whose threads may be busy.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
+from zdist.core.links import MIN_CHUNK
 from zdist.core.machine import Machine, require
 from zdist.errors import ProtocolError
 from zdist.limits import (
-    ATTACH_WAIT,
     CHUNK,
     GRANT_TIMEOUT,
     MIB,
@@ -28,16 +31,25 @@ from zdist.limits import (
     TAKE_TIMEOUT,
     WHOLE,
 )
-from zdist.protocol.messages import Data, Get, HelloPlease, Message, Taken, payload_size
+from zdist.protocol.messages import Attempt, Data, Get, HelloPlease, Key, Message, Payload, Taken, payload_size
+from zdist_broker.early import Early
 from zdist_broker.refusals import Refusals
 
-__all__ = ["Relay"]
+__all__ = ["Peek", "Relay", "Row"]
+
+Row = tuple[Key, Attempt, int, int, tuple[Payload, ...]]  # of a Data
 
 UNPROVEN: Final = 2 * CHUNK  # bytes under way to a receiver that has not taken anything yet
 AT_ONCE: Final = 2  # receivers of one host that are served at a time,
 TURN: Final = 32 * MIB  # each, while others wait, until it was given so many bytes,
 STILL: Final = 0.1  # or until it has taken nothing for so many seconds
 SMALL: Final = MIB // 4  # bytes of a request that waits for no turn
+
+
+class Peek(NamedTuple):
+    """Command: look for what a request names in its holder's shared memory; answered by ``Relay.peeked``."""
+
+    get: Get
 
 
 class Grant:
@@ -57,12 +69,17 @@ class Grant:
 class Relay(Machine[str]):
     """The broker's bulk side; destinations are session ids of peers with a bulk connection.
 
-    ``alive`` tells whether a session exists, connected or not: one that is over holds nothing any more.
+    ``alive`` tells whether a session exists, connected or not: one that is over holds nothing any more. ``host``: the
+    broker's own, "" for one that looks into no shared memory; ``least``: bytes of a range from which that is done.
     """
 
-    def __init__(self, alive: Callable[[str], bool] = lambda session: True) -> None:
+    def __init__(
+        self, alive: Callable[[str], bool] = lambda session: True, host: str = "", least: int = MIN_CHUNK
+    ) -> None:
         super().__init__()
         self.alive = alive
+        self.host = host
+        self.least = least
         self.connected: dict[str, str] = {}  # the session's host
         self.grants: OrderedDict[tuple[str, int], Grant] = OrderedDict()  # passed on, not answered; oldest first
         self.sent: OrderedDict[tuple[str, int], Grant] = OrderedDict()  # answered, not taken; longest unmoved first
@@ -77,8 +94,7 @@ class Relay(Machine[str]):
         self.debtors: dict[str, int] = {}  # how many debts by receiver
         self.ask_at = float("inf")  # when debtors are asked next whether they are there
         self.queues: OrderedDict[str, OrderedDict[int, Get]] = OrderedDict()  # by receiver, whose turn it is first
-        self.early: dict[str, list[tuple[Get, float]]] = {}  # by holder that has no bulk connection yet
-        self.deferred: dict[str, int] = {}  # how many of those by receiver
+        self.early = Early()
         self.refusals = Refusals()
         self.ignored = 0
         self.carried = 0  # bytes that were passed on since the beginning
@@ -88,7 +104,7 @@ class Relay(Machine[str]):
     def joined(self, session: str, now: float, host: str = "") -> None:
         """The session has a bulk connection (again)."""
         self.connected[session] = host or session
-        for get in self._take_early(session):
+        for get in self.early.take(session):
             self._queue(get)
         self._grant(now)
 
@@ -105,9 +121,8 @@ class Relay(Machine[str]):
         self.proven.pop(session, None)
         self.queues.pop(session, None)
         self.refusals.forget(session)
-        for holder, early in list(self.early.items()):
-            self._keep_early(holder, [entry for entry in early if entry[0].receiver != session])
-        for get in self._take_early(session):
+        self.early.forget(session)
+        for get in self.early.take(session):
             self._refuse(get.receiver, get.req, [row[0] for row in get.rows], "unreachable", reason)
         for receiver, queue in list(self.queues.items()):
             for get in [get for get in queue.values() if get.holder == session]:
@@ -125,26 +140,6 @@ class Relay(Machine[str]):
             for name in [name for name in self.debts if name[0] == session]:
                 self._settle(name)
         self._grant(now)
-
-    def _keep_early(self, holder: str, early: list[tuple[Get, float]]) -> None:
-        for get, _ in self.early.pop(holder, ()):
-            self._undefer(get.receiver, -1)
-        for get, _ in early:
-            self._undefer(get.receiver, 1)
-        if early:
-            self.early[holder] = early
-
-    def _take_early(self, holder: str) -> list[Get]:
-        gets = [get for get, _ in self.early.get(holder, ())]
-        self._keep_early(holder, [])
-        return gets
-
-    def _undefer(self, receiver: str, change: int) -> None:
-        count = self.deferred.get(receiver, 0) + change
-        if count:
-            self.deferred[receiver] = count
-        else:
-            del self.deferred[receiver]
 
     def _unqueue(self, receiver: str, req: int) -> None:
         queue = self.queues.get(receiver)
@@ -180,7 +175,7 @@ class Relay(Machine[str]):
         elif not self.alive(get.holder):
             self._refuse(session, get.req, [row[0] for row in get.rows], "unknown", "its holder is gone")
         else:
-            self._defer(get, now)
+            self.ignored += not self.early.add(get, now)
 
     def _queue(self, get: Get) -> None:
         name = (get.receiver, get.req)
@@ -190,14 +185,6 @@ class Relay(Machine[str]):
             self.ignored += 1
         else:
             self.queues.setdefault(get.receiver, OrderedDict())[get.req] = get
-
-    def _defer(self, get: Get, now: float) -> None:
-        """Keep a request whose holder has no bulk connection: mostly it is about to have one."""
-        if max(len(self.early.get(get.holder, ())), self.deferred.get(get.receiver, 0)) >= QUEUED_REQUESTS:
-            self.ignored += 1
-            return
-        self.early.setdefault(get.holder, []).append((get, now + ATTACH_WAIT))
-        self._undefer(get.receiver, 1)
 
     def _data(self, session: str, data: Data, now: float) -> None:
         name = (data.receiver, data.req)
@@ -238,11 +225,18 @@ class Relay(Machine[str]):
             pass
         elif taken.req in self.queues.get(session, ()):
             self._unqueue(session, taken.req)
-        elif session in self.deferred:
-            for holder, early in list(self.early.items()):
-                keep = [e for e in early if e[0].receiver != session or e[0].req != taken.req]
-                if len(keep) < len(early):
-                    self._keep_early(holder, keep)
+        else:
+            self.early.withdraw(session, taken.req)
+
+    def peeked(self, get: Get, rows: tuple[Row, ...], now: float) -> None:
+        """The driver's answer to a Peek: what there is of all rows; none, and the holder is asked."""
+        if (get.receiver, get.req) not in self.grants:
+            return  # it was given up in the same turn
+        if rows:
+            self._data(get.holder, Data(get.req, get.receiver, rows, ()), now)
+            self._grant(now)
+        else:
+            self.send(get.holder, get)
 
     # --- the budget -----------------------------------------------------------------------------------
 
@@ -329,7 +323,11 @@ class Relay(Machine[str]):
         if size > SMALL:
             self.turns[receiver] = self.turns.get(receiver, 0) + size
         self._count(grant, size)
-        self.send(get.holder, get)
+        near = self.host and self.connected[get.holder] == self.host
+        if near and not get.shm and all(row[2] >= self.least for row in get.rows):
+            self.commands.append(Peek(get))
+        else:
+            self.send(get.holder, get)
         if receiver in self.queues:
             self.queues.move_to_end(receiver)  # whoever is next has the first choice of what the budget leaves
 
@@ -368,19 +366,14 @@ class Relay(Machine[str]):
             self.ask_at = now + GRANT_TIMEOUT
             for session in self.debtors:  # answered by one that lives; a connection that is gone takes nothing
                 self.send(session, HelloPlease())
-        for holder, early in list(self.early.items()):
-            for get, due in early:
-                if due <= now:
-                    keys = [row[0] for row in get.rows]
-                    self._refuse(get.receiver, get.req, keys, "unreachable", "its holder has no bulk connection")
-            self._keep_early(holder, [entry for entry in early if entry[1] > now])
+        for get in self.early.expire(now):
+            keys = [row[0] for row in get.rows]
+            self._refuse(get.receiver, get.req, keys, "unreachable", "its holder has no bulk connection")
         self._grant(now)
 
     def deadline(self) -> float | None:
         """When ``tick`` is next needed."""
-        times = [early[0][1] for early in self.early.values()]
-        if self.look_at < float("inf"):
-            times.append(self.look_at)
+        times = [when for when in (self.early.deadline(), self.look_at) if when < float("inf")]
         if self.grants:
             times.append(next(iter(self.grants.values())).since + GRANT_TIMEOUT)
         if self.sent:
@@ -412,12 +405,7 @@ class Relay(Machine[str]):
         require(all(self.queues.values()), "relay: an empty queue was kept")
         holders = {get.holder for queue in self.queues.values() for get in queue.values()}
         require(holders <= self.connected.keys(), "relay: a request waits for a holder that is not connected")
-        require(all(self.early.values()), "relay: an empty list of early requests was kept")
-        deferred: dict[str, int] = {}
-        for early in self.early.values():
-            for get, _ in early:
-                deferred[get.receiver] = deferred.get(get.receiver, 0) + 1
-        require(deferred == self.deferred, "relay: early requests by receiver are not the sum")
+        self.early.check()
         self.refusals.check()
         require(self.took.keys() == self.used.keys(), "relay: does not know when a receiver took something")
         require(self.turns.keys() <= self.used.keys(), "relay: a turn of a receiver that is not served")

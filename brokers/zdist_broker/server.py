@@ -23,7 +23,8 @@ from zdist.transport.security import new_token, publish_token, token_path, write
 from zdist.transport.versions import versions
 from zdist_broker.endpoint import BrokerEndpoint
 from zdist_broker.machine import BrokerMachine, Expel, Shutdown
-from zdist_broker.relay import Relay
+from zdist_broker.near import look
+from zdist_broker.relay import Peek, Relay
 
 __all__ = ["BrokerServer"]
 
@@ -99,7 +100,7 @@ class BrokerServer:
             context.destroy(0)
             raise
         self.cluster = cluster_id(self.address)
-        relay = Relay()
+        relay = Relay(host=host_id())
         self.machine = BrokerMachine(
             epoch=epoch,
             cluster=self.cluster,
@@ -142,7 +143,9 @@ class BrokerServer:
 
     def _execute(self, command: Any) -> None:
         kind = type(command)
-        if kind is Expel:
+        if kind is Peek:
+            self.endpoint.relay.peeked(command.get, look(command.get), self.loop.now())
+        elif kind is Expel:
             self.endpoint.expel(command.session, command.reason, self.loop.now())
         elif kind is Shutdown:
             self.ended = command.reason

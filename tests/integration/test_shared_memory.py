@@ -139,18 +139,36 @@ def test_scattered_data_is_mapped_by_every_worker(client: Client) -> None:
     assert (client.gather(future) == array).all()
 
 
-def test_a_result_is_gathered_while_its_worker_is_stuck(alone: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("direct", [None, False])
+def test_a_result_is_gathered_while_its_worker_is_stuck(
+    alone: Callable[..., Any], tmp_path: Path, direct: bool | None
+) -> None:
     _, client = alone()
     ready = client.submit(functions.filled, 3, LARGE, pure=False)
     wait(ready)
     sign = tmp_path / "stuck"
     stuck = client.submit(functions.hold_the_lock, 6.0, str(sign), pure=False)
     eventually(sign.exists)
-    array = client.gather(ready, timeout=3)
+    array = client.gather(ready, direct=direct, timeout=3)
     assert not stuck.done()
     assert (array == 3).all()
-    assert paths(client) == {"shm": 1}
+    assert paths(client) == {"shm" if direct is None else "relay": 1}
     stuck.cancel()
+
+
+def test_the_broker_looks_at_what_it_relays_no_longer_than_it_takes(alone: Callable[..., Any], place: Path) -> None:
+    _, client = alone()
+    futures = client.map(functions.filled, range(40), [4 * LARGE] * 40, pure=False)
+    wait(futures)
+    (worker,) = client.scheduler_info()["workers"].values()
+    os.kill(worker["pid"], signal.SIGSTOP)
+    try:
+        assert [int(array[-1]) for array in client.gather(futures, direct=False, timeout=8)] == list(range(40))
+    finally:
+        os.kill(worker["pid"], signal.SIGCONT)
+    brokers = [child for child in psutil.Process().children() if "zdist_broker" in " ".join(child.cmdline())]
+    maps = [Path(f"/proc/{broker.pid}/maps") for broker in brokers]
+    gone(lambda: [file for file in maps if str(place) in file.read_text()], "mappings of the broker")
 
 
 @pytest.mark.parametrize("where", ["no room", "switched off", "nowhere", "closed to us"])

@@ -369,10 +369,8 @@ class Store:
                     rows.append((key, entry.attempt, total, 0, (blob.data,)))  # the usual case
                     room -= total
                     continue
-                there = max(0, total - offset)
-                size = min(length or there, there, room)
-                pieces = blob.slice(offset, size) if size else ()
-                rows.append((key, entry.attempt, total, offset, pack(pieces)))
+                size, pieces = part(blob, offset, min(length or room, room))
+                rows.append((key, entry.attempt, total, offset, pieces))
                 room -= size
             elif entry.state == UNFREEZABLE:
                 absent.append((key, "unpicklable", entry.text))
@@ -424,6 +422,12 @@ class Store:
         for serial, waiting in self.waiting.items():
             if not waiting.left == counts.get(serial, 0) > 0:
                 raise InvariantError("store: a request waits for nothing")
+
+
+def part(blob: Blob, offset: int, length: int) -> tuple[int, tuple[Payload, ...]]:
+    """What there is of a range of a blob: its bytes, and the payloads."""
+    size = max(0, min(length, blob.nbytes - offset))
+    return size, pack(blob.slice(offset, size) if size else ())
 
 
 def pack(pieces: Iterable[Any]) -> tuple[Payload, ...]:

@@ -19,15 +19,16 @@ from zdist.core.machine import Log
 from zdist.core.memory import Spill
 from zdist.core.node import Ended, EndWorker, Look, NodeMachine, StartWorker
 from zdist.core.slot import Running
+from zdist.core.store import part
 from zdist.core.task import Input, Task
 from zdist.core.transfer import Map
 from zdist.core.worker import Exit, Freeze, RunCall, Share, WorkerMachine
 from zdist.protocol.fields import serves
-from zdist.protocol.messages import Key, Output
+from zdist.protocol.messages import Get, Key, Output
 from zdist.testing.network import Network, Process
 from zdist_broker.endpoint import BrokerEndpoint
 from zdist_broker.machine import BrokerMachine, Expel, Shutdown
-from zdist_broker.relay import Relay
+from zdist_broker.relay import Peek, Relay, Row
 
 __all__ = ["SimBlob", "SimBroker", "SimClient", "SimCluster", "SimMemory", "SimNode", "SimWorker", "value_of"]
 
@@ -118,13 +119,14 @@ def joined(pieces: list[Any]) -> bytes:
 
 
 class SimBroker(Process):
-    """The broker with its two sockets."""
+    """The broker with its two sockets, on the first node's host."""
 
-    def __init__(self, network: Network, epoch: int) -> None:
-        super().__init__(network, "broker")
-        relay = Relay()
+    def __init__(self, cluster: SimCluster, epoch: int) -> None:
+        super().__init__(cluster.network, "broker")
+        self.memory = SimMemory(cluster, "node-0", "broker")
+        relay = Relay(host="node-0", least=SHARED)
         self.machine = BrokerMachine(
-            epoch=epoch, cluster="simulated", address="sim://broker", relay=relay, born=network.now
+            epoch=epoch, cluster="simulated", address="sim://broker", relay=relay, born=self.network.now
         )
         self.endpoint = self.sessions = BrokerEndpoint(
             self.machine, relay, epoch=epoch, token=TOKEN, cluster="simulated", bulk="sim://broker-bulk"
@@ -135,8 +137,21 @@ class SimBroker(Process):
             self.sessions.expel(command.session, command.reason, self.network.now)
         elif isinstance(command, Shutdown):
             self.crash()
+        elif isinstance(command, Peek):
+            self.sessions.relay.peeked(command.get, self.look(command.get), self.network.now)
         else:
             super().execute(command)
+
+    def look(self, get: Get) -> tuple[Row, ...]:
+        """What a Peek asks for, if all of it is there."""
+        found, _ = self.memory.read(Map(get.req, get.holder, tuple([(key, -1) for key, _, _ in get.rows])))
+        if len(found) < len(get.rows):
+            return ()
+        rows = []
+        for key, offset, length in get.rows:
+            blob = found[key]
+            rows.append((key, blob.attempt, blob.nbytes, offset, part(blob, offset, length)[1]))
+        return tuple(rows)
 
 
 class SimWorker(Process):
@@ -392,7 +407,7 @@ class SimCluster:
         self.ended: list[tuple[str, object]] = []
         self.memory: dict[str, dict[str, dict[Key, SimBlob]]] = {}  # by host and session
         self.addresses: dict[str, tuple[Process, str]] = {}
-        self.broker = SimBroker(self.network, epoch=1)
+        self.broker = SimBroker(self, epoch=1)
         self.nodes = [SimNode(self, f"node-{index}", workers) for index in range(nodes)]
         self.clients = [SimClient(self, f"client-{index}", f"node-{index}") for index in range(clients)]
 
@@ -402,7 +417,7 @@ class SimCluster:
         self.broker.crash()
 
         def come() -> None:
-            self.broker = SimBroker(self.network, epoch)
+            self.broker = SimBroker(self, epoch)
 
         self.network.after(seconds, come)
 

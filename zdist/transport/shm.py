@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 from zdist import limits
+from zdist.core.store import Pieces
 from zdist.log import get_logger
 from zdist.protocol.fields import serves
 from zdist.protocol.messages import Attempt, Key, Session
@@ -41,9 +42,10 @@ from zdist.transport.segment import (
     fill,
     maker,
     padded,
+    views,
 )
 
-__all__ = ["Mapped", "Segment", "SharedMemory", "connect", "default_limit", "root", "sweep_all"]
+__all__ = ["Mapped", "Segment", "SharedMemory", "connect", "default_limit", "peek", "root", "sweep_all"]
 
 
 SPARE: Final = "spare-"  # how the names of files begin that can be written anew
@@ -313,9 +315,8 @@ class SharedMemory:
         The second value says why the directory cannot be used at all, "" if it can.
         """
         found: dict[Key, Segment | Mapped] = {}
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            directory = os.open(root() / f"{prefix()}{holder}", flags)
+            directory = _directory(holder)
         except OSError as exc:
             return found, f"no shared memory of its holder here ({exc.strerror})"
         try:
@@ -332,18 +333,14 @@ class SharedMemory:
 
     def _open(self, directory: int, key: Key, attempt: Attempt) -> Segment | Mapped | None:
         try:
-            fd = os.open(file_name(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
+            fd = _segment(directory, key)
         except FileNotFoundError:
             return None
         try:
-            origin = f"{root()}/{prefix()}{maker(fd)}"
-            try:
-                view = mappings.map(fd, origin, private=not self.adopt)
-            except BlockingIOError:
-                return None  # its holder has dropped it in this moment, and uses it again
-            header = check(fd)
-            if header is None or header.key != key or not serves(header.attempt, attempt):
+            seen = _look(fd, key, attempt, private=not self.adopt)
+            if seen is None:
                 return None
+            view, header, origin = seen
             if self.adopt:
                 if (segment := self._adopt(directory, fd, view, header, origin)) is not None:
                     return segment
@@ -385,3 +382,47 @@ class SharedMemory:
         self.scratch.remove()
         os.close(self.users)
         mappings.leave(self._wake)
+
+
+# --- those of others -----------------------------------------------------------------------------------
+
+
+def _directory(holder: Session) -> int:
+    return os.open(root() / f"{prefix()}{holder}", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _segment(directory: int, key: Key) -> int:
+    return os.open(file_name(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
+
+
+def _look(fd: int, key: Key, attempt: Attempt, *, private: bool) -> tuple[Any, Header, str] | None:
+    """A segment mapped, its header, and the directory of its maker; None if it is not what is looked for."""
+    origin = f"{root()}/{prefix()}{maker(fd)}"
+    try:
+        view = mappings.map(fd, origin, private=private)
+    except BlockingIOError:
+        return None  # its holder has dropped it in this moment, and uses it again
+    header = check(fd)
+    if header is None or header.key != key or not serves(header.attempt, attempt):
+        return None
+    return view, header, origin
+
+
+def peek(holder: Session, keys: Iterable[Key]) -> list[tuple[Attempt, Pieces]]:
+    """The blobs of a holder on this host, to be read for as long as anything refers to them, and which attempt each is
+    of. Raises OSError or ValueError unless all of them lie there."""
+    found = []
+    directory = _directory(holder)
+    try:
+        for key in keys:
+            fd = _segment(directory, key)
+            try:
+                seen = _look(fd, key, -1, private=False)
+            finally:
+                os.close(fd)
+            if seen is None:
+                raise ValueError(f"what lies there is not {key}")
+            found.append((seen[1].attempt, Pieces(views(seen[0], seen[1], writable=False))))
+    finally:
+        os.close(directory)
+    return found

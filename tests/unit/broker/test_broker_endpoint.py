@@ -90,6 +90,16 @@ def test_a_wrong_token_on_the_bulk_socket_is_told_once() -> None:
     assert [log.event for log in d.logged()] == ["peer.garbage"] and not d.endpoint.bulk
 
 
+def test_what_the_relay_has_to_say_is_said() -> None:
+    d = Desk()
+    d.cluster()
+    for session in ("c-1", "w-1"):
+        d.loose(session, BulkHello(TOKEN), hop=session.encode() + b"b", channel="bulk")
+    d.loose("c-1", Get(1, "", "w-1", "c-1", (("k", 0, 5),)), hop=b"c-1b", channel="bulk")
+    d.loose("w-1", Data(1, "c-1", (("k", 1, 9, 0, (b"x" * 9,)),), ()), hop=b"w-1b", channel="bulk")
+    assert [log.event for log in d.logged()] == ["relay.oversize"]
+
+
 # --- one connection, one session -----------------------------------------------------------------------
 
 

@@ -399,7 +399,7 @@ def test_bad_requests_are_ignored() -> None:
     assert b.get("c-0", 1) == {}
     for req in range(2 * QUEUED_REQUESTS):
         b.get("c-0", req, holder="w-9")
-    assert len(b.relay.early["w-9"]) == QUEUED_REQUESTS
+    assert len(b.relay.early.gets["w-9"]) == QUEUED_REQUESTS
     assert b.relay.ignored == 3 + QUEUED_REQUESTS
     with pytest.raises(ProtocolError, match="Probe from c-0"):
         b.relay.handle("c-0", Probe(1, ""), 0.0)
@@ -477,7 +477,7 @@ class RelayLife(RuleBasedStateMachine):
         for s in "abcd":
             relay.gone(s, self.bench.now)
         self.bench.tick(ATTACH_WAIT)
-        assert not (relay.granted or relay.owed or relay.grants or relay.sent or relay.queues or relay.early)
+        assert not (relay.granted or relay.owed or relay.grants or relay.sent or relay.queues or relay.early.gets)
         assert not (relay.debts or relay.used or relay.debtors or relay.took)
 
 
@@ -510,11 +510,20 @@ def test_answers_without_data_count_as_refusals() -> None:
     assert passed <= REFUSED_KEYS and b.relay.granted == 0
 
 
+def test_what_a_receiver_that_has_left_asked_of_a_late_holder_is_forgotten() -> None:
+    b = Bench("c-0", "c-1")
+    for receiver in ("c-0", "c-1"):
+        b.get(receiver, 1, holder="w-9")
+    b.relay.gone("c-0", b.now)
+    b.relay.joined("w-9", b.now)
+    assert [get.receiver for get in b.out()["w-9"] if isinstance(get, Get)] == ["c-1"]
+
+
 def test_requests_for_holders_that_are_not_connected_are_bounded_per_receiver() -> None:
     b = Bench("c-0")
     for req in range(3 * QUEUED_REQUESTS):
         b.get("c-0", req, holder=f"w-{req % 50}")
-    assert sum(map(len, b.relay.early.values())) == QUEUED_REQUESTS
+    assert sum(map(len, b.relay.early.gets.values())) == QUEUED_REQUESTS
     for req in range(3 * QUEUED_REQUESTS):
         b.send("c-0", Taken(req))
-    assert not b.relay.early and not b.relay.deferred
+    assert not b.relay.early.gets and not b.relay.early.counts

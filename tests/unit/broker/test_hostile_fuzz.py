@@ -207,8 +207,8 @@ class Siege:
             tables.tasks, tables.functions, tables.clients, tables.workers, tables.nodes, tables.placing, tables.cache,
             tables.posted, self.machine.peers, self.machine.lanes.lanes, queries.pending, queries.waiting,
             queries.restarts, endpoint.peers, endpoint.control, endpoint.bulk, endpoint.due, endpoint.lagging,
-            relay.grants, relay.queues, relay.early, relay.debts, relay.deferred, relay.refusals.keys, placement.loaded,
-            placement.touched,
+            relay.grants, relay.queues, relay.early.gets, relay.debts, relay.early.counts, relay.refusals.keys,
+            placement.loaded, placement.touched,
         ):  # fmt: skip
             assert not table
         assert tables.cached == 0 and not self.machine.busy() and not self.machine.out
