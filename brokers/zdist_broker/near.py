@@ -17,13 +17,15 @@ def look(get: Get) -> tuple[Row, ...]:
     Their payloads are mapped, not copied, and what is mapped stays as it is until they are gone.
     """
     rows, room = [], WHOLE
+    keys = dict.fromkeys([row[0] for row in get.rows])
     try:
-        found = peek(get.holder, [row[0] for row in get.rows])
+        found = dict(zip(keys, peek(get.holder, keys), strict=True))
     except (OSError, ValueError):
         return ()
-    for (key, offset, length), (attempt, blob) in zip(get.rows, found, strict=True):
+    for key, offset, length in get.rows:
         if room <= 0 or offset < 0:
             continue
+        attempt, blob = found[key]
         size, pieces = part(blob, offset, min(length, room))
         rows.append((key, attempt, blob.nbytes, offset, pieces))
         room -= size
