@@ -100,12 +100,14 @@ class Intake:
         tables = self.tables
         tasks, wants, alone, forget = tables.tasks, client.wants, client.alone, terms.forget
         settle(client, [row[0] for row in rows] if client.untaken else ())
-        root, push, order, before = terms.root, terms.pool.push, tables.order, len(tables.tasks)
+        root, push, order, before = terms.root, terms.pool.push, tables.order, tables.order
         longest = MAX_KEY
         for key, args, needs in rows:
             task = tasks.get(key)
             if task is not None:
+                tables.order = order  # what is explained comes next in order
                 self._join(client, task, fn, named, gen, args, needs, terms)
+                order = tables.order
                 continue
             if not key or len(key) > longest:
                 self.reject(client, key, fit_key(key))
@@ -122,7 +124,7 @@ class Intake:
             fn.uses += 1
             push(task)
         tables.order = order
-        if len(tasks) != before:
+        if order != before:
             self.placement.dirty[terms.pool] = None
 
     def claim(self, client: Client, message: Claim, now: float) -> None:

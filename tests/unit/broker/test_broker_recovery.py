@@ -291,6 +291,15 @@ def test_an_input_that_nobody_holds_is_computed_when_it_is_submitted_later(w: Wo
     assert running(w) == ["input"]
 
 
+def test_an_input_that_is_submitted_later_has_a_place_of_its_own(w: World) -> None:
+    held(w, "w-0", "a")
+    claim(w, ("a", 7))
+    w.submit("a", deps=("input",))
+    w.submit("before", "input", "behind", client="c-1")
+    places = [w.task(key).priority for key in ("before", "input", "behind")]
+    assert places == sorted(set(places))
+
+
 def test_both_clients_of_a_result_may_claim_it(w: World) -> None:
     held(w, "w-0", "a")
     for client in ("c-0", "c-1"):
