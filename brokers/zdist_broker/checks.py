@@ -189,7 +189,7 @@ def _check_pools(machine: BrokerMachine, ready: dict[Pool, int]) -> None:
         live = ready.get(pool, 0)
         if pool.live != live:
             raise InvariantError(f"class {pool.place}: {pool.live} tasks counted, there are {live}")
-        queued = {task for task in (*pool.tail, *(t for _, t in pool.heap)) if task.state == READY}
+        queued = {task: None for task in (*pool.tail, *(t for _, t in pool.heap)) if task.state == READY}
         require(len(queued) == live, f"class {pool.place}: {live} tasks are ready, {len(queued)} of them queued")
         require(len({task.priority for task in queued}) == live, f"class {pool.place}: two tasks have the same place")
         order = [task.priority for task in pool.tail]
