@@ -62,6 +62,15 @@ def test_results_that_do_not_fit_are_all_there(client: Client, spill: Path) -> N
     assert client.submit(lambda a, b: a[0] + b[0], futures[3], futures[4]).result(timeout=PATIENCE) == 7
 
 
+def test_what_is_kept_to_receive_into_is_an_eighth_of_the_limit(client: Client) -> None:
+    def most() -> int:
+        from zdist.serialize.regions import regions
+
+        return regions.keep
+
+    assert client.submit(most).result(timeout=PATIENCE) == LIMIT // 8
+
+
 def test_many_small_values_go_to_disk_and_come_back(client: Client, spill: Path) -> None:
     futures = client.map(filled, range(100), [4] * 100, pure=False)
     wait(futures, timeout=PATIENCE)

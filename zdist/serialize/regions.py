@@ -67,14 +67,13 @@ class Regions:
                         break
             if best is None:
                 best = _Region(size)
-                if size <= self.keep // 2:
-                    self._keep(best)
+                self._keep(best)
             best.idle = 0.0
             return best.view(nbytes)
 
     def _keep(self, region: _Region) -> None:
         for known in self.known[:]:
-            if self.kept + region.size <= self.keep:
+            if self.kept + region.size <= self.keep or region.size > self.keep:
                 break
             if known.free():  # of another size than what is wanted now
                 self._drop(known)

@@ -194,13 +194,13 @@ class Mappings:
             self.claims.give_up(mapping.claim, mapping.file[1])
             mapping.claim = ""
         key = (mapping.file, mapping.private)
-        if not self.keepers or mapping.size > limits.REGIONS_KEPT or key in self.idle:
+        if not self.keepers or mapping.size > limits.SEGMENTS_KEPT or key in self.idle:
             self._unmap(mapping)
             return
         mapping.since = time.monotonic()
         self.idle[key] = mapping
         self.kept += mapping.size
-        while self.kept > 4 * limits.REGIONS_KEPT:  # of several makers
+        while self.kept > 4 * limits.SEGMENTS_KEPT:  # of several makers
             self._let_go(next(iter(self.idle)))
 
     def _let_go(self, key: tuple[tuple[int, int], bool]) -> None:

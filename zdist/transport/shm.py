@@ -261,7 +261,7 @@ class SharedMemory:
             return
         if ended.inode:
             self.spares.append(_Spare(path, ended.inode, ended.room, time.monotonic()))
-            self._trim(limits.REGIONS_KEPT)
+            self._trim(limits.SEGMENTS_KEPT)
         else:
             self.unwanted.put(path)
 

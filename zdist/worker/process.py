@@ -25,6 +25,7 @@ from zdist.errors import ClusterClosed, ZdistError
 from zdist.protocol.actors import Seed
 from zdist.protocol.messages import NodeEnded
 from zdist.serialize.assembly import BlobMemory
+from zdist.serialize.regions import regions
 from zdist.transport import shm
 from zdist.transport.driver import Driver
 from zdist.transport.host import host_id
@@ -103,6 +104,8 @@ class Worker:
         self.machine.fetcher.memory = BlobMemory()
         if own_process:
             self.machine.memory.usage = self.memory_in_use
+            if settings.memory_limit:
+                regions.keep = min(regions.keep, int(limits.REGIONS_SHARE * settings.memory_limit))
         self.slots = Slots(settings.slot or None, settings.threads)
         self.driver = Driver(
             self.machine,

@@ -168,7 +168,7 @@ def test_spares_make_room_for_new_files(make: Callable[..., SharedMemory]) -> No
 
 def test_spares_are_bounded(make: Callable[..., SharedMemory], monkeypatch: pytest.MonkeyPatch) -> None:
     holder = make("w-1")
-    monkeypatch.setattr(limits, "REGIONS_KEPT", 3 * SIZE * 8)
+    monkeypatch.setattr(limits, "SEGMENTS_KEPT", 3 * SIZE * 8)
     kept = [put(holder, n, key=f"k{n}") for n in range(6)]
     kept.clear()
     assert len(holder.spares) == 2
@@ -374,10 +374,10 @@ def test_who_stays_sweeps_for_who_leaves(make: Callable[..., SharedMemory], monk
 def test_what_is_kept_is_bounded(make: Callable[..., SharedMemory], monkeypatch: pytest.MonkeyPatch) -> None:
     holder, reader = make("w-1"), make("c-1")
     kept = [put(holder, n, key=f"k{n}") for n in range(20)]
-    monkeypatch.setattr(limits, "REGIONS_KEPT", SIZE * 10)
+    monkeypatch.setattr(limits, "SEGMENTS_KEPT", SIZE * 10)
     for n in range(20):
         assert (get(reader, "w-1", f"k{n}") == n).all()
-    assert 0 < mappings.kept <= 4 * limits.REGIONS_KEPT
+    assert 0 < mappings.kept <= 4 * limits.SEGMENTS_KEPT
     assert mappings.kept == sum(mapping.size for mapping in mappings.idle.values())
     del kept
 
