@@ -45,7 +45,8 @@ class _Region:
 
 
 class Regions:
-    """Buffers of huge pages; up to ``keep`` bytes of them are used again, and let go when they are idle for long."""
+    """Buffers of huge pages; up to ``keep`` bytes of them, each of at most half as many, are used again, and let go
+    when they are idle for long."""
 
     def __init__(self, keep: int = REGIONS_KEPT) -> None:
         self.keep = keep
@@ -67,13 +68,14 @@ class Regions:
                         break
             if best is None:
                 best = _Region(size)
-                self._keep(best)
+                if size <= self.keep // 2:
+                    self._keep(best)
             best.idle = 0.0
             return best.view(nbytes)
 
     def _keep(self, region: _Region) -> None:
         for known in self.known[:]:
-            if self.kept + region.size <= self.keep or region.size > self.keep:
+            if self.kept + region.size <= self.keep:
                 break
             if known.free():  # of another size than what is wanted now
                 self._drop(known)
